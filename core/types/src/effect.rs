@@ -1,0 +1,181 @@
+//! Host effects: every change of the host, as data.
+//!
+//! ```text
+//!   intent ──> apply ──> applied ──> (life of the VM) ──> undoing ──> undone
+//!      └──────────────── after a crash: observe, then adopt or undo ──┘
+//! ```
+//!
+//! An effect has a deterministic [`EffectId`] that can be found on the host even when only its
+//! intent was journaled: names of network devices and tables contain the daemon's instance id,
+//! files lie below the daemon's directories. What an effect *does* is implemented by the crates
+//! `vm-net`, `vm-disk` and `vm-engine`; the one function that applies them is the engine's.
+
+use std::{fmt, path::PathBuf};
+
+use ipnet::Ipv4Net;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Names one effect on one host, e.g. `tap:vt3f2a0001`. Two effects with one id are the same thing.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct EffectId(pub String);
+
+impl fmt::Display for EffectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A change of the host. Exhaustive: whoever matches it without `_` learns of a new one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "effect", rename_all = "snake_case")]
+pub enum Effect {
+    /// A directory of our own; undo removes it with all that is in it.
+    Directory {
+        /// Absolute path below the daemon's run or state directory.
+        path: PathBuf,
+        /// Permission bits.
+        mode: u32,
+    },
+    /// A small file of our own. Its content does not go to the journal (it may be secret).
+    File {
+        /// Absolute path below the daemon's run or state directory.
+        path: PathBuf,
+        /// Permission bits.
+        mode: u32,
+        /// What to write; absent when read back from a journal.
+        #[serde(skip)]
+        content: Vec<u8>,
+    },
+    /// A file made of another with bytes behind it (initramfs with the VM's segment).
+    AppendedFile {
+        /// Absolute path below the daemon's run or state directory.
+        path: PathBuf,
+        /// Permission bits.
+        mode: u32,
+        /// The shared first part.
+        base: PathBuf,
+        /// The own second part; absent when read back from a journal.
+        #[serde(skip)]
+        tail: Vec<u8>,
+    },
+    /// A copy-on-write disk of a read-only base.
+    CowDisk {
+        /// Read-only base image.
+        base: PathBuf,
+        /// The VM's disk.
+        path: PathBuf,
+        /// Its size in bytes, at least the base's.
+        size_bytes: u64,
+    },
+    /// A kernel setting, put back to what it was by undo if nobody changed it meanwhile.
+    Sysctl {
+        /// Path below `/proc/sys`, e.g. `net/ipv4/ip_forward`.
+        key: String,
+        /// What it is set to.
+        value: String,
+    },
+    /// The daemon's bridge.
+    Bridge {
+        /// Device name, at most 15 bytes.
+        name: String,
+        /// The host's address on it with the subnet's prefix length.
+        address: Ipv4Net,
+    },
+    /// The daemon's own nftables table with masquerading and forwarding for its bridge.
+    Firewall {
+        /// Table name (family `inet`).
+        table: String,
+        /// The bridge it speaks of.
+        bridge: String,
+        /// Source addresses that are masqueraded.
+        subnet: Ipv4Net,
+    },
+    /// A tap device on the bridge.
+    Tap {
+        /// Device name, at most 15 bytes.
+        name: String,
+        /// The bridge it is a port of.
+        bridge: String,
+    },
+    /// A VM's shim with the VMM it is parent of; undo kills both.
+    Shim {
+        /// The VM's run directory, which is in the shim's command line and so identifies it.
+        run_dir: PathBuf,
+        /// File with the [`crate::shim::ShimSpec`].
+        spec: PathBuf,
+    },
+}
+
+impl Effect {
+    /// The deterministic id.
+    pub fn id(&self) -> EffectId {
+        EffectId(match self {
+            Self::Directory { path, .. } => format!("directory:{}", path.display()),
+            Self::File { path, .. } => format!("file:{}", path.display()),
+            Self::AppendedFile { path, .. } => format!("appended-file:{}", path.display()),
+            Self::CowDisk { path, .. } => format!("cow-disk:{}", path.display()),
+            Self::Sysctl { key, .. } => format!("sysctl:{key}"),
+            Self::Bridge { name, .. } => format!("bridge:{name}"),
+            Self::Firewall { table, .. } => format!("firewall:{table}"),
+            Self::Tap { name, .. } => format!("tap:{name}"),
+            Self::Shim { run_dir, .. } => format!("shim:{}", run_dir.display()),
+        })
+    }
+}
+
+/// A process that cannot be mistaken for a later one with the same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProcessRef {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in clock ticks since boot: field 22 of `/proc/PID/stat` (proc(5)).
+    pub start_ticks: u64,
+}
+
+/// What applying an effect yielded that undo or a later reader needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "handle", rename_all = "snake_case")]
+pub enum Handle {
+    /// The effect's own fields say everything.
+    None,
+    /// What was there before.
+    Previous {
+        /// The former value.
+        value: String,
+    },
+    /// A started shim and its VMM.
+    Processes {
+        /// The shim.
+        shim: ProcessRef,
+        /// The VMM.
+        vmm: ProcessRef,
+    },
+}
+
+/// What the host shows of an effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observed {
+    /// It is not there.
+    Absent,
+    /// It is there, and ours.
+    Present(Handle),
+    /// Something is there that the daemon did not make or that does not match; says what.
+    Foreign(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journal_never_holds_file_contents() {
+        let effect =
+            Effect::File { path: "/run/vmd/key".into(), mode: 0o600, content: b"secret-key".to_vec() };
+        let text = serde_json::to_string(&effect).unwrap();
+        assert!(!text.contains("secret") && !text.contains("115"), "{text}");
+        let back: Effect = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.id(), effect.id());
+    }
+}

@@ -1,0 +1,17 @@
+//! Data that crosses crate, process or guest boundaries: ids, names, specifications, the guest's
+//! configuration and control messages, host effects, the shim's contract and the on-disk layout.
+//!
+//! This crate holds data and its validation only. It does no I/O and knows no driver.
+
+pub mod effect;
+pub mod guest;
+pub mod id;
+pub mod image;
+pub mod layout;
+pub mod machine;
+pub mod shim;
+pub mod vm;
+
+pub use effect::{Effect, EffectId, Handle, Observed, ProcessRef};
+pub use id::{ImageDigest, InstanceId, KernelId, OperationId, VmId, VmName};
+pub use layout::{Layout, VmPaths};

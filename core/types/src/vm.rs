@@ -1,0 +1,182 @@
+//! What a VM should be (specification) and what it is now (state).
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{ImageDigest, KernelId, OperationId, VmId, VmName};
+
+/// How a VM reaches the network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// One interface on the daemon's bridge, masqueraded by the host.
+    #[default]
+    Nat,
+    /// No interface; control and SSH still work, over the guest channel.
+    None,
+}
+
+/// Which VMM runs a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum VmmKind {
+    /// QEMU, under KVM or TCG.
+    Qemu,
+    /// A process that plays VMM and guest, for fault injection and scale tests.
+    Fake,
+}
+
+/// What a VM should be. Intent; kept in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmSpec {
+    /// Unique among the daemon's VMs.
+    pub name: VmName,
+    /// The reference it was asked by, e.g. `debian:bookworm`.
+    pub image_reference: String,
+    /// The image it was made from.
+    pub image: ImageDigest,
+    /// The kernel it boots.
+    pub kernel: KernelId,
+    /// Virtual CPUs, at least 1.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Size of the root disk in bytes.
+    pub disk_bytes: u64,
+    /// How it reaches the network.
+    pub network: NetworkMode,
+    /// Free-form labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Deleted when the client that made it lets go of it (`vm run --rm`).
+    #[serde(default)]
+    pub ephemeral: bool,
+}
+
+/// How a VMM process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// Ended by itself with this code.
+    Code(i32),
+    /// Ended by this signal number.
+    Signal(i32),
+    /// Gone without a record, e.g. its shim was killed or the host rebooted.
+    Unknown,
+}
+
+impl std::fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Unknown => f.write_str("an unrecorded end"),
+        }
+    }
+}
+
+/// Where a VM failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FailedAt {
+    /// While its disk and files were made.
+    Create,
+    /// While it was started.
+    Start,
+    /// While it ran: the VMM ended and nobody had asked for it.
+    Run,
+    /// While it was stopped.
+    Stop,
+    /// While it was deleted.
+    Delete,
+}
+
+/// What a VM is now. Derived from the host, never stored as such.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum VmState {
+    /// Named, nothing made yet.
+    Defined,
+    /// Its disk and files are being made.
+    Creating {
+        /// The operation at work.
+        operation: OperationId,
+    },
+    /// Complete and off.
+    Stopped {
+        /// How the VMM ended the last time, if it ever ran.
+        last_exit: Option<ExitStatus>,
+    },
+    /// On its way up.
+    Starting {
+        /// The operation at work.
+        operation: OperationId,
+    },
+    /// Up; the agent answered.
+    Running {
+        /// VMM's process id.
+        pid: u32,
+        /// Start of the VMM, seconds since the Unix epoch.
+        since: u64,
+    },
+    /// Virtual CPUs are halted.
+    Paused {
+        /// VMM's process id.
+        pid: u32,
+    },
+    /// On its way down.
+    Stopping {
+        /// The operation at work.
+        operation: OperationId,
+    },
+    /// Something went wrong; start, stop and delete all work from here.
+    Failed {
+        /// In which phase.
+        at: FailedAt,
+        /// Why, for people; includes the console's tail where there is one.
+        cause: String,
+    },
+    /// On its way out.
+    Deleting {
+        /// The operation at work.
+        operation: OperationId,
+    },
+}
+
+impl VmState {
+    /// One word for listings and messages.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Defined => "defined",
+            Self::Creating { .. } => "creating",
+            Self::Stopped { .. } => "stopped",
+            Self::Starting { .. } => "starting",
+            Self::Running { .. } => "running",
+            Self::Paused { .. } => "paused",
+            Self::Stopping { .. } => "stopping",
+            Self::Failed { .. } => "failed",
+            Self::Deleting { .. } => "deleting",
+        }
+    }
+}
+
+/// A stored VM: identity, specification and what was allocated for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Never reused.
+    pub id: VmId,
+    /// Intent.
+    pub spec: VmSpec,
+    /// Its address on the bridge, where it has a network.
+    pub address: Option<Ipv4Addr>,
+    /// Creation, seconds since the Unix epoch.
+    pub created_at: u64,
+    /// Set once the disk and files were made; a record without it is a half-done creation.
+    pub complete: bool,
+    /// Set when somebody asked for it to run; a VMM that is gone while this is set has died.
+    pub wanted_running: bool,
+    /// The last failure, shown until the next success.
+    pub failure: Option<(FailedAt, String)>,
+}
