@@ -1,0 +1,3 @@
+//! Guest agent: init, SSH server, control service.
+
+fn main() {}

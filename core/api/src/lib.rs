@@ -1,0 +1,1 @@
+//! JSON-RPC traits, one per namespace, with their data and error codes.

@@ -1,0 +1,1 @@
+//! VM lifecycle, effects and their journal, operations.

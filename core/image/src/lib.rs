@@ -1,0 +1,1 @@
+//! Root filesystems and kernels: acquiring, checking, packing.

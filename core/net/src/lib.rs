@@ -1,0 +1,1 @@
+//! Bridge, taps, addresses and firewall.

@@ -1,0 +1,1 @@
+//! Per-VM parent process: console, exit status, guest channel.

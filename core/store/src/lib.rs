@@ -1,0 +1,1 @@
+//! What should be: VMs, images and kernels in SQLite.

@@ -1,0 +1,1 @@
+//! VMM drivers: QEMU, and a fake VMM with a fake guest.
