@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ImageDigest, KernelId, OperationId, VmId, VmName};
+use crate::{ImageDigest, KernelId, OperationId, ProcessRef, VmId, VmName};
 
 /// How a VM reaches the network.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -50,9 +50,10 @@ pub struct VmSpec {
     /// Free-form labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Deleted when the client that made it lets go of it (`vm run --rm`).
+    /// The client process that made it for itself (`vm run --rm`): the VM is deleted when that process ends, also
+    /// if the daemon was restarted meanwhile.
     #[serde(default)]
-    pub ephemeral: bool,
+    pub owner: Option<ProcessRef>,
 }
 
 /// How a VMM process ended.

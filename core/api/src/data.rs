@@ -1,0 +1,259 @@
+//! What requests and answers hold.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+pub use vm_types::{
+    ImageDigest, KernelId, OperationId, VmId, VmName,
+    image::{ImageRecord, KernelRecord},
+    vm::{ExitStatus, FailedAt, NetworkMode, VmState},
+};
+
+use crate::Problem;
+
+/// A VM to make. What is left out is taken from the daemon's configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CreateVm {
+    /// Its name; one is made up if absent.
+    pub name: Option<VmName>,
+    /// Image reference or digest; acquired first if it is one that can be and is not there.
+    pub image: Option<String>,
+    /// Kernel id or release.
+    pub kernel: Option<String>,
+    /// Virtual CPUs.
+    pub cpus: Option<u32>,
+    /// Memory in MiB.
+    pub memory_mib: Option<u64>,
+    /// Root disk in bytes.
+    pub disk_bytes: Option<u64>,
+    /// How it reaches the network.
+    pub network: Option<NetworkMode>,
+    /// Free-form labels.
+    pub labels: BTreeMap<String, String>,
+    /// Delete it when the calling process ends.
+    pub ephemeral: bool,
+    /// Start it in the same operation.
+    pub start: bool,
+}
+
+/// How to stop a VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StopVm {
+    /// Seconds the guest gets to shut down before it is killed; the configuration's if absent.
+    pub grace_seconds: Option<u64>,
+}
+
+/// A VM as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmInfo {
+    /// Never reused.
+    pub id: VmId,
+    /// Unique.
+    pub name: VmName,
+    /// Derived from the host.
+    #[serde(flatten)]
+    pub state: VmState,
+    /// The reference it was asked by.
+    pub image: String,
+    /// The image it was made from.
+    pub image_digest: ImageDigest,
+    /// The kernel it boots.
+    pub kernel: KernelId,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Root disk in bytes.
+    pub disk_bytes: u64,
+    /// Bytes its root disk takes on the host.
+    pub disk_used_bytes: u64,
+    /// How it reaches the network.
+    pub network: NetworkMode,
+    /// Its address, where it has a network.
+    pub address: Option<Ipv4Addr>,
+    /// Free-form labels.
+    pub labels: BTreeMap<String, String>,
+    /// Deleted when the process that made it ends.
+    pub ephemeral: bool,
+    /// Creation, seconds since the Unix epoch.
+    pub created_at: u64,
+    /// Name of the VMM.
+    pub vmm: String,
+}
+
+/// How to log in to a running guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GuestAccess {
+    /// The VM.
+    pub id: VmId,
+    /// Its name.
+    pub name: VmName,
+    /// A Unix stream to the guest's SSH server.
+    pub ssh_socket: PathBuf,
+    /// The server's public key, one OpenSSH line.
+    pub host_key: String,
+    /// File with the private key to log in with (OpenSSH).
+    pub client_key: PathBuf,
+}
+
+/// A part of a VM's console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConsoleChunk {
+    /// The text; bytes that are no UTF-8 are replaced.
+    pub text: String,
+}
+
+/// A long operation that has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Begun {
+    /// To watch or cancel it.
+    pub operation: OperationId,
+}
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationKind {
+    /// `vm.create`
+    VmCreate,
+    /// `vm.start`
+    VmStart,
+    /// `vm.stop`
+    VmStop,
+    /// `vm.kill`
+    VmKill,
+    /// `vm.delete`
+    VmDelete,
+    /// `image.pull`
+    ImagePull,
+    /// `image.import`
+    ImageImport,
+    /// `kernel.import`
+    KernelImport,
+}
+
+/// How far an operation is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OperationProgress {
+    /// The step, for people.
+    pub stage: String,
+    /// Done so far, in the stage's own unit.
+    pub done: u64,
+    /// Of how many, where known.
+    pub total: Option<u64>,
+}
+
+/// Where an operation stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum OperationStatus {
+    /// At work.
+    Running {
+        /// How far.
+        progress: OperationProgress,
+    },
+    /// Done.
+    Succeeded {
+        /// What it made: [`VmInfo`], [`ImageRecord`], [`KernelRecord`] or null, by kind.
+        result: serde_json::Value,
+    },
+    /// Undone and given up.
+    Failed {
+        /// Why.
+        error: Problem,
+    },
+}
+
+/// An operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OperationInfo {
+    /// Its id, unique in one daemon's life.
+    pub id: OperationId,
+    /// What it does.
+    pub kind: OperationKind,
+    /// To what: a VM name or a reference.
+    pub subject: String,
+    /// When it began, seconds since the Unix epoch.
+    pub begun_at: u64,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub status: OperationStatus,
+}
+
+/// A root filesystem to import.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImportImage {
+    /// Absolute path of a tarball on the daemon's host.
+    pub path: PathBuf,
+    /// The name it gets.
+    pub reference: String,
+}
+
+/// Where a kernel comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ImportKernel {
+    /// Debian's cloud kernel package.
+    Debian,
+    /// Files on the daemon's host.
+    Files {
+        /// Absolute path of a bzImage or vmlinux.
+        kernel: PathBuf,
+        /// Absolute path of its module directory (the one with `modules.dep`).
+        modules: Option<PathBuf>,
+    },
+}
+
+/// The daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DaemonStatus {
+    /// The build's version.
+    pub version: String,
+    /// [`crate::API_VERSION`] of it.
+    pub api_version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Start, seconds since the Unix epoch.
+    pub started_at: u64,
+    /// Part of every name it gives to things on the host.
+    pub instance: String,
+    /// Run directory.
+    pub run_dir: PathBuf,
+    /// State directory.
+    pub state_dir: PathBuf,
+    /// Configuration file.
+    pub config_file: PathBuf,
+    /// VMs it knows.
+    pub vms: usize,
+    /// VMs that are up.
+    pub running: usize,
+}
+
+/// How a doctor's check went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// Works, but slower or with less than it could.
+    Warning,
+    /// Something will not work.
+    Error,
+}
+
+/// One check of the doctor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Finding {
+    /// Dotted, stable, e.g. `vmm.qemu`.
+    pub check: String,
+    /// How it went.
+    pub severity: Severity,
+    /// What was found.
+    pub message: String,
+    /// What to do about it, where there is something to do.
+    pub fix: Option<String>,
+}

@@ -1,0 +1,157 @@
+//! The traits, one per namespace. A VM is named by its name or id.
+
+use jsonrpsee::{core::RpcResult, proc_macros::rpc};
+
+use crate::data::*;
+
+/// VMs.
+#[cfg_attr(
+    all(feature = "server", feature = "client"),
+    rpc(server, client, namespace = "vm", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "server", not(feature = "client")),
+    rpc(server, namespace = "vm", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "client", not(feature = "server")),
+    rpc(client, namespace = "vm", namespace_separator = ".")
+)]
+pub trait Vm {
+    /// Makes a VM, and starts it if asked; the operation's result is a [`VmInfo`].
+    #[method(name = "create", with_extensions)]
+    async fn create(&self, params: CreateVm) -> RpcResult<Begun>;
+    /// Starts a VM; the result is a [`VmInfo`].
+    #[method(name = "start")]
+    async fn start(&self, vm: String) -> RpcResult<Begun>;
+    /// Shuts a VM down, and kills it when its grace is over; the result is a [`VmInfo`].
+    #[method(name = "stop")]
+    async fn stop(&self, vm: String, params: StopVm) -> RpcResult<Begun>;
+    /// Ends a VM at once; the result is a [`VmInfo`].
+    #[method(name = "kill")]
+    async fn kill(&self, vm: String) -> RpcResult<Begun>;
+    /// Deletes a VM with its disk. One that is up is refused unless `force`.
+    #[method(name = "delete")]
+    async fn delete(&self, vm: String, force: bool) -> RpcResult<Begun>;
+    /// All VMs, by name.
+    #[method(name = "list")]
+    async fn list(&self) -> RpcResult<Vec<VmInfo>>;
+    /// One VM.
+    #[method(name = "get")]
+    async fn get(&self, vm: String) -> RpcResult<VmInfo>;
+    /// How to log in to a running VM.
+    #[method(name = "access")]
+    async fn access(&self, vm: String) -> RpcResult<GuestAccess>;
+    /// The end of the console log, `bytes` at most.
+    #[method(name = "console")]
+    async fn console(&self, vm: String, bytes: u64) -> RpcResult<ConsoleChunk>;
+    /// The end of the console log and what comes after it, until the VM is off or the client leaves.
+    #[subscription(name = "console_subscribe" => "console_chunk", unsubscribe = "console_unsubscribe", item = ConsoleChunk)]
+    async fn console_follow(&self, vm: String, bytes: u64) -> jsonrpsee::core::SubscriptionResult;
+}
+
+/// Images.
+#[cfg_attr(
+    all(feature = "server", feature = "client"),
+    rpc(server, client, namespace = "image", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "server", not(feature = "client")),
+    rpc(server, namespace = "image", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "client", not(feature = "server")),
+    rpc(client, namespace = "image", namespace_separator = ".")
+)]
+pub trait Image {
+    /// Acquires an image; the result is an [`ImageRecord`].
+    #[method(name = "pull")]
+    async fn pull(&self, reference: String) -> RpcResult<Begun>;
+    /// Imports a root filesystem tarball; the result is an [`ImageRecord`].
+    #[method(name = "import")]
+    async fn import(&self, params: ImportImage) -> RpcResult<Begun>;
+    /// All images.
+    #[method(name = "list")]
+    async fn list(&self) -> RpcResult<Vec<ImageRecord>>;
+    /// Takes a reference from an image and deletes it with its last one; refused while a VM uses it.
+    #[method(name = "delete")]
+    async fn delete(&self, image: String) -> RpcResult<()>;
+}
+
+/// Kernels.
+#[cfg_attr(
+    all(feature = "server", feature = "client"),
+    rpc(server, client, namespace = "kernel", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "server", not(feature = "client")),
+    rpc(server, namespace = "kernel", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "client", not(feature = "server")),
+    rpc(client, namespace = "kernel", namespace_separator = ".")
+)]
+pub trait Kernel {
+    /// Imports a kernel; the result is a [`KernelRecord`].
+    #[method(name = "import")]
+    async fn import(&self, params: ImportKernel) -> RpcResult<Begun>;
+    /// All kernels.
+    #[method(name = "list")]
+    async fn list(&self) -> RpcResult<Vec<KernelRecord>>;
+    /// Deletes a kernel; refused while a VM uses it.
+    #[method(name = "delete")]
+    async fn delete(&self, kernel: String) -> RpcResult<()>;
+}
+
+/// Long operations.
+#[cfg_attr(
+    all(feature = "server", feature = "client"),
+    rpc(server, client, namespace = "operation", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "server", not(feature = "client")),
+    rpc(server, namespace = "operation", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "client", not(feature = "server")),
+    rpc(client, namespace = "operation", namespace_separator = ".")
+)]
+pub trait Operation {
+    /// Those at work and the last of the ended.
+    #[method(name = "list")]
+    async fn list(&self) -> RpcResult<Vec<OperationInfo>>;
+    /// One of them.
+    #[method(name = "get")]
+    async fn get(&self, id: OperationId) -> RpcResult<OperationInfo>;
+    /// Cancels it; what it had made is undone before it ends.
+    #[method(name = "cancel")]
+    async fn cancel(&self, id: OperationId) -> RpcResult<()>;
+    /// Its state now and at each change, the last one being its end.
+    #[subscription(name = "watch" => "changed", unsubscribe = "unwatch", item = OperationInfo)]
+    async fn watch(&self, id: OperationId) -> jsonrpsee::core::SubscriptionResult;
+}
+
+/// The daemon itself.
+#[cfg_attr(
+    all(feature = "server", feature = "client"),
+    rpc(server, client, namespace = "daemon", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "server", not(feature = "client")),
+    rpc(server, namespace = "daemon", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "client", not(feature = "server")),
+    rpc(client, namespace = "daemon", namespace_separator = ".")
+)]
+pub trait Daemon {
+    /// How it is.
+    #[method(name = "status")]
+    async fn status(&self) -> RpcResult<DaemonStatus>;
+    /// Ends it; VMs go on.
+    #[method(name = "stop")]
+    async fn stop(&self) -> RpcResult<()>;
+    /// Checks the host.
+    #[method(name = "doctor")]
+    async fn doctor(&self) -> RpcResult<Vec<Finding>>;
+}
