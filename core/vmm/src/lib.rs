@@ -1,1 +1,28 @@
 //! VMM drivers: QEMU, and a fake VMM with a fake guest.
+//!
+//! ```text
+//!   engine ── plan ──> LaunchPlan ──> shim ── spawns ──> VMM process
+//!      └───── wait_up, power button, pause, quit ──────────┘   (its own control socket)
+//! ```
+//!
+//! A driver turns a machine's shape into a command line and speaks to the VMM's control socket. It
+//! starts no VMM, waits for no VMM's end and keeps no state: the shim is the VMM's parent, and what the VMM is
+//! doing is asked of the VMM. Every driver passes the suite in `contract` (feature `contract`).
+
+#[cfg(feature = "contract")]
+pub mod contract;
+mod control;
+pub mod driver;
+pub mod error;
+#[cfg(feature = "fake")]
+pub mod fake;
+pub mod kvm;
+pub mod qemu;
+pub mod qmp;
+
+pub use driver::{Accelerator, Availability, Pause, PowerButton, Vmm};
+pub use error::VmmError;
+#[cfg(feature = "fake")]
+pub use fake::{FakeBehaviour, FakeDriver};
+pub use qemu::QemuDriver;
+pub use qmp::QmpError;

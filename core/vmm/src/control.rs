@@ -1,0 +1,96 @@
+//! What drivers of VMMs that speak QMP do with it.
+
+use std::{path::Path, time::Duration};
+
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+use vm_types::{VmPaths, vm::VmmKind};
+
+use crate::{
+    QmpError, VmmError,
+    driver::CONTROL_TIMEOUT,
+    qmp::{self, Qmp},
+};
+
+/// Between two attempts to reach a VMM that is starting.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Ends when QMP is answered on the VMM's control socket.
+pub(crate) async fn wait_up(vmm: VmmKind, paths: &VmPaths, within: Duration) -> Result<(), VmmError> {
+    let socket = paths.vmm_sock();
+    let deadline = Instant::now() + within;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match Qmp::connect(&socket, left).await {
+            Ok(_) => return Ok(()),
+            // Not listening yet, or gone the moment it was reached; either may pass until the deadline.
+            Err(source) if left <= RETRY || !passing(&source) => {
+                return Err(VmmError::NotUp { vmm, socket, millis: within.as_millis(), source });
+            }
+            Err(_) => sleep(RETRY).await,
+        }
+    }
+}
+
+fn passing(error: &QmpError) -> bool {
+    error.is_nobody() || matches!(error, QmpError::HungUp { .. })
+}
+
+/// Runs one command on a connection of its own.
+pub(crate) async fn command(
+    vmm: VmmKind,
+    paths: &VmPaths,
+    command: &str,
+    operation: &'static str,
+) -> Result<Value, VmmError> {
+    exchange(&paths.vmm_sock(), command).await.map_err(|source| VmmError::Control { vmm, operation, source })
+}
+
+async fn exchange(socket: &Path, command: &str) -> Result<Value, QmpError> {
+    Qmp::connect(socket, CONTROL_TIMEOUT).await?.execute(command).await
+}
+
+/// Ends the VMM. One that hangs up in answer has obeyed.
+pub(crate) async fn quit(vmm: VmmKind, paths: &VmPaths) -> Result<(), VmmError> {
+    let failed = |source| VmmError::Control { vmm, operation: "end the VMM", source };
+    let mut qmp = Qmp::connect(&paths.vmm_sock(), CONTROL_TIMEOUT).await.map_err(failed)?;
+    match qmp.execute("quit").await {
+        Ok(_) | Err(QmpError::HungUp { .. }) => Ok(()),
+        Err(source) => Err(failed(source)),
+    }
+}
+
+/// Whether the virtual CPUs are halted.
+pub(crate) async fn is_paused(vmm: VmmKind, paths: &VmPaths) -> Result<bool, VmmError> {
+    const OPERATION: &str = "ask for the VM's status";
+    let status = command(vmm, paths, "query-status", OPERATION).await?;
+    status.get("running").and_then(Value::as_bool).map(|running| !running).ok_or_else(|| VmmError::Control {
+        vmm,
+        operation: OPERATION,
+        source: qmp::malformed("query-status", status.to_string().as_bytes()),
+    })
+}
+
+/// The optional interfaces of a VMM that speaks QMP.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QmpControls(pub(crate) VmmKind);
+
+#[async_trait::async_trait]
+impl crate::PowerButton for QmpControls {
+    async fn press(&self, paths: &VmPaths) -> Result<(), VmmError> {
+        command(self.0, paths, "system_powerdown", "press the power button").await.map(drop)
+    }
+}
+
+#[async_trait::async_trait]
+impl crate::Pause for QmpControls {
+    async fn pause(&self, paths: &VmPaths) -> Result<(), VmmError> {
+        command(self.0, paths, "stop", "pause the VM").await.map(drop)
+    }
+    async fn resume(&self, paths: &VmPaths) -> Result<(), VmmError> {
+        command(self.0, paths, "cont", "resume the VM").await.map(drop)
+    }
+    async fn is_paused(&self, paths: &VmPaths) -> Result<bool, VmmError> {
+        is_paused(self.0, paths).await
+    }
+}

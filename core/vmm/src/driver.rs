@@ -1,0 +1,167 @@
+//! What a VMM driver is, and the small interfaces it may offer beyond that.
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use vm_types::{VmPaths, machine::MachineSpec, shim::LaunchPlan, vm::VmmKind};
+
+use crate::VmmError;
+
+/// How long [`Vmm::quit`] and the optional interfaces wait for the VMM's answer.
+pub const CONTROL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The host's CPU, through `/dev/kvm`.
+    Kvm,
+    /// QEMU's software emulation.
+    Tcg,
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        })
+    }
+}
+
+/// What a driver found on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Availability {
+    /// The VMM's version as it states it, e.g. `7.2.22`.
+    pub version: String,
+    /// What would run a VM that is started now.
+    pub accelerator: Accelerator,
+    /// Why that one, for people.
+    pub reason: String,
+}
+
+/// A driver for one kind of VMM.
+#[async_trait]
+pub trait Vmm: Send + Sync + fmt::Debug {
+    /// Which kind it drives.
+    fn kind(&self) -> VmmKind;
+
+    /// Whether it can run VMs on this host, and how.
+    ///
+    /// # Errors
+    /// The VMM not being installed, or not saying its version.
+    async fn availability(&self) -> Result<Availability, VmmError>;
+
+    /// The command line for a machine whose sockets are those of `paths`. Starts nothing.
+    ///
+    /// # Errors
+    /// The VMM not being installed, or a machine it cannot express.
+    async fn plan(&self, machine: &MachineSpec, paths: &VmPaths) -> Result<LaunchPlan, VmmError>;
+
+    /// Ends when the VMM answers on its control socket. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`VmmError::NotUp`] when it has not answered `within` this time, for instance because it died; whoever is its
+    /// parent knows.
+    async fn wait_up(&self, paths: &VmPaths, within: Duration) -> Result<(), VmmError>;
+
+    /// Ends the VMM at once, without asking the guest. The VMM has been told when this returns, but may not be
+    /// gone yet.
+    ///
+    /// # Errors
+    /// The VMM not answering, or being gone already.
+    async fn quit(&self, paths: &VmPaths) -> Result<(), VmmError>;
+
+    /// Its power button, where it has one.
+    fn power_button(&self) -> Option<&dyn PowerButton> {
+        None
+    }
+
+    /// Its pause and resume, where it has them.
+    fn pause(&self) -> Option<&dyn Pause> {
+        None
+    }
+
+    /// [`Self::power_button`], its absence as an error.
+    ///
+    /// # Errors
+    /// [`VmmError::Unsupported`].
+    fn require_power_button(&self) -> Result<&dyn PowerButton, VmmError> {
+        self.power_button().ok_or(VmmError::Unsupported { vmm: self.kind(), what: "a power button" })
+    }
+
+    /// [`Self::pause`], its absence as an error.
+    ///
+    /// # Errors
+    /// [`VmmError::Unsupported`].
+    fn require_pause(&self) -> Result<&dyn Pause, VmmError> {
+        self.pause().ok_or(VmmError::Unsupported { vmm: self.kind(), what: "pausing" })
+    }
+}
+
+/// Asks a guest to go down without its agent.
+#[async_trait]
+pub trait PowerButton: Send + Sync {
+    /// Presses the ACPI power button. What comes of it is up to the guest.
+    ///
+    /// # Errors
+    /// The VMM not answering or refusing.
+    async fn press(&self, paths: &VmPaths) -> Result<(), VmmError>;
+}
+
+/// Halts and resumes virtual CPUs.
+#[async_trait]
+pub trait Pause: Send + Sync {
+    /// Halts the virtual CPUs; halted ones stay so.
+    ///
+    /// # Errors
+    /// The VMM not answering or refusing.
+    async fn pause(&self, paths: &VmPaths) -> Result<(), VmmError>;
+
+    /// Lets them run; running ones stay so.
+    ///
+    /// # Errors
+    /// The VMM not answering or refusing.
+    async fn resume(&self, paths: &VmPaths) -> Result<(), VmmError>;
+
+    /// Whether they are halted now.
+    ///
+    /// # Errors
+    /// The VMM not answering.
+    async fn is_paused(&self, paths: &VmPaths) -> Result<bool, VmmError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Bare;
+
+    #[async_trait]
+    impl Vmm for Bare {
+        fn kind(&self) -> VmmKind {
+            VmmKind::Fake
+        }
+        async fn availability(&self) -> Result<Availability, VmmError> {
+            Err(VmmError::Unsupported { vmm: VmmKind::Fake, what: "anything" })
+        }
+        async fn plan(&self, _: &MachineSpec, _: &VmPaths) -> Result<LaunchPlan, VmmError> {
+            Err(VmmError::Unsupported { vmm: VmmKind::Fake, what: "anything" })
+        }
+        async fn wait_up(&self, _: &VmPaths, _: Duration) -> Result<(), VmmError> {
+            Ok(())
+        }
+        async fn quit(&self, _: &VmPaths) -> Result<(), VmmError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_driver_lacks_is_a_typed_error_with_a_hint() {
+        let bare: &dyn Vmm = &Bare;
+        for error in [bare.require_pause().err().unwrap(), bare.require_power_button().err().unwrap()] {
+            assert!(matches!(error, VmmError::Unsupported { vmm: VmmKind::Fake, .. }), "{error}");
+            assert!(error.hint().is_some());
+        }
+    }
+}

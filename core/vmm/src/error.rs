@@ -1,0 +1,118 @@
+//! What can go wrong with a VMM.
+
+use std::path::PathBuf;
+
+use vm_host::RunError;
+use vm_types::vm::VmmKind;
+
+use crate::QmpError;
+
+/// A failed operation of a VMM driver.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// This kind of VMM cannot do it at all.
+    #[error("{} does not support {what}", name(*vmm))]
+    Unsupported {
+        /// Which kind.
+        vmm: VmmKind,
+        /// What was asked for, e.g. `pausing`.
+        what: &'static str,
+    },
+    /// The VMM's program is not on this host.
+    #[error("{} is not installed: there is no executable {program}", name(*vmm))]
+    NotInstalled {
+        /// Which kind.
+        vmm: VmmKind,
+        /// The program that was looked for.
+        program: String,
+    },
+    /// The VMM's program would not say its version.
+    #[error("could not ask {program} for its version")]
+    Probe {
+        /// The program.
+        program: String,
+        /// Why.
+        source: RunError,
+    },
+    /// What it said is no version.
+    #[error("{program} states no version: {output:?}")]
+    NoVersion {
+        /// The program.
+        program: String,
+        /// What it printed.
+        output: String,
+    },
+    /// The machine cannot be expressed.
+    #[error("a machine with {what} {value:?} cannot be started: {rule}")]
+    BadMachine {
+        /// The offending part, e.g. `drive serial`.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// The rule it breaks.
+        rule: &'static str,
+    },
+    /// A behaviour file of the fake VMM could not be used.
+    #[error("could not read {path}")]
+    Behaviour {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The VMM did not answer on its control socket in time.
+    #[error("{} did not answer on {socket} within {millis} ms", name(*vmm))]
+    NotUp {
+        /// Which kind.
+        vmm: VmmKind,
+        /// Its control socket.
+        socket: PathBuf,
+        /// The limit.
+        millis: u128,
+        /// The last attempt's failure.
+        source: QmpError,
+    },
+    /// The VMM could not be made to do something.
+    #[error("could not {operation} through {}'s control socket", name(*vmm))]
+    Control {
+        /// Which kind.
+        vmm: VmmKind,
+        /// What it should have done, e.g. `pause the VM`.
+        operation: &'static str,
+        /// Why.
+        source: QmpError,
+    },
+}
+
+impl VmmError {
+    /// What to do about it, for people.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unsupported { what, .. } => Some(format!("use a VMM that supports {what}")),
+            Self::NotInstalled { vmm: VmmKind::Qemu, program } => Some(format!(
+                "install QEMU's system emulator (Debian and Ubuntu: apt install {}), or name {program}'s place in the configuration",
+                crate::qemu::PACKAGE
+            )),
+            Self::NotInstalled { vmm: VmmKind::Fake, .. } => {
+                Some("build vm-fake-vmm (feature `fake`) and name its path".to_owned())
+            }
+            Self::Probe { program, .. } | Self::NoVersion { program, .. } => {
+                Some(format!("see what `{program} --version` prints; it may be broken or another program"))
+            }
+            Self::BadMachine { what, rule, .. } => Some(format!("change the {what} ({rule})")),
+            Self::Behaviour { path, .. } => Some(format!("correct or remove {}", path.display())),
+            Self::NotUp { .. } => {
+                Some("see the VMM's log and the VM's console for why it did not start".to_owned())
+            }
+            Self::Control { source, .. } => source.hint(),
+        }
+    }
+}
+
+/// What people call it.
+fn name(vmm: VmmKind) -> &'static str {
+    match vmm {
+        VmmKind::Qemu => "QEMU",
+        VmmKind::Fake => "the fake VMM",
+    }
+}

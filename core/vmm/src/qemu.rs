@@ -1,0 +1,15 @@
+//! QEMU: `q35` under software emulation (TCG), `microvm` under KVM.
+//!
+//! [`command_line`] is pure; [`driver`] looks at the host for it.
+
+pub mod command_line;
+mod driver;
+
+pub use driver::QemuDriver;
+
+/// The Debian package of the emulator for this host's architecture.
+#[cfg(target_arch = "aarch64")]
+pub const PACKAGE: &str = "qemu-system-arm";
+/// The Debian package of the emulator for this host's architecture.
+#[cfg(not(target_arch = "aarch64"))]
+pub const PACKAGE: &str = "qemu-system-x86";

@@ -1,0 +1,190 @@
+//! QEMU's command line, made from the machine alone (<https://www.qemu.org/docs/master/system/invocation.html>).
+//!
+//! What is not needed is not there: no default devices, no firmware menus, no option ROMs. The kernel is booted
+//! directly; the serial console is QEMU's stdin and stdout, which belong to the shim.
+
+use std::path::Path;
+
+use vm_types::{
+    VmPaths,
+    guest::CHANNEL_PORT,
+    machine::{Drive, MachineSpec, Nic},
+};
+
+use crate::{Accelerator, VmmError};
+
+/// What of the host decides about the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Host {
+    /// What executes the guest.
+    pub accelerator: Accelerator,
+    /// Whether the kernel can do a network interface's work (`/dev/vhost-net` opens).
+    pub vhost_net: bool,
+}
+
+/// Linux's limit of a device name: IFNAMSIZ less the end mark (netdevice(7)).
+const TAP_NAME_MAX: usize = 15;
+/// VIRTIO_BLK_ID_BYTES (virtio 1.2, section 5.2.6).
+const SERIAL_MAX: usize = 20;
+
+/// The serial console of the guest architecture, which is the host's.
+const CONSOLE: &str = if cfg!(target_arch = "aarch64") { "ttyAMA0" } else { "ttyS0" };
+
+const KERNEL_ARGUMENTS: &[&str] = &["panic=-1", "quiet", "loglevel=1"];
+const KERNEL_ARGUMENTS_TCG: &[&str] = &[];
+
+/// The arguments, without the program.
+///
+/// # Errors
+/// [`VmmError::BadMachine`] naming what QEMU could not be told.
+pub fn arguments(machine: &MachineSpec, paths: &VmPaths, host: Host) -> Result<Vec<String>, VmmError> {
+    if machine.cpus == 0 {
+        return Err(bad("number of CPUs", "0", "at least 1"));
+    }
+    if machine.memory_mib == 0 {
+        return Err(bad("memory", "0 MiB", "at least 1 MiB"));
+    }
+    let mut line = CommandLine::default();
+    line.flag("-nodefaults");
+    line.flag("-no-user-config");
+    // A guest that resets ends its VMM; whether it is started again is the engine's decision.
+    line.flag("-no-reboot");
+    // The process name is cut at 15 bytes (prctl(2)).
+    line.option("-name", format!("guest={vm},process=vm-{vm},debug-threads=on", vm = machine.vm));
+    // Its last group of an RFC 9562 version 8 UUID is the VM's id, so that a guest's DMI data lead to its VM.
+    line.option("-uuid", format!("766d6400-0000-8000-8000-{}", machine.vm));
+    line.option("-msg", "timestamp=on");
+    line.option("-display", "none");
+    line.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    for (option, value) in platform(host.accelerator) {
+        line.option(option, *value);
+    }
+    line.option("-smp", machine.cpus.to_string());
+    line.option("-m", format!("{}M", machine.memory_mib));
+
+    line.option("-kernel", text("kernel path", &machine.kernel)?);
+    line.option("-initrd", text("initramfs path", &machine.initramfs)?);
+    line.option("-append", kernel_command_line(machine, host.accelerator)?);
+
+    line.option("-chardev", "stdio,id=console,signal=off");
+    line.option("-serial", "chardev:console");
+    line.option("-chardev", listening("qmp", "VMM socket path", &paths.vmm_sock())?);
+    line.option("-mon", "chardev=qmp,mode=control");
+    line.option("-device", "virtio-serial-pci,id=serial,disable-legacy=on,max_ports=2");
+    line.option("-chardev", listening("channel", "channel socket path", &paths.channel_sock())?);
+    line.option("-device", format!("virtserialport,bus=serial.0,nr=1,chardev=channel,name={CHANNEL_PORT}"));
+    line.option("-device", "virtio-rng-pci,disable-legacy=on");
+
+    for (number, drive) in machine.drives.iter().enumerate() {
+        add_drive(&mut line, number, drive)?;
+    }
+    for (number, nic) in machine.nics.iter().enumerate() {
+        add_nic(&mut line, number, nic, host)?;
+    }
+    Ok(line.0)
+}
+
+/// Machine, accelerator and CPU model.
+fn platform(accelerator: Accelerator) -> &'static [(&'static str, &'static str)] {
+    match (accelerator, cfg!(target_arch = "aarch64")) {
+        // The microvm machine can hang in timer calibration when it is emulated.
+        (Accelerator::Tcg, false) => &[("-machine", "q35"), ("-accel", "tcg,thread=multi"), ("-cpu", "max")],
+        // Devices are on PCI here too, so that both machines need the same guest modules, and ACPI
+        // describes them: distribution kernels take no virtio-mmio devices from the command line.
+        (Accelerator::Kvm, false) => {
+            &[("-machine", "microvm,acpi=on,pcie=on,rtc=on,usb=off"), ("-accel", "kvm"), ("-cpu", "host")]
+        }
+        (Accelerator::Tcg, true) => &[("-machine", "virt"), ("-accel", "tcg,thread=multi"), ("-cpu", "max")],
+        (Accelerator::Kvm, true) => {
+            &[("-machine", "virt,gic-version=host"), ("-accel", "kvm"), ("-cpu", "host")]
+        }
+    }
+}
+
+/// What the guest's kernel is told: what this machine needs, then what the caller adds.
+fn kernel_command_line(machine: &MachineSpec, accelerator: Accelerator) -> Result<String, VmmError> {
+    let mut words = vec![format!("console={CONSOLE}")];
+    words.extend(KERNEL_ARGUMENTS.iter().map(|&word| word.to_owned()));
+    if accelerator == Accelerator::Tcg {
+        words.extend(KERNEL_ARGUMENTS_TCG.iter().map(|&word| word.to_owned()));
+    }
+    for argument in &machine.kernel_args {
+        if argument.is_empty() || argument.contains(|c: char| c.is_control()) {
+            return Err(bad("kernel argument", argument, "not empty, without control characters"));
+        }
+        words.push(argument.clone());
+    }
+    Ok(words.join(" "))
+}
+
+fn add_drive(line: &mut CommandLine, number: usize, drive: &Drive) -> Result<(), VmmError> {
+    let Drive { serial, path, read_only } = drive;
+    let fits = (1..=SERIAL_MAX).contains(&serial.len())
+        && serial.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+    if !fits {
+        return Err(bad("drive serial", serial, "1 to 20 ASCII letters, digits, '-', '_' and '.'"));
+    }
+    let path = escape(&text("drive path", path)?);
+    let read_only = if *read_only { "on" } else { "off" };
+    line.option(
+        "-drive",
+        format!(
+            "if=none,id=drive{number},file={path},format=raw,readonly={read_only},\
+             cache=writeback,aio=threads,discard=unmap,detect-zeroes=off"
+        ),
+    );
+    line.option("-device", format!("virtio-blk-pci,drive=drive{number},serial={serial},disable-legacy=on"));
+    Ok(())
+}
+
+fn add_nic(line: &mut CommandLine, number: usize, nic: &Nic, host: Host) -> Result<(), VmmError> {
+    let Nic { tap, mac } = nic;
+    let named = (1..=TAP_NAME_MAX).contains(&tap.len())
+        && tap.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b',' | b'=' | b':'));
+    if !named {
+        return Err(bad("tap name", tap, "1 to 15 printable ASCII characters without '/', ',', '=' and ':'"));
+    }
+    let octets: Vec<_> = mac.split(':').collect();
+    if octets.len() != 6 || !octets.iter().all(|o| o.len() == 2 && o.bytes().all(|b| b.is_ascii_hexdigit())) {
+        return Err(bad("hardware address", mac, "six pairs of hexadecimal digits with ':' between them"));
+    }
+    // Only KVM can hand interrupts from the kernel's vhost thread to the guest without QEMU in between.
+    let vhost = if host.vhost_net && host.accelerator == Accelerator::Kvm { "on" } else { "off" };
+    line.option("-netdev", format!("tap,id=net{number},ifname={tap},script=no,downscript=no,vhost={vhost}"));
+    line.option("-device", format!("virtio-net-pci,netdev=net{number},mac={mac},disable-legacy=on,romfile="));
+    Ok(())
+}
+
+fn listening(id: &str, what: &'static str, socket: &Path) -> Result<String, VmmError> {
+    Ok(format!("socket,id={id},path={},server=on,wait=off", escape(&text(what, socket)?)))
+}
+
+/// A path as an argument: absolute, so that it means the same in the shim and cannot be taken for `protocol:path`.
+fn text(what: &'static str, path: &Path) -> Result<String, VmmError> {
+    match path.to_str() {
+        Some(text) if path.is_absolute() => Ok(text.to_owned()),
+        _ => Err(bad(what, &path.to_string_lossy(), "an absolute path in UTF-8")),
+    }
+}
+
+/// A comma ends a value unless it is doubled.
+fn escape(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+fn bad(what: &'static str, value: &str, rule: &'static str) -> VmmError {
+    VmmError::BadMachine { what, value: value.to_owned(), rule }
+}
+
+#[derive(Default)]
+struct CommandLine(Vec<String>);
+
+impl CommandLine {
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.to_owned());
+    }
+    fn option(&mut self, option: &str, value: impl Into<String>) {
+        self.0.push(option.to_owned());
+        self.0.push(value.into());
+    }
+}

@@ -1,0 +1,191 @@
+//! The driver: what QEMU and this host offer.
+
+use std::{
+    env,
+    ffi::OsStr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use vm_host::{HostCommand, Runner};
+use vm_types::{
+    VmPaths,
+    machine::MachineSpec,
+    shim::{ChannelEndpoint, LaunchPlan},
+    vm::VmmKind,
+};
+
+use super::command_line::{self, Host};
+use crate::{
+    Accelerator, Availability, Pause, PowerButton, Vmm, VmmError,
+    control::{self, QmpControls},
+    kvm::{self, Verdict},
+};
+
+const KIND: VmmKind = VmmKind::Qemu;
+const CONTROLS: QmpControls = QmpControls(KIND);
+
+/// Drives QEMU.
+#[derive(Debug, Clone)]
+pub struct QemuDriver {
+    runner: Arc<dyn Runner>,
+    program: PathBuf,
+    accelerator: Option<Accelerator>,
+}
+
+impl QemuDriver {
+    /// A driver for `program` (the emulator for this host's architecture in PATH if absent) that uses `accelerator`
+    /// (KVM where the hardware has it, else TCG, if absent).
+    pub fn new(runner: Arc<dyn Runner>, program: Option<PathBuf>, accelerator: Option<Accelerator>) -> Self {
+        let program = program.unwrap_or_else(|| format!("qemu-system-{}", env::consts::ARCH).into());
+        Self { runner, program, accelerator }
+    }
+
+    fn accelerator(&self) -> (Accelerator, String) {
+        match (self.accelerator, kvm::probe()) {
+            (Some(Accelerator::Kvm), Verdict::Missing { reason }) => {
+                (Accelerator::Kvm, format!("forced by configuration although {reason}"))
+            }
+            (Some(forced), _) => (forced, "forced by configuration".to_owned()),
+            (None, Verdict::Hardware { reason }) => (Accelerator::Kvm, reason),
+            (None, Verdict::Missing { reason }) => (Accelerator::Tcg, reason),
+        }
+    }
+
+    fn program(&self) -> Result<PathBuf, VmmError> {
+        find_program(&self.program, env::var_os("PATH").as_deref())
+            .ok_or_else(|| VmmError::NotInstalled { vmm: KIND, program: self.program.display().to_string() })
+    }
+}
+
+#[async_trait]
+impl Vmm for QemuDriver {
+    fn kind(&self) -> VmmKind {
+        KIND
+    }
+
+    async fn availability(&self) -> Result<Availability, VmmError> {
+        let program = self.program()?;
+        let name = program.display().to_string();
+        let command = HostCommand::new(program).arg("--version").timeout(Duration::from_secs(20));
+        let output = self
+            .runner
+            .run(command)
+            .await
+            .map_err(|source| VmmError::Probe { program: name.clone(), source })?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = parse_version(&text)
+            .ok_or_else(|| VmmError::NoVersion { program: name, output: text.chars().take(200).collect() })?;
+        let (accelerator, reason) = self.accelerator();
+        Ok(Availability { version: version.to_owned(), accelerator, reason })
+    }
+
+    async fn plan(&self, machine: &MachineSpec, paths: &VmPaths) -> Result<LaunchPlan, VmmError> {
+        let (accelerator, _) = self.accelerator();
+        let host = Host { accelerator, vhost_net: opens("/dev/vhost-net") };
+        Ok(LaunchPlan {
+            program: self.program()?,
+            args: command_line::arguments(machine, paths, host)?,
+            channel: ChannelEndpoint::VirtioSerial { socket: paths.channel_sock() },
+        })
+    }
+
+    async fn wait_up(&self, paths: &VmPaths, within: Duration) -> Result<(), VmmError> {
+        control::wait_up(KIND, paths, within).await
+    }
+
+    async fn quit(&self, paths: &VmPaths) -> Result<(), VmmError> {
+        control::quit(KIND, paths).await
+    }
+
+    fn power_button(&self) -> Option<&dyn PowerButton> {
+        Some(&CONTROLS)
+    }
+
+    fn pause(&self) -> Option<&dyn Pause> {
+        Some(&CONTROLS)
+    }
+}
+
+fn opens(device: &str) -> bool {
+    std::fs::OpenOptions::new().read(true).write(true).open(device).is_ok()
+}
+
+/// The absolute path of an executable named by a path or to be found in `search`.
+fn find_program(program: &Path, search: Option<&OsStr>) -> Option<PathBuf> {
+    let executable = |path: &PathBuf| {
+        path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    let candidates: Vec<PathBuf> = if program.components().count() > 1 {
+        vec![program.to_owned()]
+    } else {
+        env::split_paths(search?).map(|directory| directory.join(program)).collect()
+    };
+    std::path::absolute(candidates.into_iter().find(executable)?).ok()
+}
+
+/// The third word of `QEMU emulator version 7.2.22 (Debian …)`, further checked to be a version.
+fn parse_version(text: &str) -> Option<&str> {
+    let version = text.split_once("version ")?.1.split([' ', '\n', '(']).next()?;
+    version.starts_with(|first: char| first.is_ascii_digit()).then_some(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use vm_host::{RunError, RunOutput};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Says(&'static str, Mutex<Vec<String>>);
+
+    #[async_trait]
+    impl Runner for Says {
+        async fn run(&self, command: HostCommand) -> Result<RunOutput, RunError> {
+            self.1.lock().unwrap().push(command.display());
+            Ok(RunOutput { stdout: self.0.into(), stderr_tail: String::new() })
+        }
+    }
+
+    async fn available(says: &'static str, force: Option<Accelerator>) -> Result<Availability, VmmError> {
+        QemuDriver::new(Arc::new(Says(says, Mutex::default())), Some("/bin/sh".into()), force)
+            .availability()
+            .await
+    }
+
+    #[tokio::test]
+    async fn doctor_is_told_version_accelerator_and_reason() {
+        let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright (c) 2003\n";
+        let found = available(debian, Some(Accelerator::Tcg)).await.unwrap();
+        assert_eq!(found.version, "7.2.22");
+        assert_eq!((found.accelerator, found.reason.as_str()), (Accelerator::Tcg, "forced by configuration"));
+        assert_eq!(available("QEMU emulator version 9.1.0\n", None).await.unwrap().version, "9.1.0");
+        let error = available("hello\n", None).await.unwrap_err();
+        assert!(matches!(error, VmmError::NoVersion { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named_with_its_package() {
+        let driver =
+            QemuDriver::new(Arc::new(Says("", Mutex::default())), Some("no-such-emulator".into()), None);
+        let error = driver.availability().await.unwrap_err();
+        assert!(error.to_string().contains("no-such-emulator"), "{error}");
+        assert!(error.hint().unwrap().contains(crate::qemu::PACKAGE));
+    }
+
+    #[test]
+    fn only_executables_are_found_and_by_absolute_path() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("q"), "").unwrap();
+        let search = Some(dir.path().as_os_str());
+        assert_eq!(find_program(Path::new("q"), search), None);
+        std::fs::set_permissions(dir.path().join("q"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(find_program(Path::new("q"), search), Some(dir.path().join("q")));
+        assert_eq!(find_program(&dir.path().join("q"), None), Some(dir.path().join("q")));
+    }
+}

@@ -1,0 +1,78 @@
+//! The contract, against the fake and against QEMU itself.
+
+use std::{path::PathBuf, sync::Arc};
+
+use vm_host::HostRunner;
+use vm_types::{VmPaths, machine::MachineSpec};
+use vm_vmm::{
+    Accelerator, FakeDriver, QemuDriver, Vmm,
+    contract::{self, Subject, tiny},
+};
+
+struct Place {
+    _dir: tempfile::TempDir,
+    paths: VmPaths,
+    machine: MachineSpec,
+}
+
+fn place() -> Place {
+    let dir = tempfile::tempdir().unwrap();
+    // A comma in a path must not end an option of QEMU's.
+    let paths = VmPaths { run: dir.path().join("run,a"), state: dir.path().join("state,b") };
+    for directory in paths.directories() {
+        std::fs::create_dir(directory).unwrap();
+    }
+    let file = |name: &str, content: &[u8]| -> PathBuf {
+        let path = paths.state.join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    // QEMU takes the initramfs of a multiboot kernel for a list with commas; that of a Linux kernel is a plain path.
+    let initramfs = dir.path().join("initramfs");
+    std::fs::write(&initramfs, b"nothing in it").unwrap();
+    let machine = MachineSpec {
+        vm: "0123456789ab".parse().unwrap(),
+        cpus: 2,
+        memory_mib: 64,
+        kernel: file("kernel", &tiny::kernel()),
+        initramfs,
+        kernel_args: vec!["quiet".to_owned(), "some.list=a,b".to_owned()],
+        drives: vec![vm_types::machine::Drive {
+            serial: "root".to_owned(),
+            path: file("disk,d", &[0; 4096]),
+            read_only: false,
+        }],
+        nics: Vec::new(),
+    };
+    Place { _dir: dir, paths, machine }
+}
+
+async fn holds(vmm: &dyn Vmm, greeting: &'static str) {
+    let Place { _dir, paths, machine } = place();
+    contract::everything(&Subject { vmm, machine, paths, greeting }).await;
+}
+
+#[tokio::test]
+async fn the_fake_keeps_the_contract() {
+    holds(&FakeDriver::new(env!("CARGO_BIN_EXE_vm-fake-vmm"), []), "fake guest 0123456789ab booting").await;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[tokio::test]
+async fn qemu_keeps_the_contract() {
+    let qemu = QemuDriver::new(Arc::new(HostRunner), None, Some(Accelerator::Tcg));
+    holds(&qemu, tiny::GREETING).await;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[tokio::test]
+async fn qemu_says_why_it_did_not_come_up() {
+    let Place { _dir, paths, mut machine } = place();
+    machine.drives[0].path = paths.state.join("no-such-disk");
+    let qemu = QemuDriver::new(Arc::new(HostRunner), None, Some(Accelerator::Tcg));
+    let plan = qemu.plan(&machine, &paths).await.unwrap();
+    let output = tokio::process::Command::new(&plan.program).args(&plan.args).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("no-such-disk"), "{stderr}");
+}
