@@ -1,0 +1,305 @@
+//! The host's real network.
+
+use std::{fs::OpenOptions, io, os::fd::AsRawFd, sync::Arc};
+
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use rtnetlink::packet_route::link::InfoKind;
+use serde_json::Value;
+use vm_host::{HostCommand, Runner};
+use vm_types::{Effect, Handle, Observed};
+
+use crate::{
+    Blocker, HostRoute, Net, NetError,
+    firewall::{Judgement, Table},
+    foreign,
+    links::{Link, Links},
+    names::{check_device_name, mac_bytes},
+    sysctl::Sysctl,
+};
+
+/// The MTU of bridge and taps; an uplink's that is not below it needs no mention.
+const DEFAULT_MTU: u32 = 1500;
+
+/// Changes the host's network: devices through netlink and `/dev/net/tun`, rules through `nft`.
+#[derive(Debug, Clone)]
+pub struct HostNet {
+    runner: Arc<dyn Runner>,
+}
+
+impl HostNet {
+    /// Touches nothing yet.
+    pub fn new(runner: Arc<dyn Runner>) -> Self {
+        Self { runner }
+    }
+
+    async fn observe_bridge(&self, name: &str, address: Ipv4Net) -> Result<Observed, NetError> {
+        let links = Links::open()?;
+        let Some(link) = links.find(name).await? else { return Ok(Observed::Absent) };
+        if link.kind != Some(InfoKind::Bridge) {
+            return Ok(Observed::Foreign(link.describe()));
+        }
+        let addresses = links.addresses(&link).await?;
+        Ok(if addresses != [address] {
+            Observed::Foreign(format!("a bridge with the addresses {addresses:?} instead of {address}"))
+        } else if !link.up {
+            Observed::Foreign("a bridge that is down".to_owned())
+        } else {
+            Observed::Present(Handle::None)
+        })
+    }
+
+    async fn apply_bridge(&self, name: &str, address: Ipv4Net) -> Result<(), NetError> {
+        check_device_name(name)?;
+        let links = Links::open()?;
+        let is_new = match links.find(name).await? {
+            Some(link) => {
+                refuse_other(&link, &InfoKind::Bridge)?;
+                false
+            }
+            None => {
+                links.add_bridge(name, mac_bytes(address.addr())).await?;
+                true
+            }
+        };
+        let result = async {
+            let link = existing(&links, name).await?;
+            refuse_other(&link, &InfoKind::Bridge)?;
+            for other in links.addresses(&link).await? {
+                if other != address {
+                    links.delete_address(&link, other).await?;
+                }
+            }
+            links.add_address(&link, address).await?;
+            links.set_up(&link).await
+        };
+        unwind(&links, name, is_new, result.await).await
+    }
+
+    async fn observe_tap(&self, name: &str, bridge: &str) -> Result<Observed, NetError> {
+        let links = Links::open()?;
+        let Some(link) = links.find(name).await? else { return Ok(Observed::Absent) };
+        if link.kind != Some(InfoKind::Tun) {
+            return Ok(Observed::Foreign(link.describe()));
+        }
+        let bridge_index = links.find(bridge).await?.map(|bridge| bridge.index);
+        Ok(if link.controller.is_none() || link.controller != bridge_index {
+            Observed::Foreign(format!("a tap that is no port of {bridge}"))
+        } else if !link.up {
+            Observed::Foreign("a tap that is down".to_owned())
+        } else {
+            Observed::Present(Handle::None)
+        })
+    }
+
+    async fn apply_tap(&self, name: &str, bridge: &str) -> Result<(), NetError> {
+        check_device_name(name)?;
+        let links = Links::open()?;
+        let bridge = existing(&links, bridge).await?;
+        let is_new = match links.find(name).await? {
+            Some(link) => {
+                refuse_other(&link, &InfoKind::Tun)?;
+                false
+            }
+            None => {
+                let tap = name.to_owned();
+                blocking(name, move || create_tap(&tap)).await?;
+                true
+            }
+        };
+        let result = async {
+            let link = existing(&links, name).await?;
+            links.set_port(&link, &bridge).await
+        };
+        unwind(&links, name, is_new, result.await).await
+    }
+
+    async fn undo_device(&self, name: &str, kind: &InfoKind) -> Result<(), NetError> {
+        let links = Links::open()?;
+        let Some(link) = links.find(name).await? else { return Ok(()) };
+        refuse_other(&link, kind)?;
+        links.delete(&link).await
+    }
+
+    /// `None` where there is no such table.
+    async fn judge(&self, table: Table<'_>) -> Result<Option<Judgement>, NetError> {
+        let tables = self.nft_list(&["tables", "inet"]).await?;
+        if !table.is_listed(&tables) {
+            return Ok(None);
+        }
+        Ok(Some(table.judge(&self.nft_list(&["table", "inet", table.name]).await?)))
+    }
+
+    async fn replace_table(&self, table: Table<'_>, document: Value, action: &str) -> Result<(), NetError> {
+        if self.judge(table).await? == Some(Judgement::NotOurs) {
+            let what = Judgement::NOT_OURS.to_owned();
+            return Err(NetError::Foreign { name: format!("the nftables table inet {}", table.name), what });
+        }
+        let command = HostCommand::new("nft").args(["-j", "-f", "-"]).stdin(document.to_string());
+        let action = format!("{action} the firewall table {}", table.name);
+        self.runner.run(command).await.map(|_| ()).map_err(|source| NetError::Nft { action, source })
+    }
+
+    async fn nft_list(&self, what: &[&str]) -> Result<Value, NetError> {
+        let command = HostCommand::new("nft").args(["-j", "list"]).args(what.iter().copied());
+        let action = || format!("list the firewall's {}", what.join(" "));
+        let output =
+            self.runner.run(command).await.map_err(|source| NetError::Nft { action: action(), source })?;
+        serde_json::from_slice(&output.stdout).map_err(|source| NetError::NftAnswer { source })
+    }
+
+    /// Rules of the older kernel interface, which nft does not show. Asking for them where there are none would load it.
+    async fn legacy_blocker(&self, own_bridge: &str) -> Option<Blocker> {
+        let tables = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").ok()?;
+        if !tables.lines().any(|table| table == "filter") {
+            return None;
+        }
+        let command = HostCommand::new("iptables-legacy").args(["-S", "FORWARD"]);
+        let output = self.runner.run(command).await.ok()?;
+        foreign::legacy_blocker(&String::from_utf8_lossy(&output.stdout), own_bridge)
+    }
+}
+
+#[async_trait]
+impl Net for HostNet {
+    async fn observe(&self, effect: &Effect) -> Result<Observed, NetError> {
+        match effect {
+            Effect::Bridge { name, address } => self.observe_bridge(name, *address).await,
+            Effect::Tap { name, bridge } => self.observe_tap(name, bridge).await,
+            Effect::Firewall { table, bridge, subnet } => {
+                let table = Table { name: table, bridge, subnet: *subnet };
+                Ok(self.judge(table).await?.map_or(Observed::Absent, Judgement::observed))
+            }
+            Effect::Sysctl { .. } => sysctl(effect, |setting| setting.observe()).await,
+            _ => Err(NetError::NotMine { effect: effect.id() }),
+        }
+    }
+
+    async fn apply(&self, effect: &Effect) -> Result<Handle, NetError> {
+        match effect {
+            Effect::Bridge { name, address } => self.apply_bridge(name, *address).await?,
+            Effect::Tap { name, bridge } => self.apply_tap(name, bridge).await?,
+            Effect::Firewall { table, bridge, subnet } => {
+                let table = Table { name: table, bridge, subnet: *subnet };
+                self.replace_table(table, table.load(), "load").await?;
+            }
+            Effect::Sysctl { .. } => return sysctl(effect, |setting| setting.apply()).await,
+            _ => return Err(NetError::NotMine { effect: effect.id() }),
+        }
+        Ok(Handle::None)
+    }
+
+    async fn undo(&self, effect: &Effect, handle: &Handle) -> Result<(), NetError> {
+        match effect {
+            Effect::Bridge { name, .. } => self.undo_device(name, &InfoKind::Bridge).await,
+            Effect::Tap { name, .. } => self.undo_device(name, &InfoKind::Tun).await,
+            Effect::Firewall { table, bridge, subnet } => {
+                let table = Table { name: table, bridge, subnet: *subnet };
+                if self.judge(table).await?.is_none() {
+                    return Ok(());
+                }
+                self.replace_table(table, table.remove(), "remove").await
+            }
+            Effect::Sysctl { .. } => {
+                let handle = handle.clone();
+                sysctl(effect, move |setting| setting.undo(&handle)).await
+            }
+            _ => Err(NetError::NotMine { effect: effect.id() }),
+        }
+    }
+
+    async fn routes(&self) -> Result<Vec<HostRoute>, NetError> {
+        Links::open()?.routes().await
+    }
+
+    async fn guest_mtu(&self) -> Result<Option<u32>, NetError> {
+        Ok(Links::open()?.uplink_mtu().await?.filter(|mtu| *mtu < DEFAULT_MTU))
+    }
+
+    async fn forwarding_blocked(&self, own_bridge: &str) -> Result<Vec<Blocker>, NetError> {
+        let mut blockers = Vec::new();
+        for chain in foreign::forward_chains(&self.nft_list(&["chains"]).await?) {
+            let table = self.nft_list(&["table", &chain.family, &chain.table]).await?;
+            blockers.extend(chain.blocker(&table, own_bridge));
+        }
+        blockers.extend(self.legacy_blocker(own_bridge).await);
+        Ok(blockers)
+    }
+}
+
+async fn existing(links: &Links, name: &str) -> Result<Link, NetError> {
+    links.find(name).await?.ok_or_else(|| NetError::Netlink {
+        action: "find",
+        name: name.to_owned(),
+        source: io::Error::from_raw_os_error(nix::libc::ENODEV),
+    })
+}
+
+fn refuse_other(link: &Link, kind: &InfoKind) -> Result<(), NetError> {
+    if link.kind.as_ref() == Some(kind) {
+        return Ok(());
+    }
+    Err(NetError::Foreign { name: link.name.clone(), what: link.describe() })
+}
+
+/// Removes a new device that could not be made ready.
+async fn unwind(
+    links: &Links,
+    name: &str,
+    is_new: bool,
+    result: Result<(), NetError>,
+) -> Result<(), NetError> {
+    if result.is_err()
+        && is_new
+        && let Ok(Some(link)) = links.find(name).await
+        && let Err(error) = links.delete(&link).await
+    {
+        tracing::warn!(device = name, %error, "could not remove a half-made device");
+    }
+    result
+}
+
+async fn sysctl<R: Send + 'static>(
+    effect: &Effect,
+    act: impl FnOnce(Sysctl<'_>) -> Result<R, NetError> + Send + 'static,
+) -> Result<R, NetError> {
+    let Effect::Sysctl { key, value } = effect else {
+        return Err(NetError::NotMine { effect: effect.id() });
+    };
+    let (name, key, value) = (key.clone(), key.clone(), value.clone());
+    blocking(&name, move || act(Sysctl { key: &key, value: &value })).await
+}
+
+/// Runs what may wait for the kernel's network lock.
+async fn blocking<R: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> Result<R, NetError> + Send + 'static,
+) -> Result<R, NetError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|source| NetError::Died { name: name.to_owned(), source })?
+}
+
+/// Makes a tap that outlives its creator, with one queue and without a packet information header, as VMMs open it
+/// (Linux, Documentation/networking/tuntap.rst).
+#[expect(unsafe_code, reason = "nix wraps no TUNSETIFF")]
+fn create_tap(name: &str) -> Result<(), NetError> {
+    use nix::libc;
+    let failed = |source| NetError::Tap { name: name.to_owned(), source };
+    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(failed)?;
+    // SAFETY: ifreq is plain data for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The caller has checked the length; the last byte stays the final NUL.
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the descriptor is open and `request` is an ifreq that lives through the call.
+    let set = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if set < 0 {
+        return Err(failed(io::Error::last_os_error()));
+    }
+    // SAFETY: TUNSETPERSIST takes an integer.
+    let kept = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_ulong) };
+    if kept < 0 { Err(failed(io::Error::last_os_error())) } else { Ok(()) }
+}

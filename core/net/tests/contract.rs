@@ -1,0 +1,292 @@
+//! One contract for [`HostNet`] and [`FakeNet`], then what only a real kernel can show. Whatever touches
+//! the kernel runs on a thread in a network namespace of its own.
+
+use std::{process::Command, sync::Arc};
+
+use vm_host::HostRunner;
+use vm_net::{FakeNet, HostNet, HostRoute, Net, NetError, addresses, names, pick_subnet, subnet};
+use vm_types::{Effect, Handle, InstanceId, Observed};
+
+const SETTING: &str = "net/ipv4/conf/all/log_martians";
+
+/// Runs a test on a thread with its own network namespace; the threads and processes it starts are in it too.
+fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(HostNet) -> F + Send + 'static) {
+    let thread = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        run("ip link set lo up");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test(HostNet::new(Arc::new(HostRunner))));
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A command line without quotes, in the thread's namespace.
+fn run(line: &str) -> String {
+    let mut words = line.split(' ');
+    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn instance() -> InstanceId {
+    "3f2a".parse().unwrap()
+}
+
+fn bridge() -> Effect {
+    Effect::Bridge { name: names::bridge_name(&instance()), address: "10.213.0.1/24".parse().unwrap() }
+}
+
+fn tap() -> Effect {
+    Effect::Tap { name: names::tap_name(&instance(), 2), bridge: names::bridge_name(&instance()) }
+}
+
+fn firewall() -> Effect {
+    Effect::Firewall {
+        table: names::table_name(&instance()),
+        bridge: names::bridge_name(&instance()),
+        subnet: "10.213.0.0/24".parse().unwrap(),
+    }
+}
+
+async fn comes_and_goes(net: &dyn Net, effect: &Effect) {
+    for _ in 0..2 {
+        assert_eq!(net.apply(effect).await.unwrap(), Handle::None);
+        assert_eq!(net.observe(effect).await.unwrap(), Observed::Present(Handle::None), "{}", effect.id());
+    }
+    for _ in 0..2 {
+        net.undo(effect, &Handle::None).await.unwrap();
+        assert_eq!(net.observe(effect).await.unwrap(), Observed::Absent, "{}", effect.id());
+    }
+}
+
+async fn contract(
+    net: &dyn Net,
+    make_foreign: impl Fn(&Effect),
+    set: impl Fn(&str),
+    get: impl Fn() -> String,
+) {
+    for effect in [bridge(), tap(), firewall()] {
+        assert_eq!(net.observe(&effect).await.unwrap(), Observed::Absent);
+    }
+    assert!(net.apply(&tap()).await.is_err(), "a tap needs its bridge");
+    assert_eq!(net.observe(&tap()).await.unwrap(), Observed::Absent);
+
+    net.apply(&bridge()).await.unwrap();
+    comes_and_goes(net, &tap()).await;
+    net.undo(&bridge(), &Handle::None).await.unwrap();
+    comes_and_goes(net, &bridge()).await;
+    comes_and_goes(net, &firewall()).await;
+
+    // Ours in another shape is told, and mended by apply.
+    net.apply(&bridge()).await.unwrap();
+    let moved =
+        Effect::Bridge { name: names::bridge_name(&instance()), address: "10.213.9.1/24".parse().unwrap() };
+    assert!(matches!(net.observe(&moved).await.unwrap(), Observed::Foreign(_)));
+    comes_and_goes(net, &moved).await;
+    net.apply(&firewall()).await.unwrap();
+    let moved = Effect::Firewall {
+        table: names::table_name(&instance()),
+        bridge: names::bridge_name(&instance()),
+        subnet: "10.213.9.0/24".parse().unwrap(),
+    };
+    assert!(matches!(net.observe(&moved).await.unwrap(), Observed::Foreign(_)));
+    comes_and_goes(net, &moved).await;
+
+    // A kernel setting goes back to what it was, unless somebody else changed it.
+    let setting = Effect::Sysctl { key: SETTING.to_owned(), value: "1".to_owned() };
+    set("0");
+    assert_eq!(net.observe(&setting).await.unwrap(), Observed::Absent);
+    let handle = net.apply(&setting).await.unwrap();
+    assert_eq!(handle, Handle::Previous { value: "0".to_owned() });
+    assert!(matches!(net.observe(&setting).await.unwrap(), Observed::Present(_)));
+    net.undo(&setting, &handle).await.unwrap();
+    assert_eq!(get(), "0");
+    net.undo(&setting, &handle).await.unwrap();
+    let handle = net.apply(&setting).await.unwrap();
+    set("2");
+    net.undo(&setting, &handle).await.unwrap();
+    assert_eq!(get(), "2");
+
+    // What has our name and is not ours stays as it is.
+    net.apply(&bridge()).await.unwrap();
+    for effect in [tap(), firewall()] {
+        make_foreign(&effect);
+        assert!(matches!(net.observe(&effect).await.unwrap(), Observed::Foreign(_)), "{}", effect.id());
+        for result in [net.apply(&effect).await.map(|_| ()), net.undo(&effect, &Handle::None).await] {
+            let error = result.unwrap_err();
+            assert!(matches!(error, NetError::Foreign { .. }) && error.hint().is_some(), "{error:?}");
+        }
+        assert!(matches!(net.observe(&effect).await.unwrap(), Observed::Foreign(_)), "{}", effect.id());
+    }
+    net.undo(&bridge(), &Handle::None).await.unwrap();
+    make_foreign(&bridge());
+    assert!(matches!(net.apply(&bridge()).await, Err(NetError::Foreign { .. })));
+    assert!(matches!(net.undo(&bridge(), &Handle::None).await, Err(NetError::Foreign { .. })));
+
+    let other = Effect::Directory { path: "/nowhere".into(), mode: 0o700 };
+    for result in [
+        net.observe(&other).await.map(|_| ()),
+        net.apply(&other).await.map(|_| ()),
+        net.undo(&other, &Handle::None).await,
+    ] {
+        assert!(matches!(result, Err(NetError::NotMine { .. })), "{result:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_fake_keeps_the_contract() {
+    let net = FakeNet::new();
+    let make_foreign = |effect: &Effect| match effect {
+        Effect::Bridge { name, .. } | Effect::Tap { name, .. } | Effect::Firewall { table: name, .. } => {
+            net.put_foreign(name);
+        }
+        other => panic!("{other:?}"),
+    };
+    contract(&net, make_foreign, |value| net.set_setting(SETTING, value), || net.setting(SETTING)).await;
+}
+
+#[tokio::test]
+async fn the_fake_fails_when_told() {
+    let net = FakeNet::new();
+    net.fail_apply(2);
+    net.apply(&bridge()).await.unwrap();
+    assert!(matches!(net.apply(&tap()).await, Err(NetError::Injected { .. })));
+    net.apply(&tap()).await.unwrap();
+    net.fail_undo(true);
+    assert!(net.undo(&tap(), &Handle::None).await.is_err());
+    assert_eq!(net.applied(), [bridge().id(), tap().id()]);
+}
+
+#[test]
+fn the_host_keeps_the_contract() {
+    in_namespace(|net| async move {
+        let make_foreign = |effect: &Effect| match effect {
+            Effect::Bridge { name, .. } => drop(run(&format!("ip tuntap add {name} mode tap"))),
+            Effect::Tap { name, .. } => drop(run(&format!("ip link add {name} type bridge"))),
+            Effect::Firewall { table, .. } => {
+                run(&format!("nft add table inet {table}"));
+                run(&format!("nft add chain inet {table} mine"));
+                run(&format!("nft add rule inet {table} mine accept"));
+            }
+            other => panic!("{other:?}"),
+        };
+        let path = format!("/proc/sys/{SETTING}");
+        let get = || std::fs::read_to_string(&path).unwrap().trim().to_owned();
+        contract(&net, make_foreign, |value| std::fs::write(&path, value).unwrap(), get).await;
+    });
+}
+
+#[test]
+fn devices_have_the_shape_guests_need() {
+    in_namespace(|net| async move {
+        net.apply(&bridge()).await.unwrap();
+        net.apply(&tap()).await.unwrap();
+        let shown = run("ip -d -o link show vmbr-3f2a");
+        for wanted in ["stp_state 0", "forward_delay 0", "link/ether 02:00:0a:d5:00:01", "mtu 1500", "UP"] {
+            assert!(shown.contains(wanted), "{wanted}: {shown}");
+        }
+        assert!(run("ip -o -4 addr show dev vmbr-3f2a").contains("10.213.0.1/24"));
+        let shown = run("ip -d -o link show vt3f2a0002");
+        for wanted in ["tun type tap", "persist on", "pi off", "master vmbr-3f2a", "UP"] {
+            assert!(shown.contains(wanted), "{wanted}: {shown}");
+        }
+        assert!(!shown.contains("multi_queue on"), "{shown}");
+        // A tap taken off its bridge by somebody is put back.
+        run("ip link set vt3f2a0002 nomaster down");
+        assert!(matches!(net.observe(&tap()).await.unwrap(), Observed::Foreign(_)));
+        net.apply(&tap()).await.unwrap();
+        assert_eq!(net.observe(&tap()).await.unwrap(), Observed::Present(Handle::None));
+    });
+}
+
+#[test]
+fn a_flushed_or_edited_table_is_noticed_and_mended() {
+    in_namespace(|net| async move {
+        net.apply(&firewall()).await.unwrap();
+        run("nft flush table inet vmd_3f2a");
+        assert!(matches!(net.observe(&firewall()).await.unwrap(), Observed::Foreign(_)));
+        net.apply(&firewall()).await.unwrap();
+        assert_eq!(net.observe(&firewall()).await.unwrap(), Observed::Present(Handle::None));
+        run("nft flush chain inet vmd_3f2a input");
+        assert!(matches!(net.observe(&firewall()).await.unwrap(), Observed::Foreign(_)));
+        net.undo(&firewall(), &Handle::None).await.unwrap();
+        assert!(!run("nft list ruleset").contains("vmd_3f2a"));
+    });
+}
+
+#[test]
+fn a_subnet_in_use_is_refused_with_the_route_named() {
+    in_namespace(|net| async move {
+        net.apply(&bridge()).await.unwrap();
+        let own = names::bridge_name(&instance());
+        let wanted = "10.213.0.0/24".parse().unwrap();
+        net.check_subnet(wanted, &own).await.unwrap();
+        let error = net.check_subnet(wanted, "vmbr-0000").await.unwrap_err();
+        assert!(error.to_string().contains(&own), "{error}");
+        assert!(error.hint().unwrap().contains("network.subnet"));
+
+        run("ip link add other type bridge");
+        run("ip link set other up");
+        run("ip addr add 10.213.1.9/32 dev other");
+        run("ip route add 10.213.2.0/23 dev other");
+        run("ip route add blackhole 10.213.4.0/24");
+        run("ip route add default dev other");
+        // An address of a device that is down has no route yet.
+        run("ip link add idle type bridge");
+        run("ip addr add 10.213.5.1/24 dev idle");
+        let picked = pick_subnet(&net, &subnet::candidates(), "vmbr-0000").await.unwrap();
+        assert_eq!(picked.to_string(), "10.213.6.0/24");
+        let error = net.check_subnet("10.213.3.0/24".parse().unwrap(), &own).await.unwrap_err();
+        assert_eq!(error.to_string(), "the subnet 10.213.3.0/24 overlaps with 10.213.2.0/23 on other");
+        let none = pick_subnet(&net, &["10.213.4.0/24".parse().unwrap()], &own).await;
+        assert!(matches!(none, Err(NetError::NoFreeSubnet { count: 1 })));
+
+        assert_eq!(net.guest_mtu().await.unwrap(), None);
+        run("ip link set other mtu 1400");
+        assert_eq!(net.guest_mtu().await.unwrap(), Some(1400));
+    });
+}
+
+#[tokio::test]
+async fn picking_works_on_the_fake_too() {
+    let net = FakeNet::new();
+    net.set_routes(vec![HostRoute {
+        destination: "10.0.0.0/8".parse().unwrap(),
+        device: Some("tun0".into()),
+    }]);
+    let picked = pick_subnet(&net, &subnet::candidates(), "vmbr-3f2a").await.unwrap();
+    assert_eq!(picked.to_string(), "192.168.213.0/24");
+    assert_eq!(addresses::gateway(picked).unwrap().to_string(), "192.168.213.1");
+}
+
+#[test]
+fn a_firewall_that_drops_forwarding_is_explained() {
+    in_namespace(|net| async move {
+        net.apply(&firewall()).await.unwrap();
+        assert_eq!(net.forwarding_blocked("vmbr-3f2a").await.unwrap(), []);
+        // What Docker leaves behind.
+        let policy = "type filter hook forward priority 0 ; policy drop ;";
+        run("nft add table ip filter");
+        run(&format!("nft add chain ip filter FORWARD {{ {policy} }}"));
+        run("nft add chain ip filter DOCKER-USER");
+        run("nft add rule ip filter FORWARD jump DOCKER-USER");
+        let found = net.forwarding_blocked("vmbr-3f2a").await.unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].explanation().contains("policy of chain FORWARD in table ip filter"));
+        assert_eq!(found[0].fix("vmbr-3f2a")[0], "iptables -I FORWARD -i vmbr-3f2a -j ACCEPT");
+        run("nft add rule ip filter DOCKER-USER iifname vmbr-3f2a accept");
+        assert_eq!(net.forwarding_blocked("vmbr-3f2a").await.unwrap(), []);
+
+        // What firewalld does.
+        run("nft add table inet firewalld");
+        run("nft add chain inet firewalld filter_FORWARD { type filter hook forward priority 10 ; }");
+        run("nft add rule inet firewalld filter_FORWARD ct state established accept");
+        assert_eq!(net.forwarding_blocked("vmbr-3f2a").await.unwrap(), []);
+        run("nft add rule inet firewalld filter_FORWARD reject with icmpx type admin-prohibited");
+        let found = net.forwarding_blocked("vmbr-3f2a").await.unwrap();
+        assert!(found.len() == 1 && !found[0].by_policy, "{found:?}");
+        assert!(found[0].fix("vmbr-3f2a")[0].starts_with("firewall-cmd"));
+    });
+}
