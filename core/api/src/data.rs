@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 pub use vm_types::{
     ImageDigest, KernelId, OperationId, VmId, VmName,
     image::{ImageRecord, KernelRecord},
+    operation::{OperationKind, OperationProgress},
     vm::{ExitStatus, FailedAt, NetworkMode, VmState},
 };
 
@@ -111,39 +112,6 @@ pub struct ConsoleChunk {
 pub struct Begun {
     /// To watch or cancel it.
     pub operation: OperationId,
-}
-
-/// What an operation does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OperationKind {
-    /// `vm.create`
-    VmCreate,
-    /// `vm.start`
-    VmStart,
-    /// `vm.stop`
-    VmStop,
-    /// `vm.kill`
-    VmKill,
-    /// `vm.delete`
-    VmDelete,
-    /// `image.pull`
-    ImagePull,
-    /// `image.import`
-    ImageImport,
-    /// `kernel.import`
-    KernelImport,
-}
-
-/// How far an operation is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct OperationProgress {
-    /// The step, for people.
-    pub stage: String,
-    /// Done so far, in the stage's own unit.
-    pub done: u64,
-    /// Of how many, where known.
-    pub total: Option<u64>,
 }
 
 /// Where an operation stands.

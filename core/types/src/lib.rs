@@ -9,6 +9,7 @@ pub mod id;
 pub mod image;
 pub mod layout;
 pub mod machine;
+pub mod operation;
 pub mod shim;
 pub mod vm;
 

@@ -64,6 +64,9 @@ pub struct ShimStarted {
 pub struct ShimFailed {
     /// What went wrong, for people.
     pub error: String,
+    /// How to mend it, where the shim knows.
+    #[serde(default)]
+    pub hint: Option<String>,
 }
 
 /// A line to `shim.sock`.

@@ -1,3 +1,14 @@
-//! The daemon.
+//! `vmd`: the daemon, and the modes in which the same binary serves as a VM's shim and as a doctor.
 
-fn main() {}
+mod config;
+mod daemon;
+mod doctor;
+mod options;
+mod problem;
+mod rpc;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    options::run()
+}

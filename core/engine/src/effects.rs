@@ -1,0 +1,196 @@
+//! The one place where the host is changed.
+//!
+//! ```text
+//!   intent -> failpoint -> apply -> failpoint -> applied      undoing -> undo -> undone
+//! ```
+//!
+//! [`Scope::apply`] and [`Scope::unwind`] are the only callers of the layers' `apply` and `undo`. An
+//! effect whose `apply` fails or is dropped half way stays in the journal as an intent; unwinding undoes it like an applied one.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::Mutex;
+use vm_disk::{Cow, Files};
+use vm_net::Net;
+use vm_types::{Effect, Handle, Layout};
+
+use crate::{
+    error::EngineError,
+    journal::{Journal, Phase, Step},
+};
+
+/// How long a shim may take to start its VMM.
+const SHIM_START: Duration = Duration::from_secs(30);
+/// How long a killed shim and VMM may take to end.
+const SHIM_END: Duration = Duration::from_secs(30);
+
+/// The layers that know how to apply each effect.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Network effects.
+    pub net: Arc<dyn Net>,
+    /// Copy-on-write disks.
+    pub cow: Arc<dyn Cow>,
+    /// Directories and files.
+    pub files: Files,
+    /// The program whose `shim` mode is started.
+    pub shim_program: PathBuf,
+}
+
+impl Host {
+    async fn apply(&self, effect: &Effect) -> Result<Handle, EngineError> {
+        Ok(match effect {
+            Effect::Directory { .. } | Effect::File { .. } | Effect::AppendedFile { .. } => {
+                self.files.apply(effect).await?
+            }
+            Effect::CowDisk { .. } => self.cow.apply(effect).await?,
+            Effect::Sysctl { .. } | Effect::Bridge { .. } | Effect::Firewall { .. } | Effect::Tap { .. } => {
+                self.net.apply(effect).await?
+            }
+            Effect::Shim { run_dir, spec } => {
+                vm_shim::effect::apply(&self.shim_program, run_dir, spec, SHIM_START).await?
+            }
+        })
+    }
+
+    async fn undo(&self, effect: &Effect, handle: &Handle) -> Result<(), EngineError> {
+        match effect {
+            Effect::Directory { .. } | Effect::File { .. } | Effect::AppendedFile { .. } => {
+                self.files.undo(effect, handle).await?;
+            }
+            Effect::CowDisk { .. } => self.cow.undo(effect, handle).await?,
+            Effect::Sysctl { .. } | Effect::Bridge { .. } | Effect::Firewall { .. } | Effect::Tap { .. } => {
+                self.net.undo(effect, handle).await?;
+            }
+            Effect::Shim { run_dir, .. } => vm_shim::effect::undo(run_dir, handle, SHIM_END).await?,
+        }
+        Ok(())
+    }
+}
+
+/// A journal with the host it speaks of. Steps of one scope are taken one after the other.
+#[derive(Debug)]
+pub struct Scope {
+    host: Host,
+    path: PathBuf,
+    journal: Mutex<Journal>,
+}
+
+impl Scope {
+    /// A VM's scope.
+    ///
+    /// # Errors
+    /// An unreadable journal.
+    pub fn vm(host: &Host, layout: &Layout, id: &vm_types::VmId, boot_id: &str) -> Result<Self, EngineError> {
+        Self::open(host, layout.vm_journal(id), layout.vm_handles(id), boot_id)
+    }
+
+    /// The daemon's own scope.
+    ///
+    /// # Errors
+    /// An unreadable journal.
+    pub fn host(host: &Host, layout: &Layout, boot_id: &str) -> Result<Self, EngineError> {
+        Self::open(host, layout.host_journal(), layout.host_handles(), boot_id)
+    }
+
+    fn open(host: &Host, path: PathBuf, handles: PathBuf, boot_id: &str) -> Result<Self, EngineError> {
+        let journal = Journal::open(&path, &handles, boot_id)
+            .map_err(|source| EngineError::Journal { path: path.clone(), source })?;
+        Ok(Self { host: host.clone(), path, journal: Mutex::new(journal) })
+    }
+
+    /// Applies an effect unless it is applied already in this boot. On failure the effect itself is undone at once.
+    ///
+    /// # Errors
+    /// The journal or the layer. What was half done and could not be undone stays in the journal for [`Self::unwind`].
+    pub async fn apply(&self, effect: Effect, phase: Phase) -> Result<Handle, EngineError> {
+        let mut journal = self.journal.lock().await;
+        if let Some(entry) = journal.applied(&effect.id()) {
+            return Ok(entry.handle.clone());
+        }
+        let started = std::time::Instant::now();
+        self.record(&mut journal, &effect, phase, Step::Intent, Handle::None)?;
+        match self.host.apply(&effect).await {
+            Ok(handle) => {
+                self.record(&mut journal, &effect, phase, Step::Applied, handle.clone())?;
+                let took = started.elapsed();
+                tracing::debug!(effect = %effect.id(), ?took, "applied");
+                Ok(handle)
+            }
+            Err(error) => {
+                match self.host.undo(&effect, &Handle::None).await {
+                    Ok(()) => self.record(&mut journal, &effect, phase, Step::Undone, Handle::None)?,
+                    Err(undo) => tracing::warn!(effect = %effect.id(), error = %undo.chain(), "half done, and left so"),
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Undoes all of a phase, newest first. Goes on past an effect that cannot be undone, which stays in the journal.
+    ///
+    /// # Errors
+    /// The first that could not be undone.
+    pub async fn unwind(&self, phase: Phase) -> Result<(), EngineError> {
+        let mut journal = self.journal.lock().await;
+        let open: Vec<_> =
+            journal.entries().iter().filter(|entry| entry.phase == phase).rev().cloned().collect();
+        let mut first_error = None;
+        for entry in open {
+            let id = entry.effect.id();
+            let started = std::time::Instant::now();
+            self.record(&mut journal, &entry.effect, phase, Step::Undoing, Handle::None)?;
+            match self.host.undo(&entry.effect, &entry.handle).await {
+                Ok(()) => {
+                    self.record(&mut journal, &entry.effect, phase, Step::Undone, Handle::None)?;
+                    tracing::debug!(effect = %id, took = ?started.elapsed(), "undone");
+                }
+                Err(error) => {
+                    tracing::warn!(effect = %id, error = %error.chain(), "could not be undone");
+                    let failure = EngineError::Undo { id, source: Box::new(error) };
+                    first_error.get_or_insert(failure);
+                }
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    /// The applied shim's processes, if there is one in the journal.
+    pub async fn processes(&self) -> Option<(vm_types::ProcessRef, vm_types::ProcessRef)> {
+        self.journal.lock().await.entries().iter().find_map(|entry| match entry.handle {
+            Handle::Processes { shim, vmm } => Some((shim, vmm)),
+            _ => None,
+        })
+    }
+
+    /// Whether anything of a phase is half done or of a former boot of the host.
+    pub async fn has_stale(&self, phase: Phase) -> bool {
+        let journal = self.journal.lock().await;
+        journal
+            .entries()
+            .iter()
+            .any(|entry| entry.phase == phase && journal.applied(&entry.effect.id()).is_none())
+    }
+
+    /// Removes the journal of a scope in which nothing is open.
+    ///
+    /// # Errors
+    /// Something still being open, or removal failing.
+    pub async fn close(&self) -> Result<(), EngineError> {
+        let removed = self.journal.lock().await.remove();
+        removed.map_err(|source| EngineError::Journal { path: self.path.clone(), source })
+    }
+
+    fn record(
+        &self,
+        journal: &mut Journal,
+        effect: &Effect,
+        phase: Phase,
+        step: Step,
+        handle: Handle,
+    ) -> Result<(), EngineError> {
+        journal
+            .record(effect, phase, step, handle)
+            .map_err(|source| EngineError::Journal { path: self.path.clone(), source })
+    }
+}

@@ -1,0 +1,275 @@
+//! The engine's wiring: what it is given, what it keeps, how it comes up and goes down.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ipnet::Ipv4Net;
+use vm_host::Runner;
+use vm_store::Store;
+use vm_types::{InstanceId, Layout, VmId, VmName, vm::VmRecord};
+use vm_vmm::Vmm;
+
+use crate::{
+    effects::{Host, Scope},
+    error::EngineError,
+    keys, network,
+    ops::Operations,
+    vm::cell::Cell,
+};
+
+/// Which subnet the bridge gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SubnetChoice {
+    /// The first that clashes with nothing on the host; kept once chosen.
+    Auto,
+    /// This one.
+    Fixed(Ipv4Net),
+}
+
+/// What the configuration decides.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Image of a VM that names none.
+    pub default_image: String,
+    /// Virtual CPUs of a VM that names none.
+    pub default_cpus: u32,
+    /// Memory in MiB of a VM that names none.
+    pub default_memory_mib: u64,
+    /// Root disk in bytes of a VM that names none.
+    pub default_disk_bytes: u64,
+    /// How long a guest may take until its agent answers.
+    pub start_timeout: Duration,
+    /// How long a guest gets to shut down.
+    pub stop_grace: Duration,
+    /// Bound of each console log in bytes.
+    pub console_log_bytes: u64,
+    /// The bridge's subnet.
+    pub subnet: SubnetChoice,
+    /// Guests' name servers; the host's own if empty.
+    pub resolvers: Vec<IpAddr>,
+    /// Group that may use the daemon.
+    pub socket_group: Option<u32>,
+    /// The guest agent's binary.
+    pub agent: PathBuf,
+}
+
+/// What the daemon hands to the engine.
+#[derive(Debug)]
+pub struct Parts {
+    /// Directories.
+    pub layout: Layout,
+    /// Configuration.
+    pub settings: Settings,
+    /// The store.
+    pub store: Store,
+    /// Appliers of effects.
+    pub host: Host,
+    /// The VMM driver.
+    pub vmm: Arc<dyn Vmm>,
+    /// Host commands.
+    pub runner: Arc<dyn Runner>,
+}
+
+/// The engine. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) layout: Layout,
+    pub(crate) settings: Settings,
+    pub(crate) store: Store,
+    pub(crate) host: Host,
+    pub(crate) vmm: Arc<dyn Vmm>,
+    pub(crate) runner: Arc<dyn Runner>,
+    pub(crate) operations: Operations,
+    pub(crate) instance: InstanceId,
+    pub(crate) boot_id: String,
+    /// `authorized_keys` line of the daemon's own key.
+    pub(crate) client_public_key: String,
+    pub(crate) cells: Mutex<HashMap<VmId, Arc<Cell>>>,
+    /// Names and addresses are chosen under it.
+    pub(crate) create: tokio::sync::Mutex<()>,
+    /// Images and kernels are made and removed under it.
+    pub(crate) catalogue: tokio::sync::Mutex<()>,
+    pub(crate) network: tokio::sync::Mutex<network::State>,
+    pub(crate) host_scope: Scope,
+}
+
+impl Engine {
+    /// Brings the engine up: reads what should be and what is, adopts VMs that live, undoes what is half done.
+    ///
+    /// # Errors
+    /// The store, the directories or the daemon's own key. A single VM that cannot be recovered is shown as failed and stops nothing.
+    pub async fn start(parts: Parts) -> Result<Self, EngineError> {
+        let Parts { layout, settings, store, host, vmm, runner } = parts;
+        for (dir, mode) in [
+            (layout.images(), 0o700),
+            (layout.kernels(), 0o700),
+            (layout.journals(), 0o700),
+            (layout.state.join("vms"), 0o711),
+            (layout.run.join("vms"), 0o711),
+        ] {
+            make_directory(&dir, mode)?;
+        }
+        let scratch = layout.scratch();
+        let file = |action| move |source| EngineError::File { action, path: scratch.clone(), source };
+        if layout.scratch().exists() {
+            std::fs::remove_dir_all(layout.scratch()).map_err(file("empty"))?;
+        }
+        make_directory(&layout.scratch(), 0o700)?;
+
+        let fresh = keys::random_hex(2)?;
+        let instance = store.meta().get_or_set(vm_store::meta::INSTANCE_ID, &fresh).await?;
+        let instance = instance.parse().map_err(|error| EngineError::InvalidArgument {
+            message: format!("the database's instance id is damaged: {error}"),
+            hint: "restore the database from a backup".into(),
+        })?;
+        let boot_id = vm_host::process::boot_id().map_err(|source| EngineError::File {
+            action: "read",
+            path: "/proc/sys/kernel/random/boot_id".into(),
+            source,
+        })?;
+        let client_public_key = keys::client(&layout.client_key(), settings.socket_group)?;
+        let host_scope = Scope::host(&host, &layout, &boot_id)?;
+        let engine = Self {
+            inner: Arc::new(Inner {
+                layout,
+                settings,
+                store,
+                host,
+                vmm,
+                runner,
+                operations: Operations::default(),
+                instance,
+                boot_id,
+                client_public_key,
+                cells: Mutex::default(),
+                create: tokio::sync::Mutex::default(),
+                catalogue: tokio::sync::Mutex::default(),
+                network: tokio::sync::Mutex::default(),
+                host_scope,
+            }),
+        };
+        engine.recover().await?;
+        Ok(engine)
+    }
+
+    /// Cancels operations, and takes the bridge down if no VM is up. VMs are left alone.
+    pub async fn shut_down(&self) {
+        self.inner.operations.shut_down().await;
+        if let Err(error) = self.release_network().await {
+            tracing::warn!(error = %error.chain(), "the network could not be taken down");
+        }
+    }
+
+    /// Long operations.
+    pub fn operations(&self) -> &Operations {
+        &self.inner.operations
+    }
+
+    /// Directories.
+    pub fn layout(&self) -> &Layout {
+        &self.inner.layout
+    }
+
+    /// The VMM's name, for people.
+    pub fn vmm_name(&self) -> String {
+        match self.inner.vmm.kind() {
+            vm_types::vm::VmmKind::Qemu => "qemu".into(),
+            vm_types::vm::VmmKind::Fake => "fake".into(),
+        }
+    }
+
+    /// The daemon's instance id.
+    pub fn instance(&self) -> &InstanceId {
+        &self.inner.instance
+    }
+
+    /// The VM with this name or id.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`].
+    pub fn find(&self, name_or_id: &str) -> Result<Arc<Cell>, EngineError> {
+        let cells = self.cells();
+        let by_id = name_or_id.parse::<VmId>().ok().and_then(|id| cells.get(&id).cloned());
+        by_id.or_else(|| cells.values().find(|cell| cell.name().as_str() == name_or_id).cloned()).ok_or_else(|| {
+            EngineError::NotFound {
+                what: "VM",
+                name: name_or_id.to_owned(),
+                hint: match nearest(name_or_id, cells.values().map(|cell| cell.name())) {
+                    Some(near) => format!("did you mean {near}? `vm ls` lists all VMs"),
+                    None => "`vm ls` lists all VMs".into(),
+                },
+            }
+        })
+    }
+
+    /// All VMs, by name.
+    pub fn all(&self) -> Vec<Arc<Cell>> {
+        let mut cells: Vec<_> = self.cells().values().cloned().collect();
+        cells.sort_by(|a, b| a.name().cmp(b.name()));
+        cells
+    }
+
+    pub(crate) fn cells(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, Arc<Cell>>> {
+        // The map is whole between any two statements; a panic elsewhere leaves nothing to repair.
+        self.inner.cells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn open_cell(&self, record: VmRecord) -> Result<Arc<Cell>, EngineError> {
+        let scope = Scope::vm(&self.inner.host, &self.inner.layout, &record.id, &self.inner.boot_id)?;
+        let cell = Arc::new(Cell::new(record, scope, self.inner.layout.clone()));
+        self.cells().insert(cell.id().clone(), cell.clone());
+        Ok(cell)
+    }
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<(), EngineError> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let file = |source| EngineError::File { action: "create", path: path.into(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(file)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(file)
+}
+
+/// A name that differs from the asked one by little: a swapped, missing or wrong letter or two.
+fn nearest<'a>(asked: &str, names: impl Iterator<Item = &'a VmName>) -> Option<&'a VmName> {
+    names
+        .map(|name| (distance(asked, name.as_str()), name))
+        .filter(|(distance, _)| *distance <= 2)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+/// Levenshtein distance in bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_typo_is_recognised_and_a_stranger_is_not() {
+        let names: Vec<VmName> = ["web", "database"].iter().map(|n| n.parse().unwrap()).collect();
+        assert_eq!(nearest("databse", names.iter()).map(VmName::as_str), Some("database"));
+        assert_eq!(nearest("cache", names.iter()), None);
+    }
+}

@@ -1,0 +1,223 @@
+//! What can go wrong in the engine: one variant per failed operation, each with a hint where a person can do something.
+
+use std::{error::Error, path::PathBuf};
+
+use vm_disk::DiskError;
+use vm_image::ImageError;
+use vm_net::NetError;
+use vm_shim::{ControlError, ShimError};
+use vm_store::StoreError;
+use vm_types::{EffectId, VmName, vm::ExitStatus};
+use vm_vmm::VmmError;
+
+/// An engine's error.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No such thing.
+    #[error("there is no {what} {name}")]
+    NotFound {
+        /// `VM`, `image`, `kernel` or `operation`.
+        what: &'static str,
+        /// As it was asked for.
+        name: String,
+        /// What to do.
+        hint: String,
+    },
+    /// An argument does not fit.
+    #[error("{message}")]
+    InvalidArgument {
+        /// Which and why.
+        message: String,
+        /// What would fit.
+        hint: String,
+    },
+    /// The VM's state does not allow it.
+    #[error("VM {name} is {state}; it cannot be {wanted}")]
+    WrongState {
+        /// The VM.
+        name: VmName,
+        /// The state's word.
+        state: &'static str,
+        /// What was asked for, as a participle: `started`, `deleted`.
+        wanted: &'static str,
+    },
+    /// Another operation has the VM.
+    #[error("VM {name} is busy: {state}")]
+    Busy {
+        /// The VM.
+        name: VmName,
+        /// The state's word.
+        state: &'static str,
+    },
+    /// Somebody cancelled the operation; it was undone.
+    #[error("cancelled")]
+    Cancelled,
+    /// The daemon takes no new work.
+    #[error("the daemon is on its way down")]
+    ShuttingDown,
+    /// No free address.
+    #[error("no address is free in {subnet}")]
+    AddressesExhausted {
+        /// The subnet.
+        subnet: String,
+    },
+    /// The guest's agent did not answer.
+    #[error("the guest did not answer within {seconds} s{}", tail(.console))]
+    GuestUnresponsive {
+        /// The limit.
+        seconds: u64,
+        /// The console's end.
+        console: String,
+    },
+    /// The agent answered that it cannot.
+    #[error("the guest's agent could not {what}")]
+    Guest {
+        /// What it was asked for.
+        what: &'static str,
+        /// Why not.
+        source: ControlError,
+    },
+    /// The VMM ended while the VM was started.
+    #[error("the VMM ended with {status}{}{}", said(.log), tail(.console))]
+    VmmDied {
+        /// How.
+        status: ExitStatus,
+        /// What the VMM said.
+        log: String,
+        /// The console's end.
+        console: String,
+    },
+    /// The agent binary is not where it should be.
+    #[error("the guest agent {} cannot be read", path.display())]
+    Agent {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// An SSH key could not be made or read.
+    #[error("could not {action} the SSH key {}", path.display())]
+    Key {
+        /// `make` or `read`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A step could not be journaled, so it was not taken.
+    #[error("could not record a step in the journal {}", path.display())]
+    Journal {
+        /// The journal.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file of the daemon's own.
+    #[error("could not {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// An effect could not be undone; it stays in the journal and is tried again.
+    #[error("could not undo {id}")]
+    Undo {
+        /// The effect.
+        id: EffectId,
+        /// Why not.
+        source: Box<EngineError>,
+    },
+    /// A bug.
+    #[error("a bug ended the operation: {detail}")]
+    Panicked {
+        /// What the runtime says.
+        detail: String,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The network layer.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The disk layer.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The image layer.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The VMM driver.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The shim.
+    #[error(transparent)]
+    Shim(#[from] ShimError),
+}
+
+impl EngineError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotFound { hint, .. } | Self::InvalidArgument { hint, .. } => Some(hint.clone()),
+            Self::WrongState { name, wanted, .. } => Some(match *wanted {
+                "started" => format!("`vm show {name}` tells more; `vm ssh {name}` logs in to a running one"),
+                "deleted" => format!("stop it first with `vm stop {name}`, or use `vm delete --force {name}`"),
+                _ => format!("`vm show {name}` tells more"),
+            }),
+            Self::Busy { name, .. } => {
+                Some(format!("wait for it, or end it with `vm kill {name}`; `vm show {name}` tells more"))
+            }
+            Self::AddressesExhausted { .. } => {
+                Some("delete VMs you no longer need, or set a larger network.subnet in the configuration".into())
+            }
+            Self::GuestUnresponsive { .. } => Some(
+                "read the whole console with `vm logs`; on a slow host raise start_timeout_seconds in the configuration".into(),
+            ),
+            Self::VmmDied { .. } => {
+                Some("`vm doctor` checks the VMM; `vm logs` shows the console; more memory (--memory) may help".into())
+            }
+            Self::Agent { .. } => Some("vm-agent belongs beside vmd; name another place with --agent".into()),
+            Self::Journal { source, .. } | Self::File { source, .. } => io_hint(source),
+            Self::Undo { .. } => Some("mend the cause, then delete the VM again or restart the daemon".into()),
+            Self::Store(error) => error.hint(),
+            Self::Net(error) => error.hint(),
+            Self::Disk(error) => error.hint(),
+            Self::Image(error) => error.hint(),
+            Self::Vmm(error) => error.hint(),
+            Self::Shim(error) => error.hint(),
+            Self::Cancelled | Self::ShuttingDown | Self::Guest { .. } | Self::Key { .. } | Self::Panicked { .. } => None,
+        }
+    }
+
+    /// The message with all its causes.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let next = error.to_string();
+            if !text.ends_with(&next) {
+                text = format!("{text}: {next}");
+            }
+            cause = error.source();
+        }
+        text
+    }
+}
+
+fn io_hint(error: &std::io::Error) -> Option<String> {
+    (error.kind() == std::io::ErrorKind::StorageFull)
+        .then(|| "free some space on the disk of the state directory; `vm image ls` shows what images take".into())
+}
+
+fn tail(console: &str) -> String {
+    let console = console.trim();
+    if console.is_empty() { "; its console is empty".into() } else { format!("; its console ends with:\n{console}") }
+}
+
+fn said(log: &str) -> String {
+    let log = log.trim();
+    if log.is_empty() { String::new() } else { format!(" and said: {log}") }
+}

@@ -1,0 +1,37 @@
+//! Long operations as every crate names them.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationKind {
+    /// `vm.create`
+    VmCreate,
+    /// `vm.start`
+    VmStart,
+    /// `vm.stop`
+    VmStop,
+    /// `vm.kill`
+    VmKill,
+    /// `vm.delete`
+    VmDelete,
+    /// `image.pull`
+    ImagePull,
+    /// `image.import`
+    ImageImport,
+    /// `kernel.import`
+    KernelImport,
+}
+
+/// How far an operation is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OperationProgress {
+    /// The step, for people.
+    pub stage: String,
+    /// Done so far, in the stage's own unit.
+    pub done: u64,
+    /// Of how many, where known.
+    pub total: Option<u64>,
+}

@@ -1,0 +1,273 @@
+//! The configuration file, `config.toml`: versioned, checked, complete in its defaults.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use vm_disk::BackendChoice;
+use vm_engine::{Settings, SubnetChoice};
+use vm_vmm::Accelerator;
+
+/// The version this build reads.
+const VERSION: u32 = 1;
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// It cannot be read.
+    #[error("could not read {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    /// It is no TOML of ours.
+    #[error("{} is not a valid configuration", path.display())]
+    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    /// It is of a version this build does not know.
+    #[error("{} is of version {found}; this build reads version {VERSION}", path.display())]
+    Version { path: PathBuf, found: u32 },
+    /// A value is out of bounds.
+    #[error("{}: {key} {rule}", path.display())]
+    Value { path: PathBuf, key: &'static str, rule: String },
+}
+
+impl ConfigError {
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Read { .. } => Some("make it readable, or name another directory with --config-dir".into()),
+            Self::Parse { .. } | Self::Value { .. } => {
+                Some("`vmd config --config-dir /nonexistent` prints every key with its default".into())
+            }
+            Self::Version { .. } => Some("use a vmd that is as new as the file, or begin it with version = 1".into()),
+        }
+    }
+}
+
+/// The whole file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    version: u32,
+    /// Group that may use the socket; left out, only root may. Root-equivalent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) group: Option<String>,
+    /// The guest agent's binary; beside vmd if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<PathBuf>,
+    vm: Vm,
+    network: Network,
+    pub(crate) vmm: VmmConfig,
+    pub(crate) disk: Disk,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Vm {
+    image: String,
+    cpus: u32,
+    memory_mib: u64,
+    disk_mib: u64,
+    start_timeout_seconds: u64,
+    stop_grace_seconds: u64,
+    console_log_kib: u64,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Network {
+    /// `auto`, or an IPv4 subnet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subnet: Option<Ipv4Net>,
+    resolvers: Vec<IpAddr>,
+}
+
+/// Which VMM and how.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct VmmConfig {
+    /// QEMU's binary; looked up if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) qemu: Option<PathBuf>,
+    /// `kvm` or `tcg`; found out if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) accelerator: Option<AcceleratorName>,
+    /// The fake VMM's binary; for tests of builds that have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) fake: Option<PathBuf>,
+}
+
+/// See [`Accelerator`].
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum AcceleratorName {
+    Kvm,
+    Tcg,
+}
+
+impl From<AcceleratorName> for Accelerator {
+    fn from(name: AcceleratorName) -> Self {
+        match name {
+            AcceleratorName::Kvm => Self::Kvm,
+            AcceleratorName::Tcg => Self::Tcg,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Disk {
+    /// `auto`, `reflink` or `copy`.
+    pub(crate) backend: BackendChoice,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            group: None,
+            agent: None,
+            vm: Vm::default(),
+            network: Network::default(),
+            vmm: VmmConfig::default(),
+            disk: Disk::default(),
+        }
+    }
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        Self {
+            image: "debian:bookworm".into(),
+            cpus: 2,
+            memory_mib: 1024,
+            disk_mib: 8 * 1024,
+            start_timeout_seconds: 120,
+            stop_grace_seconds: 60,
+            console_log_kib: 1024,
+        }
+    }
+}
+
+/// Reads and checks the file; without one, the defaults.
+pub(crate) fn load(path: &Path) -> Result<Config, ConfigError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Config::default()),
+        Err(source) => return Err(ConfigError::Read { path: path.into(), source }),
+    };
+    parse(&text, path)
+}
+
+fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+    #[derive(Deserialize)]
+    struct VersionOnly {
+        version: Option<u32>,
+    }
+    let failed = |source| ConfigError::Parse { path: path.into(), source: Box::new(source) };
+    // First, so that a newer file is not called wrong for a key that this build does not know.
+    let found = toml::from_str::<VersionOnly>(text).map_err(failed)?.version.unwrap_or(VERSION);
+    if found != VERSION {
+        return Err(ConfigError::Version { path: path.into(), found });
+    }
+    let config: Config = toml::from_str(text).map_err(failed)?;
+    let bounds: [(&'static str, u64, u64, u64); 6] = [
+        ("vm.cpus", config.vm.cpus.into(), 1, 255),
+        ("vm.memory_mib", config.vm.memory_mib, 64, 1 << 24),
+        ("vm.disk_mib", config.vm.disk_mib, 64, 1 << 24),
+        ("vm.start_timeout_seconds", config.vm.start_timeout_seconds, 1, 3600),
+        ("vm.stop_grace_seconds", config.vm.stop_grace_seconds, 0, 3600),
+        ("vm.console_log_kib", config.vm.console_log_kib, 16, 1 << 20),
+    ];
+    for (key, value, least, most) in bounds {
+        if !(least..=most).contains(&value) {
+            let rule = format!("is {value}; {least} to {most} are possible");
+            return Err(ConfigError::Value { path: path.into(), key, rule });
+        }
+    }
+    if let Some(subnet) = config.network.subnet
+        && subnet.prefix_len() > 29
+    {
+        let rule = format!("is {subnet}; at most /29 leaves room for guests");
+        return Err(ConfigError::Value { path: path.into(), key: "network.subnet", rule });
+    }
+    Ok(config)
+}
+
+impl Config {
+    /// Where the guest agent is: as configured, else beside this program.
+    pub(crate) fn agent(&self) -> PathBuf {
+        self.agent.clone().unwrap_or_else(|| {
+            let own = std::env::current_exe().unwrap_or_default();
+            own.with_file_name("vm-agent")
+        })
+    }
+
+    /// The configured group's id.
+    pub(crate) fn group_id(&self) -> std::io::Result<Option<u32>> {
+        let Some(name) = &self.group else { return Ok(None) };
+        match nix::unistd::Group::from_name(name)? {
+            Some(group) => Ok(Some(group.gid.as_raw())),
+            None => Err(std::io::Error::new(
+                std::io::ErrorKind::NotFound,
+                format!("there is no group {name}; make it with `groupadd --system {name}`"),
+            )),
+        }
+    }
+
+    pub(crate) fn subnet(&self) -> SubnetChoice {
+        self.network.subnet.map_or(SubnetChoice::Auto, |subnet| SubnetChoice::Fixed(subnet.trunc()))
+    }
+
+    /// The engine's part.
+    pub(crate) fn settings(&self, socket_group: Option<u32>) -> Settings {
+        Settings {
+            default_image: self.vm.image.clone(),
+            default_cpus: self.vm.cpus,
+            default_memory_mib: self.vm.memory_mib,
+            default_disk_bytes: self.vm.disk_mib << 20,
+            start_timeout: Duration::from_secs(self.vm.start_timeout_seconds),
+            stop_grace: Duration::from_secs(self.vm.stop_grace_seconds),
+            console_log_bytes: self.vm.console_log_kib << 10,
+            subnet: self.subnet(),
+            resolvers: self.network.resolvers.clone(),
+            socket_group,
+            agent: self.agent(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        parse(text, Path::new("config.toml"))
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_back() {
+        let text = toml::to_string_pretty(&Config::default()).unwrap();
+        let back = read(&text).unwrap();
+        assert_eq!(toml::to_string_pretty(&back).unwrap(), text);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, part) in [
+            ("version = 2\nnew = 1", "version 2"),
+            ("[vm]\nmemry_mib = 5", "memry_mib"),
+            ("[vm]\nmemory_mib = 5", "vm.memory_mib is 5"),
+            ("[network]\nsubnet = \"10.0.0.0/33\"", "subnet"),
+            ("[network]\nsubnet = \"10.0.0.0/31\"", "network.subnet"),
+        ] {
+            let error = read(text).unwrap_err();
+            let mut all = error.to_string();
+            if let Some(source) = std::error::Error::source(&error) {
+                all += &source.to_string();
+            }
+            assert!(all.contains(part), "{all}");
+            assert!(error.hint().is_some());
+        }
+    }
+}

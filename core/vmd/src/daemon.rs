@@ -1,0 +1,175 @@
+//! Wiring: the only place that names concrete drivers. Order: directories, lock, store, engine, socket; then serve until told to end.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use vm_disk::{DiskError, Files, HostCow};
+use vm_engine::{Engine, EngineError, Parts, effects::Host};
+use vm_host::{HostRunner, Runner};
+use vm_net::HostNet;
+use vm_store::{Store, StoreError};
+use vm_types::{Layout, layout::SOCKET_PATH_MAX};
+use vm_vmm::{QemuDriver, Vmm};
+
+use crate::{
+    config::Config,
+    rpc::server::{self, Access},
+};
+
+/// Why the daemon could not come up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DaemonError {
+    #[error("could not prepare {}", path.display())]
+    Prepare { path: PathBuf, source: std::io::Error },
+    #[error("another vmd{} already serves {}", holder.map(|pid| format!(" (pid {pid})")).unwrap_or_default(), directory.display())]
+    AlreadyServed { directory: PathBuf, holder: Option<u32> },
+    #[error("the path {} is too long for a socket", path.display())]
+    SocketPath { path: PathBuf },
+    #[error("the configured group cannot be used")]
+    Group { source: std::io::Error },
+    #[error("could not find this program's own path")]
+    OwnPath { source: std::io::Error },
+    #[error("could not listen on {}", path.display())]
+    Listen { path: PathBuf, source: std::io::Error },
+    #[error("could not watch for signals")]
+    Signals { source: std::io::Error },
+    #[cfg(not(feature = "fake"))]
+    #[error("this build has no fake VMM")]
+    NoFake,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl DaemonError {
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Prepare { .. } | Self::Listen { .. } => {
+                Some("run vmd as root, or name directories of your own with --run-dir and --state-dir".into())
+            }
+            Self::AlreadyServed { .. } => Some(
+                "use it, stop it with `vm daemon stop`, or name other directories for a second daemon".into(),
+            ),
+            Self::SocketPath { .. } => Some("name a shorter --run-dir".into()),
+            Self::Group { .. } => Some("make the group, or take `group` out of the configuration".into()),
+            Self::Store(error) => error.hint(),
+            Self::Disk(error) => error.hint(),
+            Self::Engine(error) => error.hint(),
+            #[cfg(not(feature = "fake"))]
+            Self::NoFake => Some("take vmm.fake out of the configuration".into()),
+            Self::OwnPath { .. } | Self::Signals { .. } => None,
+        }
+    }
+}
+
+/// Serves until SIGTERM, SIGINT or `daemon.stop`.
+pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonError> {
+    let longest = layout.longest_socket();
+    if longest.as_os_str().len() > SOCKET_PATH_MAX {
+        return Err(DaemonError::SocketPath { path: longest });
+    }
+    let group = config.group_id().map_err(|source| DaemonError::Group { source })?;
+    // 0711: who may use a socket or key inside decides that file's own mode.
+    for path in [&layout.run, &layout.state] {
+        prepare(path).map_err(|source| DaemonError::Prepare { path: path.clone(), source })?;
+    }
+    let _state_lock = lock(&layout.lock_file(), &layout.state)?;
+    let _run_lock = lock(&layout.run.join("vmd.pid"), &layout.run)?;
+
+    let own = std::env::current_exe().map_err(|source| DaemonError::OwnPath { source })?;
+    let runner: Arc<dyn Runner> = Arc::new(HostRunner);
+    let store = Store::open(&layout.database())?;
+    let vmm = vmm(&config, &runner)?;
+    for path in [layout.images(), layout.state.join("vms")] {
+        prepare(&path).map_err(|source| DaemonError::Prepare { path, source })?;
+    }
+    let host = Host {
+        net: Arc::new(HostNet::new(runner.clone())),
+        cow: Arc::new(HostCow::probe(config.disk.backend, &layout.images(), &layout.state.join("vms"))?),
+        files: Files::new([layout.run.clone(), layout.state.clone()]),
+        shim_program: own,
+    };
+    let settings = config.settings(group);
+    let parts = Parts { layout: layout.clone(), settings, store, host, vmm, runner };
+    let engine = Engine::start(parts).await?;
+
+    let mut terminate = signal(SignalKind::terminate()).map_err(|source| DaemonError::Signals { source })?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|source| DaemonError::Signals { source })?;
+    // A closed terminal is no reason to end.
+    let _hangup = signal(SignalKind::hangup()).map_err(|source| DaemonError::Signals { source })?;
+    let stop = CancellationToken::new();
+    let socket = layout.socket();
+    let listen = |source| DaemonError::Listen { path: socket.clone(), source };
+    let listener = server::bind(&socket, group).map_err(listen)?;
+    let access = Access::new(group);
+    let serving = tokio::spawn(server::serve(listener, engine.clone(), config, access, stop.clone()));
+    tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    // Cancel-safe: three arms that only wait.
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = stop.cancelled() => {}
+    }
+    tracing::info!("going down; VMs go on");
+    stop.cancel();
+    let _ = serving.await;
+    engine.shut_down().await;
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+/// The VMM driver of the configuration.
+pub(crate) fn vmm(config: &Config, runner: &Arc<dyn Runner>) -> Result<Arc<dyn Vmm>, DaemonError> {
+    #[cfg(feature = "fake")]
+    if let Some(program) = &config.vmm.fake {
+        return Ok(Arc::new(vm_vmm::FakeDriver::new(program.clone())));
+    }
+    #[cfg(not(feature = "fake"))]
+    if config.vmm.fake.is_some() {
+        return Err(DaemonError::NoFake);
+    }
+    let accelerator = config.vmm.accelerator.map(Into::into);
+    Ok(Arc::new(QemuDriver::new(runner.clone(), config.vmm.qemu.clone(), accelerator)))
+}
+
+fn prepare(path: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711))
+}
+
+/// Takes the lock that keeps a second daemon away; held until dropped, and by the kernel no longer than this process lives.
+fn lock(path: &Path, directory: &Path) -> Result<Flock<File>, DaemonError> {
+    let failed = |source| DaemonError::Prepare { path: path.into(), source };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            lock.set_len(0).map_err(failed)?;
+            writeln!(lock, "{}", std::process::id()).map_err(failed)?;
+            Ok(lock)
+        }
+        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+            let mut text = String::new();
+            let _ = file.read_to_string(&mut text);
+            Err(DaemonError::AlreadyServed { directory: directory.into(), holder: text.trim().parse().ok() })
+        }
+        Err((_, errno)) => Err(failed(errno.into())),
+    }
+}

@@ -1,0 +1,246 @@
+//! Checks of the host: what a VM needs, whether it is there, and what to do where it is not. Changes nothing.
+
+use std::{path::Path, sync::Arc};
+
+use tokio::net::UnixStream;
+use vm_api::{Finding, Severity};
+use vm_disk::HostCow;
+use vm_engine::SubnetChoice;
+use vm_host::{HostRunner, Runner};
+use vm_net::{HostNet, Net};
+use vm_types::{Layout, layout::SOCKET_PATH_MAX};
+use vm_vmm::Accelerator;
+
+use crate::{config::Config, daemon};
+
+/// Less than this on the state directory's disk is worth a warning: an image and a few disks.
+const LITTLE_SPACE: u64 = 4 << 30;
+
+/// Programs that are run, what for, and the Debian package each is in.
+const TOOLS: &[(&str, &str, &str)] = &[
+    ("mke2fs", "making root filesystems", "e2fsprogs"),
+    ("debugfs", "making root filesystems", "e2fsprogs"),
+    ("nft", "the firewall", "nftables"),
+    ("mmdebstrap", "acquiring debian:SUITE images", "mmdebstrap"),
+    ("dpkg-deb", "acquiring Debian's kernel", "dpkg"),
+];
+
+/// All checks, in a fixed order.
+pub(crate) async fn check(layout: &Layout, config: &Config) -> Vec<Finding> {
+    let runner: Arc<dyn Runner> = Arc::new(HostRunner);
+    let mut findings = vec![privileges(), socket(layout).await];
+    findings.extend(vmm(config, &runner).await);
+    findings.push(agent(config));
+    findings.extend(TOOLS.iter().map(|(tool, purpose, package)| program(tool, purpose, package)));
+    findings.push(tun());
+    findings.extend(network(layout, config, runner).await);
+    findings.push(space(layout));
+    findings.push(backend(layout, config));
+    findings
+}
+
+fn ok(check: impl Into<String>, message: impl Into<String>) -> Finding {
+    Finding { check: check.into(), severity: Severity::Ok, message: message.into(), fix: None }
+}
+
+fn bad(
+    severity: Severity,
+    check: impl Into<String>,
+    message: impl Into<String>,
+    fix: impl Into<String>,
+) -> Finding {
+    Finding { check: check.into(), severity, message: message.into(), fix: Some(fix.into()) }
+}
+
+fn privileges() -> Finding {
+    if nix::unistd::geteuid().is_root() {
+        ok("daemon.privileges", "running as root")
+    } else {
+        bad(
+            Severity::Warning,
+            "daemon.privileges",
+            "not running as root; some checks see less, and the daemon needs root",
+            "run `sudo vm doctor`",
+        )
+    }
+}
+
+async fn socket(layout: &Layout) -> Finding {
+    let path = layout.socket();
+    let check = "daemon.socket";
+    if layout.longest_socket().as_os_str().len() > SOCKET_PATH_MAX {
+        let message = format!("sockets below {} would have too long a path", layout.run.display());
+        return bad(Severity::Error, check, message, "name a shorter --run-dir");
+    }
+    match UnixStream::connect(&path).await {
+        Ok(_) => ok(check, format!("a daemon listens on {}", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => bad(
+            Severity::Error,
+            check,
+            format!("no permission to use {}", path.display()),
+            "use sudo, or become a member of the daemon's group",
+        ),
+        Err(_) => ok(check, format!("no daemon on {}; vm starts one when it needs it", path.display())),
+    }
+}
+
+async fn vmm(config: &Config, runner: &Arc<dyn Runner>) -> Vec<Finding> {
+    let driver = match daemon::vmm(config, runner) {
+        Ok(driver) => driver,
+        Err(error) => {
+            return vec![bad(Severity::Error, "vmm.driver", error.to_string(), error.hint().unwrap_or_default())];
+        }
+    };
+    match driver.availability().await {
+        Ok(found) => {
+            let version = ok("vmm.qemu", found.version);
+            let accelerator = match found.accelerator {
+                Accelerator::Kvm => ok("vmm.kvm", found.reason),
+                Accelerator::Tcg => bad(
+                    Severity::Warning,
+                    "vmm.kvm",
+                    format!("no hardware virtualisation ({}): VMs work, but several times slower", found.reason),
+                    "enable VT-x or AMD-V in the firmware, or nested virtualisation where this host is a VM itself",
+                ),
+            };
+            vec![version, accelerator]
+        }
+        Err(error) => {
+            let hint = error.hint().unwrap_or_else(|| "install QEMU: apt install qemu-system-x86".into());
+            vec![bad(Severity::Error, "vmm.qemu", vm_engine::EngineError::from(error).chain(), hint)]
+        }
+    }
+}
+
+fn agent(config: &Config) -> Finding {
+    let path = config.agent();
+    if path.is_file() {
+        ok("guest.agent", path.display().to_string())
+    } else {
+        let message = format!("the guest agent {} is not there", path.display());
+        bad(Severity::Error, "guest.agent", message, "install vm-agent beside vmd, or set `agent` in the configuration")
+    }
+}
+
+fn program(tool: &str, purpose: &str, package: &str) -> Finding {
+    let check = format!("tools.{tool}");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        // Where administration tools are, though not on every user's PATH.
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|directory| directory.join(tool))
+        .find(|file| file.is_file());
+    match found {
+        Some(file) => ok(check, file.display().to_string()),
+        None => bad(
+            Severity::Error,
+            check,
+            format!("{tool} is not installed; it is needed for {purpose}"),
+            format!("apt install {package}"),
+        ),
+    }
+}
+
+fn tun() -> Finding {
+    if Path::new("/dev/net/tun").exists() {
+        ok("network.tun", "/dev/net/tun is there")
+    } else {
+        bad(Severity::Error, "network.tun", "/dev/net/tun is not there", "modprobe tun")
+    }
+}
+
+async fn network(layout: &Layout, config: &Config, runner: Arc<dyn Runner>) -> Vec<Finding> {
+    let net = HostNet::new(runner.clone());
+    // The instance id is in the database, which belongs to the daemon; a bridge of ours is told by its prefix.
+    let own = own_bridge(layout).await;
+    let subnet = match config.subnet() {
+        SubnetChoice::Fixed(subnet) => match net.check_subnet(subnet, &own).await {
+            Ok(()) => ok("network.subnet", format!("{subnet} is free")),
+            Err(error) => clash(error),
+        },
+        SubnetChoice::Auto => {
+            match vm_net::pick_subnet(&net, &vm_net::subnet::candidates(), &own).await {
+                Ok(subnet) => ok("network.subnet", format!("{subnet} can be used")),
+                Err(error) => clash(error),
+            }
+        }
+    };
+    let mut findings = vec![subnet];
+    findings.push(match vm_net::foreign::forwarding_blocked(runner.as_ref()).await {
+        Ok(blockers) if blockers.is_empty() => ok("network.forwarding", "no foreign firewall drops forwarded packets"),
+        Ok(blockers) => bad(
+            Severity::Warning,
+            "network.forwarding",
+            format!(
+                "a firewall that is not ours drops forwarded packets: {}",
+                blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            ),
+            "let it forward for the bridge, e.g. `iptables -I DOCKER-USER -i vmbr-+ -j ACCEPT` and the same with -o",
+        ),
+        Err(error) => bad(
+            Severity::Warning,
+            "network.forwarding",
+            vm_engine::EngineError::from(error).chain(),
+            "run `sudo vm doctor`",
+        ),
+    });
+    findings
+}
+
+async fn own_bridge(layout: &Layout) -> String {
+    let database = layout.database();
+    if !database.is_file() {
+        return String::new();
+    }
+    let Ok(store) = vm_store::Store::open(&database) else { return String::new() };
+    let id = store.meta().get(vm_store::meta::INSTANCE_ID).await.ok().flatten();
+    id.and_then(|id| id.parse().ok()).map(|id| vm_net::names::bridge_name(&id)).unwrap_or_default()
+}
+
+fn clash(error: vm_net::NetError) -> Finding {
+    let hint = error.hint().unwrap_or_else(|| "set network.subnet in the configuration".into());
+    bad(Severity::Error, "network.subnet", vm_engine::EngineError::from(error).chain(), hint)
+}
+
+/// The nearest directory above `path` that exists.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"))
+}
+
+fn space(layout: &Layout) -> Finding {
+    let check = "disk.space";
+    match vm_disk::free_bytes(existing(&layout.state)) {
+        Ok(bytes) => {
+            let message = format!("{} MiB free for {}", bytes >> 20, layout.state.display());
+            if bytes < LITTLE_SPACE {
+                bad(Severity::Warning, check, message, "free some space, or name another --state-dir")
+            } else {
+                ok(check, message)
+            }
+        }
+        Err(error) => bad(
+            Severity::Error,
+            check,
+            vm_engine::EngineError::from(error).chain(),
+            "name a --state-dir that can be used",
+        ),
+    }
+}
+
+fn backend(layout: &Layout, config: &Config) -> Finding {
+    let check = "disk.backend";
+    let directory = existing(&layout.state);
+    match HostCow::probe(config.disk.backend, directory, directory) {
+        Ok(cow) => match vm_disk::Cow::backend(&cow) {
+            vm_disk::Backend::Reflink => ok(check, "reflink: a VM's disk is made at once and takes no space at first"),
+            vm_disk::Backend::Copy => ok(
+                check,
+                "sparse copy: each VM's disk begins with a copy of its image (XFS or btrfs would share the blocks)",
+            ),
+        },
+        Err(error) => {
+            let hint = error.hint().unwrap_or_else(|| "set disk.backend to auto".into());
+            bad(Severity::Error, check, vm_engine::EngineError::from(error).chain(), hint)
+        }
+    }
+}

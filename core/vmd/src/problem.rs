@@ -1,0 +1,150 @@
+//! From the layers' errors to the interface's: one exhaustive match for each, so that a new variant must be placed.
+
+use vm_api::{ErrorKind, Problem};
+use vm_disk::DiskError;
+use vm_engine::EngineError;
+use vm_image::ImageError;
+use vm_net::NetError;
+use vm_shim::ShimError;
+use vm_store::StoreError;
+use vm_vmm::VmmError;
+
+/// An engine's error as clients meet it: causes in the message, hint apart.
+pub(crate) fn problem(error: &EngineError) -> Problem {
+    Problem { kind: kind(error), message: error.chain(), hint: error.hint() }
+}
+
+fn kind(error: &EngineError) -> ErrorKind {
+    match error {
+        EngineError::NotFound { .. } => ErrorKind::NotFound,
+        EngineError::InvalidArgument { .. } => ErrorKind::InvalidArgument,
+        EngineError::WrongState { .. } | EngineError::Busy { .. } => ErrorKind::WrongState,
+        EngineError::Cancelled => ErrorKind::Cancelled,
+        EngineError::ShuttingDown => ErrorKind::ShuttingDown,
+        EngineError::AddressesExhausted { .. } => ErrorKind::NoSpace,
+        EngineError::GuestUnresponsive { .. } | EngineError::Guest { .. } => ErrorKind::GuestUnresponsive,
+        EngineError::VmmDied { .. } => ErrorKind::VmmDied,
+        EngineError::Agent { .. } => ErrorKind::NotInstalled,
+        EngineError::Key { .. } | EngineError::Undo { .. } => ErrorKind::HostFailure,
+        EngineError::Journal { source, .. } | EngineError::File { source, .. } => io(source),
+        EngineError::Panicked { .. } => ErrorKind::Internal,
+        EngineError::Store(error) => store(error),
+        EngineError::Net(error) => net(error),
+        EngineError::Disk(error) => disk(error),
+        EngineError::Image(error) => image(error),
+        EngineError::Vmm(error) => vmm(error),
+        EngineError::Shim(error) => shim(error),
+    }
+}
+
+fn io(error: &std::io::Error) -> ErrorKind {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+        std::io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        _ => ErrorKind::HostFailure,
+    }
+}
+
+fn store(error: &StoreError) -> ErrorKind {
+    match error {
+        StoreError::NameTaken { .. } => ErrorKind::AlreadyExists,
+        StoreError::NoSuchVm { .. } | StoreError::NoSuchImage { .. } | StoreError::NoSuchKernel { .. } => {
+            ErrorKind::NotFound
+        }
+        StoreError::ImageInUse { .. } | StoreError::KernelInUse { .. } => ErrorKind::InUse,
+        StoreError::Ambiguous { .. } => ErrorKind::InvalidArgument,
+        StoreError::AddressTaken { .. }
+        | StoreError::Open { .. }
+        | StoreError::Corrupt { .. }
+        | StoreError::NotOurs { .. }
+        | StoreError::Migrate { .. }
+        | StoreError::Thread { .. }
+        | StoreError::Gone
+        | StoreError::Query { .. }
+        | StoreError::BadValue { .. }
+        | StoreError::Encode { .. } => ErrorKind::Internal,
+    }
+}
+
+fn net(error: &NetError) -> ErrorKind {
+    match error {
+        NetError::SubnetClash { .. } | NetError::NoFreeSubnet { .. } | NetError::Foreign { .. } => {
+            ErrorKind::NetworkClash
+        }
+        NetError::NotMine { .. } | NetError::BadName { .. } | NetError::BadKey { .. } => ErrorKind::Internal,
+        NetError::Socket { .. }
+        | NetError::Netlink { .. }
+        | NetError::Tap { .. }
+        | NetError::Nft { .. }
+        | NetError::NftAnswer { .. }
+        | NetError::Sysctl { .. }
+        | NetError::Died { .. }
+        | NetError::Resolvers { .. }
+        | NetError::Injected { .. } => ErrorKind::HostFailure,
+    }
+}
+
+fn disk(error: &DiskError) -> ErrorKind {
+    match error {
+        DiskError::NoSpace { .. } => ErrorKind::NoSpace,
+        DiskError::SmallerThanBase { .. } => ErrorKind::InvalidArgument,
+        DiskError::Unsupported { .. } => ErrorKind::Unsupported,
+        DiskError::Io { source, .. } => io(source),
+        DiskError::Cancelled { .. } => ErrorKind::Cancelled,
+        DiskError::NotMine { .. } | DiskError::OutsideRoots { .. } => ErrorKind::Internal,
+        DiskError::Foreign { .. } | DiskError::Died { .. } | DiskError::Injected { .. } => ErrorKind::HostFailure,
+    }
+}
+
+fn image(error: &ImageError) -> ErrorKind {
+    match error {
+        ImageError::InvalidReference { .. } | ImageError::UnknownSuite { .. } => ErrorKind::InvalidArgument,
+        ImageError::TruncatedArchive { .. }
+        | ImageError::CorruptArchive { .. }
+        | ImageError::RefusedEntry { .. }
+        | ImageError::NotAKernel { .. }
+        | ImageError::KernelLacks { .. }
+        | ImageError::KernelUnverifiable { .. }
+        | ImageError::ForeignModules { .. }
+        | ImageError::DamagedModule { .. } => ErrorKind::BadImage,
+        ImageError::Tool { source, .. } => match source {
+            vm_host::RunError::NotInstalled { .. } => ErrorKind::NotInstalled,
+            vm_host::RunError::Io { source, .. } => io(source),
+            vm_host::RunError::Failed { .. } | vm_host::RunError::TimedOut { .. } => ErrorKind::HostFailure,
+        },
+        ImageError::File { source, .. }
+        | ImageError::Entry { source, .. }
+        | ImageError::ReadArchive { source, .. } => io(source),
+        ImageError::Cancelled => ErrorKind::Cancelled,
+        ImageError::NoKernelPackage { .. } | ImageError::ToolOutput { .. } => ErrorKind::HostFailure,
+        ImageError::Worker { .. } => ErrorKind::Internal,
+    }
+}
+
+fn vmm(error: &VmmError) -> ErrorKind {
+    match error {
+        VmmError::Unsupported { .. } => ErrorKind::Unsupported,
+        VmmError::NotInstalled { .. } => ErrorKind::NotInstalled,
+        VmmError::BadMachine { .. } => ErrorKind::InvalidArgument,
+        VmmError::NotUp { .. } => ErrorKind::VmmDied,
+        VmmError::Probe { .. }
+        | VmmError::NoVersion { .. }
+        | VmmError::Behaviour { .. }
+        | VmmError::Control { .. } => ErrorKind::HostFailure,
+    }
+}
+
+fn shim(error: &ShimError) -> ErrorKind {
+    match error {
+        ShimError::NotRunning { .. } => ErrorKind::VmmDied,
+        ShimError::Read { source, .. } | ShimError::Spawn { source, .. } => io(source),
+        ShimError::Refused { .. }
+        | ShimError::NoAnswer { .. }
+        | ShimError::StartTimedOut { .. }
+        | ShimError::Talk { .. }
+        | ShimError::TimedOut { .. }
+        | ShimError::Unexpected { .. }
+        | ShimError::Signal { .. }
+        | ShimError::StillRunning { .. } => ErrorKind::HostFailure,
+    }
+}

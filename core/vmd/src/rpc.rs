@@ -1,0 +1,8 @@
+//! The JSON-RPC side: one file per namespace.
+
+mod daemon;
+mod image;
+mod kernel;
+mod operation;
+pub(crate) mod server;
+mod vm;

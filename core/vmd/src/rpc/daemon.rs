@@ -1,0 +1,36 @@
+//! Namespace `daemon`.
+
+use jsonrpsee::core::{RpcResult, async_trait};
+use vm_api::{API_VERSION, DaemonStatus, Finding, rpc::DaemonServer};
+
+use super::server::Context;
+use crate::doctor;
+
+#[async_trait]
+impl DaemonServer for Context {
+    async fn status(&self) -> RpcResult<DaemonStatus> {
+        let layout = self.engine.layout();
+        let vms = self.engine.all();
+        Ok(DaemonStatus {
+            version: env!("CARGO_PKG_VERSION").into(),
+            api_version: API_VERSION.into(),
+            pid: std::process::id(),
+            started_at: self.started_at,
+            instance: self.engine.instance().to_string(),
+            run_dir: layout.run.clone(),
+            state_dir: layout.state.clone(),
+            config_file: layout.config_file(),
+            vms: vms.len(),
+            running: vms.iter().filter(|cell| cell.live().is_some()).count(),
+        })
+    }
+
+    async fn stop(&self) -> RpcResult<()> {
+        self.stop.cancel();
+        Ok(())
+    }
+
+    async fn doctor(&self) -> RpcResult<Vec<Finding>> {
+        Ok(doctor::check(self.engine.layout(), &self.config).await)
+    }
+}

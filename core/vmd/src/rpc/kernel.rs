@@ -1,0 +1,26 @@
+//! Namespace `kernel`.
+
+use jsonrpsee::core::{RpcResult, async_trait};
+use vm_api::{Begun, ImportKernel, KernelRecord, rpc::KernelServer};
+use vm_engine::KernelSource;
+
+use super::{server::Context, vm::wire};
+
+#[async_trait]
+impl KernelServer for Context {
+    async fn import(&self, params: ImportKernel) -> RpcResult<Begun> {
+        let source = match params {
+            ImportKernel::Debian => KernelSource::Debian,
+            ImportKernel::Files { kernel, modules } => KernelSource::Files { kernel, modules },
+        };
+        Ok(Begun { operation: self.engine.import_kernel(source).map_err(wire)? })
+    }
+
+    async fn list(&self) -> RpcResult<Vec<KernelRecord>> {
+        self.engine.kernels().await.map_err(wire)
+    }
+
+    async fn delete(&self, kernel: String) -> RpcResult<()> {
+        self.engine.delete_kernel(&kernel).await.map_err(wire)
+    }
+}

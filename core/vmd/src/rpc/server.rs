@@ -1,0 +1,145 @@
+//! Listening, admitting peers, and handing connections to the methods.
+
+use std::{io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::SystemTime};
+
+use jsonrpsee::{
+    RpcModule,
+    server::{Server, serve_with_graceful_shutdown, stop_channel},
+};
+use nix::unistd::{Gid, Uid, User, getgrouplist};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+use vm_api::rpc::{DaemonServer, ImageServer, KernelServer, OperationServer, VmServer};
+use vm_engine::Engine;
+
+use crate::config::Config;
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer {
+    /// Its process, unless it is in a PID namespace that the daemon does not see.
+    pub(crate) pid: Option<u32>,
+}
+
+/// Who may connect.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Access {
+    group: Option<u32>,
+}
+
+impl Access {
+    pub(crate) fn new(group: Option<u32>) -> Self {
+        Self { group }
+    }
+
+    /// Root, the daemon's own user, and members of the configured group. The socket's mode says the same; this holds
+    /// where somebody has loosened it.
+    fn admits(&self, uid: u32, gid: u32) -> bool {
+        if uid == 0 || uid == Uid::effective().as_raw() {
+            return true;
+        }
+        let Some(group) = self.group else { return false };
+        if gid == group {
+            return true;
+        }
+        let groups = User::from_uid(Uid::from_raw(uid)).ok().flatten().and_then(|user| {
+            let name = std::ffi::CString::new(user.name).ok()?;
+            getgrouplist(&name, user.gid).ok()
+        });
+        groups.is_some_and(|groups| groups.contains(&Gid::from_raw(group)))
+    }
+}
+
+/// What every namespace's methods have.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    pub(crate) engine: Engine,
+    pub(crate) config: Arc<Config>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) started_at: u64,
+}
+
+/// Binds the socket. The caller holds the daemon's lock, so a socket file that is there belongs to nobody.
+pub(crate) fn bind(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
+    vm_host::files::remove_if_there(path)?;
+    let listener = UnixListener::bind(path)?;
+    std::os::unix::fs::chown(path, None, group)?;
+    let mode = if group.is_some() { 0o660 } else { 0o600 };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    Ok(listener)
+}
+
+/// Serves until `stop`; connections that are open then get their answers and are closed.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    engine: Engine,
+    config: Config,
+    access: Access,
+    stop: CancellationToken,
+) {
+    let started_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let context = Context { engine, config: Arc::new(config), stop: stop.clone(), started_at };
+    let methods = methods(&context);
+    let (stop_handle, server_handle) = stop_channel();
+    let builder = Server::builder()
+        .set_config(jsonrpsee::server::ServerConfig::builder().max_connections(1024).build())
+        .to_service_builder();
+    loop {
+        // Cancel-safe: accepting loses no connection when dropped.
+        let stream = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "could not accept a connection");
+                    // Out of descriptors, most likely: let some go before the next try.
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+        };
+        let Some(peer) = admit(&stream, access) else { continue };
+        let service = builder.clone().build(methods.clone(), stop_handle.clone());
+        let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            use tower::Service;
+            request.extensions_mut().insert(peer);
+            let mut service = service.clone();
+            service.call(request)
+        });
+        tokio::spawn(serve_with_graceful_shutdown(stream, service, stop_handle.clone().shutdown()));
+    }
+    let _ = server_handle.stop();
+    server_handle.stopped().await;
+}
+
+fn admit(stream: &UnixStream, access: Access) -> Option<Peer> {
+    match stream.peer_cred() {
+        Ok(cred) if access.admits(cred.uid(), cred.gid()) => {
+            let pid = cred.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
+            Some(Peer { pid })
+        }
+        Ok(cred) => {
+            tracing::warn!(uid = cred.uid(), "refused a connection");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a connection without credentials");
+            None
+        }
+    }
+}
+
+fn methods(context: &Context) -> RpcModule<()> {
+    let mut module = RpcModule::new(());
+    let merged = module
+        .merge(VmServer::into_rpc(context.clone()))
+        .and_then(|()| module.merge(ImageServer::into_rpc(context.clone())))
+        .and_then(|()| module.merge(KernelServer::into_rpc(context.clone())))
+        .and_then(|()| module.merge(OperationServer::into_rpc(context.clone())))
+        .and_then(|()| module.merge(DaemonServer::into_rpc(context.clone())));
+    // Only two methods of one name can fail here, which the first test that connects would show.
+    if let Err(error) = merged {
+        tracing::error!(%error, "methods clash");
+    }
+    module
+}
