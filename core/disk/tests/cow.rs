@@ -1,5 +1,7 @@
 //! One contract for every backend of [`Cow`], then what only the real one can show.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::{
     fs::{self, File},
     os::unix::fs::{FileExt, MetadataExt},

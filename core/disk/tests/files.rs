@@ -1,5 +1,7 @@
 //! Directories and files come, go, and never reach outside their roots.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},

@@ -1,6 +1,8 @@
 //! One contract for [`HostNet`] and [`FakeNet`], then what only a real kernel can show. Whatever touches
 //! the kernel runs on a thread in a network namespace of its own.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::{process::Command, sync::Arc};
 
 use vm_host::HostRunner;

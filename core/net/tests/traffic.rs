@@ -1,6 +1,8 @@
 //! Packets through the real bridge and table: a guest and the world, each in a network namespace of its own, with the host
 //! between them in a third.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},

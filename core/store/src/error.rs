@@ -149,14 +149,14 @@ impl StoreError {
                  the daemon then starts with an empty list of VMs, their disks stay where they are",
                 path.display()
             ),
-            Self::NotOurs { .. } => {
-                "point the daemon's state directory at a directory of its own".to_owned()
-            }
+            Self::NotOurs { .. } => "point the daemon's state directory at a directory of its own".to_owned(),
             Self::Migrate { path, .. } => {
                 format!("free some disk space and start the daemon again; {} is unchanged", path.display())
             }
             Self::Thread { .. } | Self::Gone => "restart the daemon; its log says more".to_owned(),
-            Self::Query { .. } => "check the disk's free space and health; the daemon's log says more".to_owned(),
+            Self::Query { .. } => {
+                "check the disk's free space and health; the daemon's log says more".to_owned()
+            }
             Self::BadValue { .. } => {
                 "a newer daemon may have written it: run that version, or restore the database from a backup"
                     .to_owned()

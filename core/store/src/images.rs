@@ -60,9 +60,11 @@ impl Images<'_> {
         self.0
             .transaction(READ, move |t| {
                 let digest: Option<String> = t
-                    .query_row("SELECT digest FROM image_references WHERE reference = ?1", [reference], |row| {
-                        row.get(0)
-                    })
+                    .query_row(
+                        "SELECT digest FROM image_references WHERE reference = ?1",
+                        [reference],
+                        |row| row.get(0),
+                    )
                     .optional()
                     .map_err(doing(READ))?;
                 match digest {

@@ -74,8 +74,9 @@ impl Store {
         let request: Request = Box::new(move |connection| {
             let run = |connection: &mut Connection| {
                 // Immediate: the write lock is taken at the start, where waiting for it is safe.
-                let transaction =
-                    connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(doing(action))?;
+                let transaction = connection
+                    .transaction_with_behavior(TransactionBehavior::Immediate)
+                    .map_err(doing(action))?;
                 let result = work(&transaction)?;
                 transaction.commit().map_err(doing(action))?;
                 Ok(result)
@@ -100,8 +101,8 @@ fn serve(mut connection: Connection, mut queue: mpsc::Receiver<Request>) {
 fn open(path: &Path) -> Result<Connection, StoreError> {
     // SQLite would make the file with the umask's permissions.
     let _ = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let connection = Connection::open(path)
-        .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+    let connection =
+        Connection::open(path).map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
     prepare(connection, path).map_err(|error| classify(error, path))
 }
 
@@ -125,7 +126,9 @@ fn prepare(mut connection: Connection, path: &Path) -> Result<Connection, StoreE
     migrations::migrate(&mut connection, path)?;
     connection.pragma_update(None, "foreign_keys", true).map_err(doing(action))?;
     if id == 0 {
-        connection.pragma_update(None, "application_id", migrations::APPLICATION_ID).map_err(doing(action))?;
+        connection
+            .pragma_update(None, "application_id", migrations::APPLICATION_ID)
+            .map_err(doing(action))?;
     }
     Ok(connection)
 }
@@ -137,9 +140,9 @@ fn classify(error: StoreError, path: &Path) -> StoreError {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
             StoreError::Corrupt { path: path.to_owned(), detail: source.to_string() }
         }
-        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::DiskFull) => {
-            StoreError::Open { path: path.to_owned(), source }
-        }
+        Some(
+            ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::DiskFull,
+        ) => StoreError::Open { path: path.to_owned(), source },
         _ => StoreError::Query { source, action },
     }
 }

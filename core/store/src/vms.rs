@@ -106,6 +106,14 @@ impl Vms<'_> {
         self.update(id, |t, id| t.execute("UPDATE vms SET complete = 1 WHERE id = ?1", [id])).await
     }
 
+    /// Notes that the VM is being taken apart: from now on it is to be removed, whatever happens.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchVm`], or the database failing.
+    pub async fn set_incomplete(&self, id: &VmId) -> Result<(), StoreError> {
+        self.update(id, |t, id| t.execute("UPDATE vms SET complete = 0 WHERE id = ?1", [id])).await
+    }
+
     /// Gives the VM an address, or takes it away.
     ///
     /// # Errors
@@ -201,7 +209,9 @@ impl Vms<'_> {
 /// Foreign keys would refuse these too, but not say which one is missing.
 fn check_catalogues(t: &Transaction<'_>, spec: &VmSpec) -> Result<(), StoreError> {
     let there = |statement: &str, key: &str| {
-        t.prepare_cached(statement).and_then(|mut s| s.exists([key])).map_err(doing("look up image and kernel"))
+        t.prepare_cached(statement)
+            .and_then(|mut s| s.exists([key]))
+            .map_err(doing("look up image and kernel"))
     };
     if !there("SELECT 1 FROM images WHERE digest = ?1", spec.image.as_str())? {
         return Err(StoreError::NoSuchImage { digest: spec.image.clone() });
@@ -233,8 +243,8 @@ fn encode_failure(
     failure: Option<(FailedAt, String)>,
 ) -> Result<(Option<String>, Option<String>), StoreError> {
     let Some((at, cause)) = failure else { return Ok((None, None)) };
-    let at = serde_json::to_string(&at)
-        .map_err(|source| StoreError::Encode { what: "vms.failed_at", source })?;
+    let at =
+        serde_json::to_string(&at).map_err(|source| StoreError::Encode { what: "vms.failed_at", source })?;
     Ok((Some(at.trim_matches('"').to_owned()), Some(cause)))
 }
 
