@@ -1,4 +1,5 @@
 //! The contract, against the fake and against QEMU itself.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{path::PathBuf, sync::Arc};
 

@@ -1,4 +1,5 @@
 //! What a fake's parent and the holder of its channel see of the behaviour it was given.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{os::unix::process::ExitStatusExt, time::Duration};
 
