@@ -134,6 +134,8 @@ fn add_drive(line: &mut CommandLine, number: usize, drive: &Drive) -> Result<(),
         return Err(bad("drive serial", serial, "1 to 20 ASCII letters, digits, '-', '_' and '.'"));
     }
     let path = escape(&text("drive path", path)?);
+    // Through the host's page cache, because VMs share base data: without it (O_DIRECT) reads were half as fast. Flushes are
+    // honoured. io_uring and an iothread showed no steady gain over threads under TCG, and hosts forbid io_uring.
     let read_only = if *read_only { "on" } else { "off" };
     line.option(
         "-drive",
