@@ -133,10 +133,10 @@ impl Engine {
         let Reference::Debian { suite } = reference else { return Err(not_there(&reference.to_string())) };
         let scratch = self.inner.layout.scratch();
         let sink = sink(context, &format!("{reference}: "));
-        let tarball = vm_image::debian::pull(&self.inner.runner, suite, &scratch, sink).await?;
+        let tarball = vm_image::debian::pull(self.inner.runner.as_ref(), suite, &scratch, sink).await?;
         let source = rootfs::TarSource::Path(tarball.path().to_owned());
         let added = self.add_image(reference, source, format!("mmdebstrap {suite}"), context).await;
-        tarball.close().await;
+        drop(tarball);
         added
     }
 
@@ -251,11 +251,11 @@ impl Engine {
         let sink = sink(context, "kernel: ");
         let (files, source) = match source {
             KernelSource::Debian => {
-                (kernel::import_debian(&inner.runner, &scratch, sink).await?, "debian".to_owned())
+                (kernel::import_debian(inner.runner.as_ref(), &scratch, sink).await?, "debian".to_owned())
             }
             KernelSource::Files { kernel, modules } => {
                 let source = kernel.display().to_string();
-                (kernel::import_files(&kernel, modules.as_deref()).await?, source)
+                (kernel::import_files(&kernel, modules.as_deref(), None).await?, source)
             }
         };
         let installed = kernel::install(files, &inner.layout.kernels()).await?;

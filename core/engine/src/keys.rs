@@ -38,11 +38,11 @@ pub(crate) fn generate(comment: &str) -> Result<(String, String), EngineError> {
 
 /// `bytes` random bytes as lower-case hexadecimal.
 pub(crate) fn random_hex(bytes: usize) -> Result<String, EngineError> {
-    use rand_core::RngCore;
+    use std::io::Read;
     let mut buffer = vec![0; bytes];
-    rand_core::OsRng
-        .try_fill_bytes(&mut buffer)
-        .map_err(|error| key_error("make", Path::new("random bytes"), error))?;
+    let path = Path::new("/dev/urandom");
+    let filled = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut buffer));
+    filled.map_err(|source| EngineError::File { action: "read", path: path.into(), source })?;
     Ok(buffer.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

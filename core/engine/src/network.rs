@@ -20,6 +20,8 @@ pub(crate) struct Network {
     pub(crate) subnet: Ipv4Net,
     pub(crate) gateway: Ipv4Addr,
     pub(crate) resolvers: Vec<IpAddr>,
+    /// The uplink's, where it is smaller than the usual one: a guest that sends larger packets would lose them.
+    pub(crate) mtu: Option<u32>,
 }
 
 impl Engine {
@@ -80,7 +82,8 @@ impl Engine {
         } else {
             inner.settings.resolvers.clone()
         };
-        let network = Network { subnet, gateway, resolvers };
+        let mtu = inner.host.net.guest_mtu().await?;
+        let network = Network { subnet, gateway, resolvers, mtu };
         state.network = Some(network.clone());
         Ok(network)
     }

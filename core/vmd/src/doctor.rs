@@ -150,7 +150,7 @@ fn tun() -> Finding {
 }
 
 async fn network(layout: &Layout, config: &Config, runner: Arc<dyn Runner>) -> Vec<Finding> {
-    let net = HostNet::new(runner.clone());
+    let net = HostNet::new(runner);
     // The instance id is in the database, which belongs to the daemon; a bridge of ours is told by its prefix.
     let own = own_bridge(layout).await;
     let subnet = match config.subnet() {
@@ -166,17 +166,16 @@ async fn network(layout: &Layout, config: &Config, runner: Arc<dyn Runner>) -> V
         }
     };
     let mut findings = vec![subnet];
-    findings.push(match vm_net::foreign::forwarding_blocked(runner.as_ref()).await {
-        Ok(blockers) if blockers.is_empty() => ok("network.forwarding", "no foreign firewall drops forwarded packets"),
-        Ok(blockers) => bad(
-            Severity::Warning,
-            "network.forwarding",
-            format!(
-                "a firewall that is not ours drops forwarded packets: {}",
-                blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    findings.push(match net.forwarding_blocked(&own).await {
+        Ok(blockers) => match blockers.first() {
+            None => ok("network.forwarding", "no foreign firewall drops forwarded packets"),
+            Some(blocker) => bad(
+                Severity::Warning,
+                "network.forwarding",
+                blockers.iter().map(vm_net::Blocker::explanation).collect::<Vec<_>>().join("; "),
+                blocker.fix(if own.is_empty() { "vmbr-+" } else { &own }).join("; "),
             ),
-            "let it forward for the bridge, e.g. `iptables -I DOCKER-USER -i vmbr-+ -j ACCEPT` and the same with -o",
-        ),
+        },
         Err(error) => bad(
             Severity::Warning,
             "network.forwarding",

@@ -65,7 +65,7 @@ impl Engine {
             return Err(vm_store::StoreError::NameTaken { name }.into());
         }
         let engine = self.clone();
-        Ok(self.operations().begin(OperationKind::VmCreate, name.as_str(), move |context| async move {
+        Ok(self.operations().begin(OperationKind::VmCreate, name.to_string(), move |context| async move {
             engine.create_now(name, request, context).await
         }))
     }

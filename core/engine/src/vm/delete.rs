@@ -26,7 +26,7 @@ impl Engine {
             });
         }
         let engine = self.clone();
-        Ok(self.operations().begin(OperationKind::VmDelete, cell.name().as_str(), move |context| async move {
+        Ok(self.operations().begin(OperationKind::VmDelete, cell.name().to_string(), move |context| async move {
             context.progress("deleting", 0, None);
             engine.delete_now(&cell, force, context.id).await?;
             Ok(Outcome::Done)

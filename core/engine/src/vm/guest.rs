@@ -23,6 +23,7 @@ pub(super) struct Place {
     pub(super) address: Ipv4Addr,
     pub(super) mac: String,
     pub(super) resolvers: Vec<IpAddr>,
+    pub(super) mtu: Option<u32>,
 }
 
 pub(super) fn config(
@@ -47,7 +48,7 @@ pub(super) fn config(
             .map(|place| Interface {
                 mac: place.mac.clone(),
                 addresses: Ipv4Net::new(place.address, place.subnet.prefix_len()).map(IpNet::V4).into_iter().collect(),
-                mtu: None,
+                mtu: place.mtu,
             })
             .into_iter()
             .collect(),

@@ -38,7 +38,7 @@ impl Engine {
     pub fn start_vm(&self, cell: Arc<Cell>) -> Result<OperationId, EngineError> {
         refuse_running(&cell)?;
         let engine = self.clone();
-        Ok(self.operations().begin(OperationKind::VmStart, cell.name().as_str(), move |context| async move {
+        Ok(self.operations().begin(OperationKind::VmStart, cell.name().to_string(), move |context| async move {
             engine.start_now(&cell, &context).await?;
             Ok(Outcome::Vm(cell.id().clone()))
         }))
@@ -89,6 +89,7 @@ impl Engine {
                     address,
                     mac: vm_net::names::mac_for(address),
                     resolvers: network.resolvers,
+                    mtu: network.mtu,
                 })
             }
             None => None,
@@ -111,7 +112,9 @@ impl Engine {
             path: paths.initramfs(),
             mode: 0o600,
             base: initramfs,
-            tail: vm_image::kernel::segment(&config),
+            tail: vm_image::kernel::segment(&config).map_err(|error| EngineError::Panicked {
+                detail: format!("the guest's configuration: {error}"),
+            })?,
         };
         cell.scope.apply(segment, Phase::Start).await?;
 

@@ -31,7 +31,7 @@ impl Engine {
     /// Shuts a VM down in an operation of its own; one that is off already is left so.
     pub fn stop(&self, cell: Arc<Cell>, grace: Option<Duration>) -> OperationId {
         let engine = self.clone();
-        self.operations().begin(OperationKind::VmStop, cell.name().as_str(), move |context| async move {
+        self.operations().begin(OperationKind::VmStop, cell.name().to_string(), move |context| async move {
             let grace = grace.unwrap_or(engine.inner.settings.stop_grace);
             let _reserved = cell.reserve(Activity::Stopping, context.id)?;
             if let Some(live) = cell.live() {
@@ -46,7 +46,7 @@ impl Engine {
     /// Ends a VM at once, whatever is being done to it, in an operation of its own.
     pub fn kill(&self, cell: Arc<Cell>) -> OperationId {
         let engine = self.clone();
-        self.operations().begin(OperationKind::VmKill, cell.name().as_str(), move |context| async move {
+        self.operations().begin(OperationKind::VmKill, cell.name().to_string(), move |context| async move {
             let _reserved = engine.take(&cell, Activity::Stopping, context.id).await?;
             context.progress("killing", 0, None);
             engine.finish(&cell, None).await?;
@@ -119,7 +119,7 @@ impl Engine {
             // Whoever works on the VM now sees the end too; afterwards it may be up again, or gone.
             cell.free().await;
             if cell.live() == Some(live) {
-                engine.operations().begin(OperationKind::VmStop, cell.name().as_str(), {
+                engine.operations().begin(OperationKind::VmStop, cell.name().to_string(), {
                     let engine = engine.clone();
                     move |context| async move { engine.after_end(&cell, live, context.id).await }
                 });
