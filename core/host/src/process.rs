@@ -16,6 +16,11 @@ pub fn identify(pid: u32) -> Option<ProcessRef> {
     (state != 'Z' && state != 'X').then_some(ProcessRef { pid, start_ticks })
 }
 
+/// Identifies a child that its parent has not reaped: even if it has ended, its pid is still its own.
+pub fn identify_unreaped(pid: u32) -> Option<ProcessRef> {
+    stat(pid).map(|(_, start_ticks)| ProcessRef { pid, start_ticks })
+}
+
 /// Whether this very process still runs.
 pub fn alive(process: ProcessRef) -> bool {
     identify(process.pid) == Some(process)

@@ -1,1 +1,34 @@
-//! Per-VM parent process: console, exit status, guest channel.
+//! The per-VM shim and its clients.
+//!
+//! ```text
+//!  vmd ──starts──> vmd shim ──parent of──> VMM            (PDEATHSIG: the VMM never outlives its shim)
+//!   │                │  ├─ stdin/stdout ── serial console ── console.log(.1), console.sock
+//!   │                │  ├─ stderr ──────── vmm.log(.1)
+//!   │                │  └─ channel.sock ── guest's agent ─── ssh.sock, control.sock
+//!   └─ shim.sock ────┘  └─ end of the VMM: exit.json, then the shim ends
+//! ```
+//!
+//! [`main`] is the shim: one thread, no decisions, no restarts. It outlives the daemon and is the only
+//! one that can know how the VMM ended. [`client`] is the daemon's side of its sockets and files,
+//! [`control`] speaks to the guest's agent through it, and [`effect`] is what the engine needs to
+//! apply, observe and undo `Effect::Shim`.
+//!
+//! The shim knows no VMM by name, and touches nothing but the VM's own two directories.
+
+pub mod client;
+pub mod control;
+pub mod effect;
+pub mod error;
+
+mod console;
+mod lines;
+mod link;
+mod log;
+mod prepare;
+mod sockets;
+mod supervise;
+
+pub use client::{console_tail, exit_record, find, kill, launch, status};
+pub use control::{AgentInfo, ControlClient, ControlError, connect_control};
+pub use error::{ShimError, StartError};
+pub use supervise::main;

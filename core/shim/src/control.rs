@@ -1,0 +1,257 @@
+//! The guest agent's control service, spoken through a shim's `control.sock`.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use tokio::{
+    io::BufReader,
+    net::UnixStream,
+    time::{Instant, timeout},
+};
+use vm_types::{
+    VmPaths,
+    guest::{
+        config::GuestConfig,
+        control::{InitKind, Phase, Reply, Request, ShutdownKind},
+    },
+};
+
+use crate::{
+    client::{absent, ended},
+    lines,
+};
+
+/// The longest reply in bytes; the guest is not trusted with more of the daemon's memory.
+const REPLY_LIMIT: usize = 1024 * 1024;
+/// Pause before a connection that a guest's restart ended is made again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Why the agent did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Nobody listens on the socket: there is no shim, hence no VM.
+    #[error("no shim listens on {}", socket.display())]
+    NotRunning {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// The socket could not be connected to.
+    #[error("could not connect to {}", socket.display())]
+    Connect {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The connection failed.
+    #[error("could not talk to the guest's agent")]
+    Talk {
+        /// Why.
+        source: io::Error,
+    },
+    /// The connection ended before the reply: the guest reset, powered off or was killed.
+    #[error("the guest's agent went away before it answered")]
+    Ended,
+    /// No reply in time.
+    #[error("the guest's agent did not answer {request} within {seconds} s")]
+    TimedOut {
+        /// The request's name.
+        request: &'static str,
+        /// The limit.
+        seconds: u64,
+    },
+    /// A former request was given up, so a reply could not be told from a late one to that.
+    #[error("the connection to the guest's agent is out of step after an unanswered request")]
+    OutOfStep,
+    /// A reply that belongs to another request.
+    #[error("the guest's agent gave an unexpected answer to {request}: {answer}")]
+    Unexpected {
+        /// The request's name.
+        request: &'static str,
+        /// What it said.
+        answer: String,
+    },
+    /// The agent said no.
+    #[error("{message}")]
+    Agent {
+        /// Dotted, stable, e.g. `root.mount`.
+        code: String,
+        /// The agent's words.
+        message: String,
+    },
+}
+
+impl ControlError {
+    /// How to mend it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotRunning { .. } => Some("the VM does not run; start it with `vm start`".into()),
+            Self::Ended | Self::TimedOut { .. } => {
+                Some("see the guest's console with `vm logs` for what it is doing".into())
+            }
+            Self::Unexpected { .. } => {
+                Some("the guest runs an agent of another version; restart the VM".into())
+            }
+            Self::Agent { .. } => Some("see the guest's console with `vm logs`".into()),
+            Self::Connect { .. } | Self::Talk { .. } | Self::OutOfStep => None,
+        }
+    }
+}
+
+/// What an agent says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentInfo {
+    /// Its version.
+    pub agent_version: String,
+    /// The newest [`GuestConfig`] version it knows.
+    pub config_version: u32,
+    /// `uname -r`.
+    pub kernel_release: String,
+    /// PID 1.
+    pub init: InitKind,
+}
+
+/// One connection to the agent. Requests are answered in order, one at a time.
+///
+/// Each time limit covers waiting for the guest to come up as well. A request that timed out or whose future was
+/// dropped makes the connection useless ([`ControlError::OutOfStep`]): connect again.
+#[derive(Debug)]
+pub struct ControlClient {
+    stream: BufReader<UnixStream>,
+    in_step: bool,
+}
+
+impl ControlClient {
+    /// Connects to `control.sock`, which succeeds as soon as there is a shim, whether or not the guest is up.
+    ///
+    /// # Errors
+    /// [`ControlError::NotRunning`] where no shim listens; the connection failing.
+    pub async fn connect(paths: &VmPaths) -> Result<Self, ControlError> {
+        let socket = paths.control_sock();
+        match UnixStream::connect(&socket).await {
+            Ok(stream) => Ok(Self { stream: BufReader::new(stream), in_step: true }),
+            Err(error) if absent(&error) => Err(ControlError::NotRunning { socket }),
+            Err(source) => Err(ControlError::Connect { socket, source }),
+        }
+    }
+
+    /// Asks who is there.
+    ///
+    /// # Errors
+    /// As every request: the connection failing or ending, no or a wrong reply, or [`ControlError::Agent`].
+    pub async fn hello(&mut self, limit: Duration) -> Result<AgentInfo, ControlError> {
+        match self.request("hello", &Request::Hello, limit).await? {
+            Reply::Hello { agent_version, config_version, kernel_release, init } => {
+                Ok(AgentInfo { agent_version, config_version, kernel_release, init })
+            }
+            other => Err(unexpected("hello", &other)),
+        }
+    }
+
+    /// Waits until the guest has reached `phase`; returns warnings for people.
+    ///
+    /// # Errors
+    /// As [`Self::hello`].
+    pub async fn wait_ready(&mut self, phase: Phase, limit: Duration) -> Result<Vec<String>, ControlError> {
+        match self.request("wait_ready", &Request::WaitReady { phase }, limit).await? {
+            Reply::Ready { phase: reached, warnings } if reached == phase => Ok(warnings),
+            other => Err(unexpected("wait_ready", &other)),
+        }
+    }
+
+    /// Applies a configuration to the running guest; returns warnings for people.
+    ///
+    /// # Errors
+    /// As [`Self::hello`].
+    pub async fn apply(&mut self, config: GuestConfig, limit: Duration) -> Result<Vec<String>, ControlError> {
+        match self.request("apply", &Request::Apply { config: Box::new(config) }, limit).await? {
+            Reply::Applied { warnings } => Ok(warnings),
+            other => Err(unexpected("apply", &other)),
+        }
+    }
+
+    /// Begins an orderly shutdown with `grace` for processes, in whole milliseconds. The VMM's end, if it is to end,
+    /// comes later. A guest that goes down before it can answer has obeyed as well.
+    ///
+    /// # Errors
+    /// As [`Self::hello`].
+    pub async fn shutdown(
+        &mut self,
+        kind: ShutdownKind,
+        grace: Duration,
+        limit: Duration,
+    ) -> Result<(), ControlError> {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        match self.request("shutdown", &Request::Shutdown { kind, grace_ms }, limit).await {
+            Ok(Reply::ShuttingDown) | Err(ControlError::Ended) => Ok(()),
+            Ok(other) => Err(unexpected("shutdown", &other)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Flushes the guest's filesystems.
+    ///
+    /// # Errors
+    /// As [`Self::hello`].
+    pub async fn sync(&mut self, limit: Duration) -> Result<(), ControlError> {
+        match self.request("sync", &Request::Sync, limit).await? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected("sync", &other)),
+        }
+    }
+
+    async fn request(
+        &mut self,
+        name: &'static str,
+        request: &Request,
+        limit: Duration,
+    ) -> Result<Reply, ControlError> {
+        // Set back only by a whole reply: neither a time-out nor a dropped future leaves a usable connection.
+        if !std::mem::replace(&mut self.in_step, false) {
+            return Err(ControlError::OutOfStep);
+        }
+        let talk = async {
+            lines::write_json(&mut self.stream, request).await?;
+            lines::read_json::<_, Reply>(&mut self.stream, REPLY_LIMIT).await
+        };
+        let reply = match timeout(limit, talk).await {
+            Err(_) => return Err(ControlError::TimedOut { request: name, seconds: limit.as_secs() }),
+            Ok(Ok(None)) => return Err(ControlError::Ended),
+            Ok(Err(error)) if ended(&error) => return Err(ControlError::Ended),
+            Ok(Err(source)) => return Err(ControlError::Talk { source }),
+            Ok(Ok(Some(reply))) => reply,
+        };
+        self.in_step = true;
+        match reply {
+            Reply::Error { code, message } => Err(ControlError::Agent { code, message }),
+            reply => Ok(reply),
+        }
+    }
+}
+
+fn unexpected(request: &'static str, reply: &Reply) -> ControlError {
+    ControlError::Unexpected { request, answer: format!("{reply:?}") }
+}
+
+/// Connects to the agent of a guest that may still be booting, and asks who it is. A connection that ends meanwhile
+/// (a guest that resets while it boots) is made again.
+///
+/// # Errors
+/// [`ControlError::NotRunning`] at once where there is no shim or when the VMM has ended; [`ControlError::TimedOut`]
+/// where nobody has answered within `limit`; whatever the agent refuses.
+pub async fn connect_control(
+    paths: &VmPaths,
+    limit: Duration,
+) -> Result<(ControlClient, AgentInfo), ControlError> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let mut client = ControlClient::connect(paths).await?;
+        match client.hello(deadline.saturating_duration_since(Instant::now())).await {
+            Ok(agent) => return Ok((client, agent)),
+            Err(ControlError::Ended) if Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
+            Err(ControlError::Ended | ControlError::TimedOut { .. }) => {
+                return Err(ControlError::TimedOut { request: "hello", seconds: limit.as_secs() });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
