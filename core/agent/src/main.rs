@@ -1,3 +1,45 @@
-//! Guest agent: init, SSH server, control service.
+//! Guest agent: init of the initramfs, configuration, control service and SSH server of a VM.
+//!
+//! One static binary in four roles:
+//!
+//! ```text
+//!  /init (PID 1) ── boot: modules, root, switch root
+//!     │ spawns
+//!     ├──────────── @vm-agent: applies the configuration, serves the guest channel (never returns)
+//!     │ "go"
+//!     ├── image has an init ──── exec /sbin/init: the agent lives on as its child
+//!     └── image has none ─────── pid1: reaps orphans, takes the machine down when asked
+//!  /run/vmd-agent/modprobe ───── the kernel's module helper for modules packed in the initramfs
+//! ```
+//!
+//! It lives in the initramfs for good (bound at `/run/vmd-agent`), so it holds nothing on the root filesystem.
 
-fn main() {}
+mod agent;
+mod apply;
+mod boot;
+mod console;
+mod control;
+mod init;
+mod kmod;
+mod link;
+mod machine;
+mod pid1;
+mod port;
+mod ssh;
+
+use std::{os::unix::ffi::OsStrExt, process::ExitCode};
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let name =
+        arguments.first().map(|name| name.as_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default());
+    match name {
+        Some(b"modprobe") => kmod::modprobe(&arguments[1..]),
+        Some(name) if name == agent::ARGV0.as_bytes() => agent::main(&arguments[1..]),
+        _ if std::process::id() == 1 => pid1::main(),
+        _ => {
+            eprintln!("vm-agent {} runs as init of a VM's initramfs", env!("CARGO_PKG_VERSION"));
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The long-living agent process: applies the configuration, lets the image's init start, serves the channel.
+
+use std::{
+    ffi::OsString,
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use nix::sys::resource::{Resource, setrlimit};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use vm_channel::Service;
+use vm_types::guest::config::GuestConfig;
+
+use crate::{
+    apply, boot, console, control,
+    link::{Arguments, HOME, Message},
+    port::Port,
+    ssh,
+};
+
+/// Name of the process. systemd spares processes whose name begins with `@` at shutdown
+/// (<https://systemd.io/ROOT_STORAGE_DAEMONS/>).
+pub(crate) const ARGV0: &str = "@vm-agent";
+
+/// How far this agent is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Under way.
+    Starting,
+    /// All applied, SSH served.
+    Ready,
+    /// The boot went wrong.
+    Failed { code: String, message: String },
+}
+
+/// What all connections share.
+pub(crate) struct Shared {
+    /// SSH settings; replaced whole by a new configuration. `None` before the first.
+    pub ssh: RwLock<Option<Arc<ssh::Settings>>>,
+    /// How far.
+    pub state: watch::Sender<State>,
+    /// What went wrong without stopping anything.
+    pub warnings: Mutex<Vec<String>>,
+    /// The image's own init; the agent is PID 1's own where there is none.
+    pub image_init: Option<PathBuf>,
+    /// To PID 1.
+    pub pid1: OwnedFd,
+    /// One configuration at a time.
+    pub applying: tokio::sync::Mutex<()>,
+}
+
+impl Shared {
+    /// Records a warning for whoever asks for readiness.
+    pub(crate) fn warn(&self, warning: String) {
+        console::note(&warning);
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(warning);
+    }
+
+    /// Applies a configuration; the warnings are its own only.
+    pub(crate) async fn apply(&self, config: &GuestConfig) -> Vec<String> {
+        let _one = self.applying.lock().await;
+        let mut warnings = apply::apply(config).await;
+        match ssh::Settings::new(&config.ssh, &config.environment) {
+            Ok(settings) => {
+                warnings.extend(settings.warnings.iter().cloned());
+                *self.ssh.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(settings));
+            }
+            Err(error) => warnings.push(crate::pid1::chain(&error)),
+        }
+        warnings
+    }
+}
+
+pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
+    let arguments = Arguments::decode(arguments);
+    let _ = nix::unistd::setsid();
+    let _ = nix::sys::prctl::set_name(c"vm-agent");
+    // Commands inherit these: the kernel's own limit of 1024 open files fails many a build.
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, 65_536, 1 << 20);
+    // The last to go when memory runs out; commands set it back.
+    let _ = fs::write("/proc/self/oom_score_adj", "-999");
+    let Ok(pid1) = std::io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
+    if let Ok(null) = fs::File::open("/dev/null") {
+        let _ = nix::unistd::dup2_stdin(&null);
+    }
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(arguments, pid1)),
+        Err(error) => console::error(format_args!("the agent cannot start: {error}")),
+    }
+    ExitCode::FAILURE
+}
+
+async fn run(arguments: Arguments, pid1: OwnedFd) {
+    // Handled, not ignored: that would be inherited by commands.
+    for kind in [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()] {
+        if let Ok(mut signals) = signal(kind) {
+            tokio::spawn(async move { while signals.recv().await.is_some() {} });
+        }
+    }
+    let shared = Arc::new(Shared {
+        ssh: RwLock::new(None),
+        state: watch::Sender::new(State::Starting),
+        warnings: Mutex::new(arguments.warnings.clone()),
+        image_init: arguments.image_init.clone(),
+        pid1,
+        applying: tokio::sync::Mutex::new(()),
+    });
+    tokio::spawn(Box::pin(prepare(Arc::clone(&shared), arguments)));
+    serve(&shared).await;
+}
+
+/// From the configuration in the initramfs to readiness.
+async fn prepare(shared: Arc<Shared>, arguments: Arguments) {
+    if let Some((code, message)) = arguments.failure {
+        shared.state.send_replace(State::Failed { code, message });
+        return;
+    }
+    match boot::read_config(Path::new(HOME)) {
+        Ok(config) => {
+            if config.root.grow {
+                let serial = config.root.serial.clone();
+                let shared = Arc::clone(&shared);
+                // Beside all else: a large step takes the kernel seconds.
+                tokio::task::spawn_blocking(move || {
+                    if let Err(error) = boot::grow(&serial) {
+                        shared.warn(format!("cannot grow the root filesystem: {error}"));
+                    }
+                });
+            }
+            for warning in shared.apply(&config).await {
+                shared.warn(warning);
+            }
+            if !arguments.again {
+                for warning in apply::run_boot_commands(&config).await {
+                    shared.warn(warning);
+                }
+            }
+            shared.state.send_replace(State::Ready);
+        }
+        Err(error) => {
+            let message = crate::pid1::chain(&error);
+            console::error(&message);
+            shared.state.send_replace(State::Failed { code: error.code().into(), message });
+        }
+    }
+    let _ = Message::Go.send(&shared.pid1);
+}
+
+/// Serves one session of the channel after the other, for ever.
+async fn serve(shared: &Arc<Shared>) {
+    let mut port = loop {
+        match Port::open().await {
+            Ok(port) => break port,
+            Err(error) => {
+                console::error(format_args!(
+                    "{error}; attach one, and pack the kernel's virtio_console module"
+                ));
+                tokio::time::sleep(Duration::from_secs(10)).await;
+            }
+        }
+    };
+    loop {
+        let ended = match port.session().await {
+            Ok(session) => {
+                vm_channel::serve_guest(session, |service, stream| {
+                    let shared = Arc::clone(shared);
+                    match service {
+                        Service::Control => drop(tokio::spawn(control::serve(shared, stream))),
+                        Service::Ssh => drop(tokio::spawn(Box::pin(ssh::serve(shared, stream)))),
+                    }
+                })
+                .await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            console::note(format_args!("channel session: {error}"));
+            // A port that fails at once must not take the processor.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Files of the image that carry the VM's identity. All are replaced as directory entries, never written
+//! through, so a link that leads somewhere else, or nowhere, is replaced and its target left alone.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{self, ErrorKind},
+    os::unix::fs::{PermissionsExt, chown},
+    path::Path,
+};
+
+use vm_types::guest::config::{GuestConfig, GuestFile};
+
+const BEGIN: &str = "# vmd: begin (kept by the VM's agent)";
+const END: &str = "# vmd: end";
+
+/// Replaces `path` unless it is a regular file with just this content.
+fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file())
+        && fs::read(path).is_ok_and(|old| old == content)
+    {
+        return Ok(());
+    }
+    put(path, content, mode, None)
+}
+
+fn put(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
+    let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
+    let mut draft = std::ffi::OsString::from(".");
+    draft.push(name);
+    draft.push(".vmd-new");
+    let draft = path.with_file_name(draft);
+    // A left-over draft, or a trap laid in its place, is not written through either.
+    let _ = fs::remove_file(&draft);
+    fs::write(&draft, content)?;
+    if let Some((uid, gid)) = owner {
+        chown(&draft, Some(uid), Some(gid))?;
+    }
+    fs::set_permissions(&draft, fs::Permissions::from_mode(mode))?;
+    match fs::rename(&draft, path) {
+        // Something is mounted there: only its content can change.
+        Err(error) if matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::CrossesDevices) => {
+            let _ = fs::remove_file(&draft);
+            fs::write(path, content)
+        }
+        result => result.inspect_err(|_| drop(fs::remove_file(&draft))),
+    }
+}
+
+/// `/etc/hostname`, from which an image's init sets the name again.
+pub(super) fn hostname(root: &Path, config: &GuestConfig) -> io::Result<()> {
+    replace(&root.join("etc/hostname"), format!("{}\n", config.hostname).as_bytes(), 0o644)
+}
+
+/// `/etc/hosts`: the image's own lines stay.
+pub(super) fn hosts(root: &Path, config: &GuestConfig) -> io::Result<()> {
+    let path = root.join("etc/hosts");
+    let old = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error),
+    };
+    replace(&path, hosts_text(&old, config).as_bytes(), 0o644)
+}
+
+fn hosts_text(old: &str, config: &GuestConfig) -> String {
+    let mut text = String::new();
+    let mut ours = false;
+    for line in old.lines() {
+        match line {
+            BEGIN => ours = true,
+            END => ours = false,
+            _ if ours => {}
+            _ => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+    let names_in = |name: &str| {
+        text.lines().any(|line| {
+            let line = line.split('#').next().unwrap_or_default();
+            line.split_ascii_whitespace().skip(1).any(|word| word == name)
+        })
+    };
+    let mut block = String::new();
+    if !names_in("localhost") {
+        block.push_str("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
+    }
+    for entry in &config.hosts {
+        let _ = writeln!(block, "{} {}", entry.address, entry.names.join(" "));
+    }
+    let own = config.hosts.iter().any(|entry| entry.names.contains(&config.hostname));
+    if !own && !names_in(&config.hostname) {
+        let _ = writeln!(block, "127.0.1.1 {}", config.hostname);
+    }
+    if !block.is_empty() {
+        let _ = write!(text, "{BEGIN}\n{block}{END}\n");
+    }
+    text
+}
+
+/// `/etc/resolv.conf`. systemd-resolved takes its servers from a regular file there (resolv.conf mode "foreign").
+pub(super) fn resolv_conf(root: &Path, config: &GuestConfig) -> io::Result<()> {
+    if config.resolvers.is_empty() {
+        return Ok(());
+    }
+    let mut text = String::from("# Written by the VM's agent.\n");
+    for server in &config.resolvers {
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    if !config.search.is_empty() {
+        let _ = writeln!(text, "search {}", config.search.join(" "));
+    }
+    replace(&root.join("etc/resolv.conf"), text.as_bytes(), 0o644)
+}
+
+/// `/etc/machine-id`, where the image has none (machine-id(5): empty or "uninitialized" is none).
+pub(super) fn machine_id(root: &Path, config: &GuestConfig) -> io::Result<()> {
+    let path = root.join("etc/machine-id");
+    if let Ok(old) = fs::read_to_string(&path)
+        && !matches!(old.trim(), "" | "uninitialized")
+    {
+        return Ok(());
+    }
+    replace(&path, format!("{}\n", config.machine_id).as_bytes(), 0o444)
+}
+
+/// One configured file, directories above it included.
+pub(super) fn file(root: &Path, file: &GuestFile) -> io::Result<()> {
+    let path = root.join(file.path.trim_start_matches('/'));
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    put(&path, file.content.as_bytes(), file.mode & 0o7777, Some((file.uid, file.gid)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    fn config() -> GuestConfig {
+        serde_json::from_value(serde_json::json!({
+            "version": 1, "hostname": "box", "machine_id": "0123456789abcdef0123456789abcdef",
+            "clock_unix_nanos": null, "resolvers": ["10.0.0.1", "fd00::1"], "search": ["vm"],
+            "hosts": [{"address": "10.0.0.2", "names": ["peer.vm", "peer"]}],
+            "ssh": {"host_key": "", "authorized_keys": []},
+            "root": {"serial": "root", "fstype": "ext4", "grow": false},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_images_hosts_stay_and_ours_are_replaced() {
+        let mut config = config();
+        let image = "127.0.0.1\tlocalhost # here\n10.9.9.9 theirs\n";
+        let once = hosts_text(image, &config);
+        assert!(once.starts_with(image));
+        assert!(once.contains("10.0.0.2 peer.vm peer\n") && once.contains("127.0.1.1 box\n"));
+        assert_eq!(hosts_text(&once, &config), once, "twice is once");
+        config.hosts.clear();
+        config.hostname = "theirs".into();
+        assert_eq!(hosts_text(&once, &config), image, "nothing of ours is left");
+        assert!(hosts_text("", &config).contains("127.0.0.1 localhost\n"));
+    }
+
+    #[test]
+    fn links_are_replaced_not_followed() {
+        let root = tempfile::tempdir().unwrap();
+        let etc = root.path().join("etc");
+        fs::create_dir(&etc).unwrap();
+        let outside = root.path().join("outside");
+        fs::write(&outside, "precious").unwrap();
+        symlink(&outside, etc.join("resolv.conf")).unwrap();
+        symlink("../run/systemd/resolve/stub-resolv.conf", etc.join("hosts")).unwrap();
+        resolv_conf(root.path(), &config()).unwrap();
+        hosts(root.path(), &config()).unwrap();
+        assert_eq!(fs::read_to_string(&outside).unwrap(), "precious");
+        let text = fs::read_to_string(etc.join("resolv.conf")).unwrap();
+        assert!(text.ends_with("nameserver 10.0.0.1\nnameserver fd00::1\nsearch vm\n"), "{text}");
+        assert!(fs::read_to_string(etc.join("hosts")).unwrap().contains("peer.vm"));
+        assert_eq!(fs::read_dir(&etc).unwrap().count(), 2, "no drafts are left");
+    }
+
+    #[test]
+    fn a_machine_id_is_given_only_where_there_is_none() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        let path = root.path().join("etc/machine-id");
+        for none in [None, Some(""), Some("uninitialized\n")] {
+            let _ = fs::remove_file(&path);
+            if let Some(text) = none {
+                fs::write(&path, text).unwrap();
+            }
+            machine_id(root.path(), &config()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap().trim(), config().machine_id);
+        }
+        let _ = fs::remove_file(&path);
+        fs::write(&path, "feedfeedfeedfeedfeedfeedfeedfeed\n").unwrap();
+        machine_id(root.path(), &config()).unwrap();
+        assert!(fs::read_to_string(&path).unwrap().starts_with("feed"));
+    }
+
+    #[test]
+    fn files_get_owner_and_mode() {
+        let root = tempfile::tempdir().unwrap();
+        let wanted = GuestFile { path: "/a/b/c".into(), mode: 0o4750, uid: 12, gid: 34, content: "x".into() };
+        file(root.path(), &wanted).unwrap();
+        file(root.path(), &wanted).unwrap();
+        let meta = fs::metadata(root.path().join("a/b/c")).unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o4750, 12, 34));
+    }
+}

@@ -1,0 +1,182 @@
+//! The root drive: finding, mounting, growing it and moving onto it.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{PermissionsExt, symlink},
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    unistd::{chdir, chroot},
+};
+use vm_types::guest::{config::Root, initramfs};
+
+use super::BootError;
+use crate::link::HOME;
+
+/// How long a drive may take to appear. virtio drives are there when their driver has loaded; this is for hot-plug.
+const DRIVE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The device node of the block device with this virtio serial (`VIRTIO_BLK_T_GET_ID`: at most 20 bytes).
+pub(crate) fn device_by_serial(serial: &str) -> Option<PathBuf> {
+    let wanted = &serial.as_bytes()[..serial.len().min(20)];
+    drives().find(|(_, found)| found.as_bytes() == wanted).map(|(name, _)| Path::new("/dev").join(name))
+}
+
+fn drives() -> impl Iterator<Item = (String, String)> {
+    fs::read_dir("/sys/block").into_iter().flatten().flatten().filter_map(|entry| {
+        let serial = fs::read_to_string(entry.path().join("serial")).ok()?;
+        Some((entry.file_name().into_string().ok()?, serial.trim_end_matches(['\n', '\0']).to_owned()))
+    })
+}
+
+fn wait_for_drive(serial: &str) -> Result<PathBuf, BootError> {
+    let deadline = Instant::now() + DRIVE_PATIENCE;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Some(device) = device_by_serial(serial)
+            && device.exists()
+        {
+            return Ok(device);
+        }
+        if Instant::now() >= deadline {
+            return Err(BootError::NoRootDrive {
+                serial: serial.to_owned(),
+                seconds: DRIVE_PATIENCE.as_secs(),
+                present: drives().map(|(name, serial)| format!("{name}={serial}")).collect(),
+            });
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+pub(super) fn mount_root(root: &Root, target: &Path) -> Result<(), BootError> {
+    let device = wait_for_drive(&root.serial)?;
+    fs::create_dir_all(target)
+        .map_err(|source| BootError::PrepareRoot { path: target.to_owned(), source })?;
+    // Zeroing inode tables in the background would write most of a fresh overlay.
+    let data = (root.fstype == "ext4").then_some("noinit_itable");
+    mount(Some(&device), target, Some(root.fstype.as_str()), MsFlags::empty(), data).map_err(|source| {
+        BootError::MountRoot { device: device.display().to_string(), fstype: root.fstype.clone(), source }
+    })
+}
+
+/// Gives the new root what every Linux userland expects, with the mounts made so far and the initramfs inside.
+pub(super) fn prepare(new: &Path) -> Result<(), BootError> {
+    for name in ["proc", "sys", "dev", "run", "tmp", "etc"] {
+        let path = new.join(name);
+        if path.is_dir() {
+            continue;
+        }
+        let mode = if name == "tmp" { 0o1777 } else { 0o755 };
+        fs::create_dir(&path)
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
+            .map_err(|source| BootError::PrepareRoot { path, source })?;
+    }
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |errno: nix::Error| BootError::PrepareRoot { path, source: errno.into() }
+    };
+    for name in ["proc", "sys", "dev"] {
+        let path = new.join(name);
+        mount(Some(&Path::new("/").join(name)), &path, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+            .map_err(failed(&path))?;
+    }
+    let secure = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let tmpfs = |path: &Path, data: &str| {
+        let _ = fs::create_dir(path);
+        mount(Some("tmpfs"), path, Some("tmpfs"), secure, Some(data)).map_err(failed(path))
+    };
+    tmpfs(&new.join("run"), "mode=0755")?;
+    tmpfs(&new.join("dev/shm"), "mode=1777")?;
+    let pts = new.join("dev/pts");
+    let _ = fs::create_dir(&pts);
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    mount(Some("devpts"), &pts, Some("devpts"), flags, Some("gid=5,mode=0620,ptmxmode=0666"))
+        .map_err(failed(&pts))?;
+    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
+    {
+        let _ = symlink(target, new.join("dev").join(link));
+    }
+    // The kernel finds its module helper by this name.
+    let _ = fs::hard_link(Path::new("/").join(initramfs::INIT), "/modprobe");
+    let _ = fs::set_permissions(Path::new("/").join(initramfs::CONFIG), fs::Permissions::from_mode(0o600));
+    let home = new.join(HOME.trim_start_matches('/'));
+    fs::create_dir(&home).map_err(|source| BootError::PrepareRoot { path: home.clone(), source })?;
+    mount(Some("/"), &home, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(failed(&home))
+}
+
+/// Makes `new` the root of PID 1 and of the kernel's helpers, which share its root.
+pub(super) fn switch(new: &Path) -> Result<(), BootError> {
+    let failed = |source| BootError::SwitchRoot { source };
+    chdir(new).map_err(failed)?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(failed)?;
+    chroot(".").map_err(failed)?;
+    chdir("/").map_err(failed)?;
+    let _ = fs::write("/proc/sys/kernel/modprobe", format!("{HOME}/modprobe"));
+    Ok(())
+}
+
+nix::ioctl_read!(
+    /// `BLKGETSIZE64` of <linux/fs.h>, whose argument is declared `size_t`.
+    blkgetsize64,
+    0x12,
+    114,
+    u64
+);
+nix::ioctl_write_ptr!(
+    /// `EXT4_IOC_RESIZE_FS` of <linux/ext4.h>: the new size in blocks.
+    ext4_resize_fs,
+    b'f',
+    16,
+    u64
+);
+
+/// Grows the mounted ext4 root to its drive's size, if that is larger.
+///
+/// # Errors
+/// Whatever reading the sizes or the kernel's online resize says.
+pub(crate) fn grow(serial: &str) -> io::Result<()> {
+    let device = device_by_serial(serial).ok_or(io::ErrorKind::NotFound)?;
+    let drive = File::open(device)?;
+    let mut bytes = 0;
+    #[expect(unsafe_code, reason = "ioctl")]
+    // SAFETY: BLKGETSIZE64 stores one u64 where the pointer says, which outlives the call.
+    unsafe {
+        blkgetsize64(drive.as_raw_fd(), &raw mut bytes)?;
+    }
+    let root = File::open("/")?;
+    let (block_size, blocks) = superblock(&drive)?;
+    let wanted = bytes / block_size;
+    // A rest smaller than a block group's metadata cannot be used.
+    if wanted <= blocks {
+        return Ok(());
+    }
+    #[expect(unsafe_code, reason = "ioctl")]
+    // SAFETY: EXT4_IOC_RESIZE_FS reads one u64 where the pointer says, which outlives the call.
+    unsafe {
+        ext4_resize_fs(root.as_raw_fd(), &raw const wanted)?;
+    }
+    Ok(())
+}
+
+/// Block size in bytes and number of blocks, from the superblock at byte 1024 of the drive
+/// (Documentation/filesystems/ext4/super.rst). statfs(2) would not do: it leaves out the filesystem's overhead.
+fn superblock(drive: &File) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::FileExt;
+    let mut block = [0; 1024];
+    drive.read_exact_at(&mut block, 1024)?;
+    let u32_at = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    if u16::from_le_bytes([block[0x38], block[0x39]]) != 0xef53 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the root is not ext4"));
+    }
+    let high = if u32_at(0x60) & 0x80 == 0 { 0 } else { u64::from(u32_at(0x150)) };
+    Ok((1024 << u32_at(0x18), u64::from(u32_at(0x4)) | high << 32))
+}

@@ -1,0 +1,116 @@
+//! The control service of the guest channel: [`Request`] and [`Reply`] lines.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use vm_types::guest::{
+    config,
+    control::{InitKind, Phase, Reply, Request, ShutdownKind},
+};
+
+use crate::{
+    agent::{Shared, State},
+    init,
+    link::Message,
+    machine,
+};
+
+/// Answers requests until the stream ends.
+pub(crate) async fn serve(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let (read, mut write) = tokio::io::split(stream);
+    let mut lines = BufReader::new(read).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let (reply, then) = match serde_json::from_str(&line) {
+            Ok(request) => answer(&shared, request).await,
+            Err(error) => (failed("control.request", format!("not a request: {error}")), None),
+        };
+        let Ok(mut text) = serde_json::to_vec(&reply) else { return };
+        text.push(b'\n');
+        if write.write_all(&text).await.is_err() || write.flush().await.is_err() {
+            return;
+        }
+        if let Some((kind, grace_ms)) = then {
+            // The reply is in the multiplexer; it leaves when that task has run.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            if let Err(message) = shut_down(&shared, kind, grace_ms).await {
+                crate::console::error(format_args!("shutdown: {message}"));
+            }
+        }
+    }
+}
+
+async fn answer(shared: &Shared, request: Request) -> (Reply, Option<(ShutdownKind, u64)>) {
+    let reply = match request {
+        Request::Hello => Reply::Hello {
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            config_version: config::VERSION,
+            kernel_release: nix::sys::utsname::uname()
+                .map(|name| name.release().to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            init: match &shared.image_init {
+                None => InitKind::Agent,
+                Some(path) => InitKind::Image(path.display().to_string()),
+            },
+        },
+        Request::WaitReady { phase } => wait_ready(shared, phase).await,
+        Request::Apply { config } if config.version > config::VERSION => failed(
+            "config.version",
+            format!(
+                "the configuration has version {}, this agent knows up to {}",
+                config.version,
+                config::VERSION
+            ),
+        ),
+        Request::Apply { config } => match settled(shared).await {
+            State::Failed { code, message } => failed(&code, message),
+            _ => Reply::Applied { warnings: shared.apply(&config).await },
+        },
+        Request::Shutdown { kind, grace_ms } => return (Reply::ShuttingDown, Some((kind, grace_ms))),
+        Request::Sync => {
+            let _ = tokio::task::spawn_blocking(nix::unistd::sync).await;
+            Reply::Done
+        }
+    };
+    (reply, None)
+}
+
+fn failed(code: &str, message: String) -> Reply {
+    Reply::Error { code: code.into(), message }
+}
+
+/// The state once it is no longer [`State::Starting`].
+pub(crate) async fn settled(shared: &Shared) -> State {
+    let mut state = shared.state.subscribe();
+    match state.wait_for(|state| *state != State::Starting).await {
+        Ok(state) => state.clone(),
+        Err(_) => State::Starting,
+    }
+}
+
+async fn wait_ready(shared: &Shared, phase: Phase) -> Reply {
+    if let State::Failed { code, message } = settled(shared).await {
+        return failed(&code, message);
+    }
+    if phase == Phase::Init
+        && let Some(path) = &shared.image_init
+    {
+        init::started(path).await;
+    }
+    let warnings = shared.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Reply::Ready { phase, warnings }
+}
+
+async fn shut_down(shared: &Shared, kind: ShutdownKind, grace_ms: u64) -> Result<(), String> {
+    if let Some(path) = &shared.image_init {
+        let Err(message) = init::shut_down(path, kind).await else { return Ok(()) };
+        crate::console::note(format_args!("{message}; doing it without"));
+        let grace = Duration::from_millis(grace_ms);
+        let own = nix::unistd::Pid::this();
+        let _ = tokio::task::spawn_blocking(move || machine::take_down(kind, grace, Some(own))).await;
+        return Err(message);
+    }
+    Message::Shutdown { kind, grace_ms }.send(&shared.pid1).map_err(|error| format!("to PID 1: {error}"))
+}

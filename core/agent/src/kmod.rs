@@ -1,0 +1,200 @@
+//! Kernel modules of the initramfs: loading a list at boot, and the kernel's `modprobe` later.
+//!
+//! Index formats are those of depmod(8): `modules.dep` (`file: dependency…`, the last to be loaded first) and
+//! `modules.alias` (`alias pattern module`).
+
+use std::{
+    ffi::{CString, OsString},
+    fs::{self, File},
+    io,
+    os::unix::{ffi::OsStrExt, process::CommandExt},
+    path::Path,
+    process::{Command, ExitCode},
+};
+
+use nix::{errno::Errno, kmod::ModuleInitFlags};
+
+/// `MODULE_INIT_COMPRESSED_FILE` of init_module(2), Linux 5.17.
+const COMPRESSED: i32 = 4;
+
+/// Loads one module file; one that is loaded or built in already is success.
+pub(crate) fn load(path: &Path, parameters: &[u8]) -> io::Result<()> {
+    let compressed = path.extension().is_some_and(|extension| extension != "ko");
+    let flags = ModuleInitFlags::from_bits_retain(if compressed { COMPRESSED as _ } else { 0 });
+    let parameters = CString::new(parameters).map_err(io::Error::other)?;
+    match nix::kmod::finit_module(&File::open(path)?, &parameters, flags) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Loads the files named in `list` (one a line) from `directory`, in order. Failures are returned, not fatal:
+/// a module that this machine has no device for may refuse.
+pub(crate) fn load_list(directory: &Path, list: &str) -> Vec<String> {
+    let mut failures = Vec::new();
+    for name in list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        if let Err(error) = load(&directory.join(name), b"") {
+            failures.push(format!("module {name}: {error}"));
+        }
+    }
+    failures
+}
+
+/// The packed modules' index.
+pub(crate) struct Index<'a> {
+    /// `modules.dep`.
+    pub dependencies: &'a str,
+    /// `modules.alias`.
+    pub aliases: &'a str,
+}
+
+impl<'a> Index<'a> {
+    /// The files to load for `name`, a module's name or an alias, in loading order. Empty if it is not packed.
+    pub(crate) fn resolve(&self, name: &str) -> Vec<&'a str> {
+        let mut files = Vec::new();
+        self.add_module(&underscored(name), &mut files);
+        if files.is_empty() {
+            for line in self.aliases.lines() {
+                let mut words = line.split_ascii_whitespace();
+                if words.next() == Some("alias")
+                    && let (Some(pattern), Some(module)) = (words.next(), words.next())
+                    && matches(underscored(pattern).as_bytes(), underscored(name).as_bytes())
+                {
+                    self.add_module(&underscored(module), &mut files);
+                }
+            }
+        }
+        files
+    }
+
+    fn add_module(&self, module: &str, files: &mut Vec<&'a str>) {
+        for line in self.dependencies.lines() {
+            if let Some((file, needs)) = line.split_once(':')
+                && module_name(file) == module
+            {
+                for file in needs.split_ascii_whitespace().rev().chain([file]) {
+                    if !files.contains(&file) {
+                        files.push(file);
+                    }
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// `-` and `_` are the same, but for the ranges of a pattern's sets.
+fn underscored(name: &str) -> String {
+    let mut in_set = false;
+    let same = |character| {
+        match character {
+            '[' => in_set = true,
+            ']' => in_set = false,
+            '-' if !in_set => return '_',
+            _ => {}
+        }
+        character
+    };
+    name.chars().map(same).collect()
+}
+
+fn module_name(file: &str) -> String {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    underscored(name.split('.').next().unwrap_or(name))
+}
+
+/// fnmatch(3) without flags, as far as aliases use it: `*`, `?` and `[…]`.
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    match pattern.split_first() {
+        None => text.is_empty(),
+        Some((b'*', rest)) => (0..=text.len()).any(|skip| matches(rest, &text[skip..])),
+        Some((b'?', rest)) => !text.is_empty() && matches(rest, &text[1..]),
+        Some((b'[', rest)) => {
+            let (Some(end), Some((byte, text))) =
+                (rest.iter().position(|byte| *byte == b']'), text.split_first())
+            else {
+                return false;
+            };
+            in_set(&rest[..end], *byte) && matches(&rest[end + 1..], text)
+        }
+        Some((byte, rest)) => text.first() == Some(byte) && matches(rest, &text[1..]),
+    }
+}
+
+fn in_set(mut set: &[u8], byte: u8) -> bool {
+    while let Some((first, rest)) = set.split_first() {
+        match rest {
+            [b'-', last, rest @ ..] => {
+                if (*first..=*last).contains(&byte) {
+                    return true;
+                }
+                set = rest;
+            }
+            _ => {
+                if *first == byte {
+                    return true;
+                }
+                set = rest;
+            }
+        }
+    }
+    false
+}
+
+/// Entry as `modprobe`: the kernel calls it as `modprobe -q -- NAME` (kernel/kmod.c). What is not packed is left to the
+/// image's own modprobe, if it has one with modules for this kernel.
+pub(crate) fn modprobe(arguments: &[OsString]) -> ExitCode {
+    let Some(name) = arguments.iter().rfind(|argument| !argument.as_bytes().starts_with(b"-")) else {
+        return ExitCode::from(1);
+    };
+    let directory = Path::new(crate::link::HOME).join(vm_types::guest::initramfs::MODULES);
+    let read = |path: &str| fs::read_to_string(Path::new(crate::link::HOME).join(path)).unwrap_or_default();
+    let dependencies = read(vm_types::guest::initramfs::MODULES_DEP);
+    let aliases = read(vm_types::guest::initramfs::MODULES_ALIAS);
+    let files = Index { dependencies: &dependencies, aliases: &aliases }.resolve(&name.to_string_lossy());
+    if files.is_empty() {
+        let release = nix::sys::utsname::uname().map(|name| name.release().to_owned()).unwrap_or_default();
+        if Path::new("/lib/modules").join(release).join("modules.dep").exists() {
+            for path in ["/sbin/modprobe", "/usr/sbin/modprobe", "/bin/modprobe"] {
+                // Returns only if it could not be run.
+                let _ = Command::new(path).args(arguments).exec();
+            }
+        }
+        return ExitCode::from(1);
+    }
+    for file in files {
+        if let Err(error) = load(&directory.join(file), b"") {
+            crate::console::note(format_args!("module {file}: {error}"));
+            return ExitCode::from(1);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INDEX: Index<'_> = Index {
+        dependencies: "nf_tables.ko: nfnetlink.ko libcrc32c.ko\nnfnetlink.ko:\nlibcrc32c.ko: crc32c_generic.ko\n\
+                       crc32c_generic.ko:\nnft_chain_nat.ko: nf_nat.ko nf_tables.ko nfnetlink.ko\nnf_nat.ko:\nvirtio-rng.ko:\n",
+        aliases: "# Aliases extracted from modules themselves.\nalias nfnetlink-subsys-10 nf_tables\n\
+                  alias nft-chain-1-nat nft_chain_nat\nalias nft-chain-2-nat nft_chain_nat\nalias virtio:d00000004v* virtio_rng\n\
+                  alias net-pf-1[0-9]-proto-x nfnetlink\n",
+    };
+
+    #[test]
+    fn dependencies_come_first_and_once() {
+        assert_eq!(INDEX.resolve("nf_tables"), ["libcrc32c.ko", "nfnetlink.ko", "nf_tables.ko"]);
+        assert_eq!(INDEX.resolve("nft-chain-1-nat").last(), Some(&"nft_chain_nat.ko"));
+    }
+
+    #[test]
+    fn aliases_are_patterns_and_dashes_are_underscores() {
+        assert_eq!(INDEX.resolve("virtio:d00000004v00001AF4"), ["virtio-rng.ko"]);
+        assert_eq!(INDEX.resolve("virtio_rng"), ["virtio-rng.ko"]);
+        assert_eq!(INDEX.resolve("net-pf-16-proto-x"), ["nfnetlink.ko"]);
+        assert!(INDEX.resolve("net-pf-1a-proto-x").is_empty());
+        assert!(INDEX.resolve("floppy").is_empty());
+    }
+}

@@ -1,0 +1,160 @@
+//! The end of a machine whose init is the agent, and what such an init owes its processes at the beginning.
+
+use std::{ffi::CString, fs, path::Path, time::Duration};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::{
+        reboot::{RebootMode, reboot},
+        signal::{Signal, kill},
+    },
+    unistd::Pid,
+};
+use vm_types::guest::control::ShutdownKind;
+
+use crate::{
+    console,
+    pid1::{reap, wait_until},
+};
+
+/// The cgroup hierarchy, where no init of the image does it.
+pub(crate) fn mount_cgroups() {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let _ = mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), flags, Some("nsdelegate"));
+}
+
+/// Ends all processes but `agent`, which has still to tell the host and holds nothing, then the machine.
+pub(crate) fn take_down(kind: ShutdownKind, grace: Duration, agent: Option<Pid>) -> ! {
+    let all = Pid::from_raw(-1);
+    let _ = kill(all, Signal::SIGTERM);
+    // A stopped process takes its SIGTERM only when it goes on.
+    let _ = kill(all, Signal::SIGCONT);
+    wait_until(grace, || {
+        reap();
+        others(agent).is_empty()
+    });
+    for pid in others(agent) {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        console::note(format_args!("killing process {pid} ({})", name.trim_end()));
+    }
+    wait_until(Duration::from_secs(2), || {
+        let left = others(agent);
+        for pid in &left {
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+        reap();
+        left.is_empty()
+    });
+    unmount_all();
+    nix::unistd::sync();
+    let mode = match kind {
+        ShutdownKind::PowerOff => RebootMode::RB_POWER_OFF,
+        ShutdownKind::Reboot => RebootMode::RB_AUTOBOOT,
+    };
+    let _ = reboot(mode);
+    console::error("the machine does not go down");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// User processes other than this one and `agent`.
+fn others(agent: Option<Pid>) -> Vec<Pid> {
+    let own = std::process::id().cast_signed();
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        // Kernel threads and zombies have no command line.
+        if pid != own
+            && agent.is_none_or(|agent| agent.as_raw() != pid)
+            && fs::read(entry.path().join("cmdline")).is_ok_and(|line| !line.is_empty())
+        {
+            pids.push(Pid::from_raw(pid));
+        }
+    }
+    pids
+}
+
+/// Unmounts what can be, from the inside out, and makes the rest read-only, above all the root.
+pub(crate) fn unmount_all() {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for (target, fstype) in mounts.lines().rev().filter_map(parse_mount) {
+        let kernel = matches!(
+            fstype,
+            "proc"
+                | "sysfs"
+                | "devtmpfs"
+                | "devpts"
+                | "cgroup2"
+                | "cgroup"
+                | "rootfs"
+                | "tmpfs"
+                | "ramfs"
+                | "securityfs"
+        );
+        if kernel {
+            continue;
+        }
+        let Ok(path) = CString::new(target) else { continue };
+        if path.as_bytes() != b"/" && umount2(path.as_c_str(), MntFlags::UMOUNT_NOFOLLOW).is_ok() {
+            continue;
+        }
+        if let Err(error) = mount(
+            None::<&str>,
+            path.as_c_str(),
+            None::<&str>,
+            MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
+            None::<&str>,
+        ) {
+            console::error(format_args!("cannot make {} read-only: {error}", path.to_string_lossy()));
+        }
+    }
+}
+
+/// Mount point and type of a line of proc_pid_mountinfo(5).
+pub(crate) fn parse_mount(line: &str) -> Option<(Vec<u8>, &str)> {
+    let (head, tail) = line.split_once(" - ")?;
+    let target = head.split(' ').nth(4)?;
+    Some((unescape(target), tail.split(' ').next()?))
+}
+
+/// Whether something is mounted at `path`.
+pub(crate) fn is_mount_point(path: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().filter_map(parse_mount).any(|(target, _)| target == path.as_os_str().as_bytes())
+}
+
+/// The kernel writes blanks and backslashes as three octal digits.
+fn unescape(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.as_bytes();
+    while let Some((byte, rest)) = bytes.split_first() {
+        if *byte == b'\\'
+            && let Some(digits) = rest.get(..3)
+            && let Some(value) =
+                str::from_utf8(digits).ok().and_then(|digits| u8::from_str_radix(digits, 8).ok())
+        {
+            out.push(value);
+            bytes = &rest[3..];
+        } else {
+            out.push(*byte);
+            bytes = rest;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_lines_are_read_with_their_escapes() {
+        let line = r"36 35 98:0 /mnt1 /mnt\040two rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
+        assert_eq!(parse_mount(line), Some((b"/mnt two".to_vec(), "ext3")));
+        assert_eq!(parse_mount("nonsense"), None);
+    }
+}

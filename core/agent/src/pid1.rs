@@ -1,0 +1,214 @@
+//! PID 1: boots, starts the agent, then becomes the image's init or stays as a small one.
+//!
+//! As a small init it does three things: it reaps orphans, restarts the agent, and takes the machine down when
+//! the agent asks (see [`crate::link`]) or by the signals that BusyBox's `poweroff`, `reboot` and `halt` send:
+//! `SIGUSR2`, `SIGTERM` (and `SIGINT`, control-alt-delete) and `SIGUSR1`.
+
+use std::{
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+        socket::{AddressFamily, SockFlag, SockType, socketpair},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+use vm_types::guest::control::ShutdownKind;
+
+use crate::{
+    agent,
+    boot::{self, BootError},
+    console, init,
+    link::{Arguments, Message},
+    machine,
+};
+
+/// What processes get between SIGTERM and SIGKILL when somebody inside asks for the end.
+const OWN_GRACE: Duration = Duration::from_secs(5);
+
+pub(crate) fn main() -> ExitCode {
+    let mut arguments = Arguments::default();
+    match bring_up(&mut arguments.warnings) {
+        Ok(()) => {
+            arguments.image_init = init::find(Path::new("/"));
+            if arguments.image_init.is_none() {
+                machine::mount_cgroups();
+            }
+        }
+        Err(error) => {
+            let mut message = chain(&error);
+            console::error(format_args!("{message}"));
+            if let Some(hint) = error.hint() {
+                console::error(format_args!("hint: {hint}"));
+                message.push_str("; ");
+                message.push_str(&hint);
+            }
+            arguments.failure = Some((error.code().to_owned(), message));
+        }
+    }
+    // Blocked before the agent starts, so that no death is missed; a child begins with an empty mask.
+    let mask = SigSet::all();
+    let _ = mask.thread_block();
+    let mut agent = Agent::start(&arguments);
+    if let Some(path) = arguments.image_init.clone() {
+        if let Some(agent) = &agent {
+            agent.wait_for_go();
+        }
+        init::prepare(&path);
+        let _ = SigSet::all().thread_unblock();
+        let error = exec(&path);
+        console::error(format_args!("cannot run {}: {error}; the agent stays init", path.display()));
+        let _ = mask.thread_block();
+    }
+    let Ok(signals) = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC) else {
+        machine::take_down(ShutdownKind::PowerOff, Duration::ZERO, None);
+    };
+    arguments.again = true;
+    loop {
+        let pid = agent.as_ref().map(|agent| agent.pid);
+        match next_event(&signals, agent.as_ref()) {
+            Event::AgentGone => {
+                console::error("the agent process has ended; starting it again");
+                // Not in a tight circle, whatever the reason.
+                std::thread::sleep(Duration::from_secs(1));
+                agent = Agent::start(&arguments);
+            }
+            Event::Shutdown { kind, grace } => machine::take_down(kind, grace, pid),
+        }
+    }
+}
+
+fn bring_up(warnings: &mut Vec<String>) -> Result<(), BootError> {
+    boot::mount_kernel()?;
+    warnings.extend(boot::load_modules());
+    let config = boot::read_config(Path::new("/"))?;
+    boot::switch_root(&config)
+}
+
+/// An error and what caused it, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Becomes the image's init; returns only on failure.
+fn exec(path: &Path) -> std::io::Error {
+    let _ = std::env::set_current_dir("/");
+    let mut command = Command::new(path);
+    command.env_clear().env("HOME", "/").env("TERM", "linux").env("PATH", crate::ssh::DEFAULT_PATH);
+    command.exec()
+}
+
+struct Agent {
+    pid: Pid,
+    socket: OwnedFd,
+}
+
+impl Agent {
+    fn start(arguments: &Arguments) -> Option<Self> {
+        let attempt = || -> std::io::Result<Self> {
+            let (ours, theirs) =
+                socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+            let child = Command::new("/proc/self/exe")
+                .arg0(agent::ARGV0)
+                .args(arguments.encode())
+                .env_clear()
+                .stdin(Stdio::from(theirs))
+                .current_dir("/run")
+                .spawn()?;
+            Ok(Self { pid: Pid::from_raw(child.id().cast_signed()), socket: ours })
+        };
+        attempt().inspect_err(|error| console::error(format_args!("cannot start the agent: {error}"))).ok()
+    }
+
+    /// Blocks until the agent has applied the configuration or is gone.
+    fn wait_for_go(&self) {
+        let mut buffer = [0; 64];
+        loop {
+            match nix::unistd::read(&self.socket, &mut buffer) {
+                Err(Errno::EINTR) => {}
+                _ => return,
+            }
+        }
+    }
+}
+
+enum Event {
+    AgentGone,
+    Shutdown { kind: ShutdownKind, grace: Duration },
+}
+
+fn next_event(signals: &SignalFd, agent: Option<&Agent>) -> Event {
+    let Some(agent) = agent else { return Event::AgentGone };
+    loop {
+        let mut ready = [
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(agent.socket.as_fd(), PollFlags::POLLIN),
+        ];
+        let _ = poll(&mut ready, PollTimeout::NONE);
+        if ready[1].revents().is_some_and(|events| events.contains(PollFlags::POLLIN)) {
+            let mut buffer = [0; 64];
+            if let Ok(length) = nix::unistd::read(&agent.socket, &mut buffer)
+                && let Ok(text) = str::from_utf8(&buffer[..length])
+                && let Some(Message::Shutdown { kind, grace_ms }) = Message::decode(text)
+            {
+                return Event::Shutdown { kind, grace: Duration::from_millis(grace_ms) };
+            }
+        }
+        while let Ok(Some(signal)) = signals.read_signal() {
+            let kind = match Signal::try_from(signal.ssi_signo.cast_signed()) {
+                Ok(Signal::SIGUSR1 | Signal::SIGUSR2) => ShutdownKind::PowerOff,
+                Ok(Signal::SIGTERM | Signal::SIGINT) => ShutdownKind::Reboot,
+                _ => continue,
+            };
+            return Event::Shutdown { kind, grace: OWN_GRACE };
+        }
+        if reap().contains(&agent.pid) {
+            return Event::AgentGone;
+        }
+    }
+}
+
+/// Collects every dead child there is.
+pub(crate) fn reap() -> Vec<Pid> {
+    let mut dead = Vec::new();
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) => dead.push(pid),
+            Ok(WaitStatus::StillAlive) | Err(_) => return dead,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Polls `done` until it holds or the time is over.
+pub(crate) fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        if done() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
