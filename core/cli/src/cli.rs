@@ -1,0 +1,216 @@
+//! The command line: global options, the list of verbs, and the way from an outcome to an exit code.
+
+use std::{env, path::PathBuf};
+
+use clap::{Parser, Subcommand, error::ErrorKind as ClapErrorKind};
+use vm_types::Layout;
+
+use crate::{
+    commands::{
+        completion::CompletionArgs, create::CreateArgs, daemon::DaemonArgs, delete::DeleteArgs,
+        doctor::DoctorArgs, image::ImageArgs, kernel::KernelArgs, kill::KillArgs, logs::LogsArgs, ls::LsArgs,
+        proxy::ProxyArgs, run::RunArgs, show::ShowArgs, ssh::SshArgs, ssh_config::SshConfigArgs,
+        start::StartArgs, stop::StopArgs, version::VersionArgs,
+    },
+    context::Context,
+    daemon::{DEFAULT_CONFIG, DEFAULT_RUN, DEFAULT_STATE},
+    errors::{CliError, EXIT_CODES},
+    output::Output,
+};
+
+/// Disposable development VMs
+#[derive(Debug, Parser)]
+#[command(name = "vm", version, after_long_help = EXIT_CODES, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// The daemon's run directory
+    #[arg(long, global = true, env = "VMD_RUN_DIR", default_value = DEFAULT_RUN, value_name = "DIR", hide_env_values = true, help_heading = "Global options")]
+    run_dir: PathBuf,
+    /// The daemon's state directory
+    #[arg(long, global = true, env = "VMD_STATE_DIR", default_value = DEFAULT_STATE, value_name = "DIR", hide_env_values = true, help_heading = "Global options")]
+    state_dir: PathBuf,
+    /// The daemon's configuration directory
+    #[arg(long, global = true, env = "VMD_CONFIG_DIR", default_value = DEFAULT_CONFIG, value_name = "DIR", hide_env_values = true, help_heading = "Global options")]
+    config_dir: PathBuf,
+    /// Answer with one JSON document, and report errors as one on stderr
+    #[arg(long, global = true, help_heading = "Global options")]
+    json: bool,
+    /// Show no progress, and names only
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    quiet: bool,
+    /// Do not start the daemon where none runs
+    #[arg(long, global = true, help_heading = "Global options")]
+    no_start: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(Box<RunArgs>),
+    Create(CreateArgs),
+    Start(StartArgs),
+    Stop(StopArgs),
+    Kill(KillArgs),
+    #[command(visible_alias = "rm")]
+    Delete(DeleteArgs),
+    #[command(visible_alias = "list")]
+    Ls(LsArgs),
+    Show(ShowArgs),
+    Ssh(SshArgs),
+    Proxy(ProxyArgs),
+    SshConfig(SshConfigArgs),
+    Logs(LogsArgs),
+    Image(ImageArgs),
+    Kernel(KernelArgs),
+    Daemon(DaemonArgs),
+    Doctor(DoctorArgs),
+    Version(VersionArgs),
+    Completion(CompletionArgs),
+    /// Show what the exit codes mean
+    #[command(hide = true, after_help = EXIT_CODES)]
+    ExitCodes,
+}
+
+impl Cli {
+    /// Parses the command line; a wrong one, `--help` and `--version` end the process.
+    pub(crate) fn from_command_line() -> Self {
+        Self::try_parse().unwrap_or_else(|error| {
+            let json = env::args_os().skip(1).take_while(|arg| arg != "--").any(|arg| arg == "--json");
+            if json
+                && error.use_stderr()
+                && error.kind() != ClapErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+            {
+                let text = error.to_string();
+                let message = text.trim().trim_start_matches("error: ");
+                let hint = "see --help";
+                Output { json, quiet: false }.problem(
+                    message,
+                    Some(hint),
+                    vm_api::ErrorKind::InvalidArgument,
+                    2,
+                );
+                std::process::exit(2);
+            }
+            error.exit()
+        })
+    }
+
+    /// Runs the verb; the exit code.
+    pub(crate) fn run(self) -> u8 {
+        let output = Output { json: self.json, quiet: self.quiet };
+        let session = matches!(self.verb, Verb::Run(_) | Verb::Ssh(_));
+        self.dispatch(output).unwrap_or_else(|error| {
+            let code = error.exit_code(session);
+            output.error(&error, code);
+            code
+        })
+    }
+
+    fn dispatch(self, output: Output) -> Result<u8, CliError> {
+        let absolute =
+            |path: PathBuf| std::path::absolute(&path).map_err(|source| CliError::File { path, source });
+        let context = Context {
+            layout: Layout {
+                run: absolute(self.run_dir)?,
+                state: absolute(self.state_dir)?,
+                config: absolute(self.config_dir)?,
+            },
+            output,
+            may_start: !self.no_start,
+        };
+        // One thread: the work is waiting, and the only heavy part, the session's cipher, is one stream.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|source| CliError::Setup { what: "the event loop", source })?;
+        let result = runtime.block_on(Box::pin(self.verb.run(&context)));
+        // Whatever still blocks has no part in the result.
+        runtime.shutdown_background();
+        result
+    }
+}
+
+impl Verb {
+    async fn run(self, context: &Context) -> Result<u8, CliError> {
+        match self {
+            Self::Run(args) => args.run(context).await,
+            Self::Create(args) => args.run(context).await,
+            Self::Start(args) => args.run(context).await,
+            Self::Stop(args) => args.run(context).await,
+            Self::Kill(args) => args.run(context).await,
+            Self::Delete(args) => args.run(context).await,
+            Self::Ls(args) => args.run(context).await,
+            Self::Show(args) => args.run(context).await,
+            Self::Ssh(args) => args.run(context).await,
+            Self::Proxy(args) => args.run(context).await,
+            Self::SshConfig(args) => args.run(context).await,
+            Self::Logs(args) => args.run(context).await,
+            Self::Image(args) => args.run(context).await,
+            Self::Kernel(args) => args.run(context).await,
+            Self::Daemon(args) => args.run(context).await,
+            Self::Doctor(args) => args.run(context).await,
+            Self::Version(args) => args.run(context).await,
+            Self::Completion(args) => args.run(context),
+            Self::ExitCodes => {
+                context
+                    .output
+                    .show(&serde_json::json!({"exit_codes": EXIT_CODES}), || EXIT_CODES.to_owned())?;
+                Ok(0)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_keeps_its_own_options() {
+        for line in [
+            "vm run --memory 2G -e A=1 -t -- ls --json -q",
+            "vm ssh web ls -l --json",
+            "vm ssh web -- ls -l",
+            "vm --json run --name web --rm",
+            "vm kernel import debian",
+            "vm kernel import --kernel bzImage --modules dir",
+            "vm rm a b --force",
+            "vm list -q",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+        assert!(!parse("vm ssh web ls --json").unwrap().json);
+        assert!(parse("vm ls --json").unwrap().json);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_a_suggestion() {
+        for line in [
+            "vm run --rm --keep",
+            "vm run --cpus 0",
+            "vm run --memory 1X",
+            "vm run --name Web_1",
+            "vm run ls",
+            "vm run -t --json",
+            "vm kernel import",
+            "vm kernel import debian --kernel x",
+            "vm kernel import --modules x",
+            "vm delete",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+        assert!(parse("vm strat a").unwrap_err().to_string().contains("'start'"));
+        assert!(parse("vm run --memry 1G").unwrap_err().to_string().contains("'--memory'"));
+    }
+}

@@ -1,0 +1,72 @@
+//! The options that shape a VM, shared by `run` and `create`.
+
+use clap::{Args, ValueEnum};
+use vm_api::{CreateVm, NetworkMode, VmName};
+
+use crate::size;
+
+#[derive(Debug, Args)]
+pub(crate) struct MachineArgs {
+    /// Image reference or digest, e.g. debian:bookworm; acquired first if it is not here [default: the
+    /// configuration's]
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+    /// Name of the VM, also its host name [default: one is made up]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<VmName>,
+    /// Kernel id or release [default: the configuration's]
+    #[arg(long, value_name = "KERNEL")]
+    pub(crate) kernel: Option<String>,
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) cpus: Option<u32>,
+    /// Memory, e.g. 512M or 2G; a bare number is MiB
+    #[arg(long, value_name = "SIZE", value_parser = size::memory_mib)]
+    pub(crate) memory: Option<u64>,
+    /// Root disk, e.g. 10G
+    #[arg(long, value_name = "SIZE", value_parser = size::disk_bytes)]
+    pub(crate) disk: Option<u64>,
+    /// How the VM reaches the network
+    #[arg(long, value_name = "MODE")]
+    pub(crate) net: Option<Net>,
+    /// Free-form label; may be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+}
+
+/// `--net`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Net {
+    /// One interface, masqueraded by the host
+    Nat,
+    /// No interface; `vm ssh` works all the same
+    None,
+}
+
+impl MachineArgs {
+    /// The request that makes this VM.
+    pub(crate) fn into_request(self, ephemeral: bool, start: bool) -> CreateVm {
+        CreateVm {
+            name: self.name,
+            image: self.image,
+            kernel: self.kernel,
+            cpus: self.cpus,
+            memory_mib: self.memory,
+            disk_bytes: self.disk,
+            network: self.net.map(|net| match net {
+                Net::Nat => NetworkMode::Nat,
+                Net::None => NetworkMode::None,
+            }),
+            labels: self.labels.into_iter().collect(),
+            ephemeral,
+            start,
+        }
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("a label is KEY=VALUE".to_owned()),
+    }
+}

@@ -1,0 +1,66 @@
+//! `vm show`
+
+use clap::Args;
+use vm_api::{NetworkMode, VmInfo, VmState, rpc::VmClient};
+
+use crate::{
+    context::Context,
+    errors::CliError,
+    output::{ago, facts},
+    size::human,
+};
+
+/// Show all about a VM
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// Name or id
+    name: String,
+}
+
+impl ShowArgs {
+    pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
+        let client = context.client().await?;
+        let vm = VmClient::get(&client, self.name).await?;
+        context.output.show(&vm, || text(&vm))?;
+        Ok(0)
+    }
+}
+
+fn text(vm: &VmInfo) -> String {
+    let labels: Vec<_> = vm.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let network = match vm.network {
+        NetworkMode::Nat => "nat",
+        NetworkMode::None => "none",
+    };
+    facts([
+        ("name", Some(vm.name.to_string())),
+        ("id", Some(vm.id.to_string())),
+        ("state", Some(state(&vm.state))),
+        ("image", Some(format!("{} ({})", vm.image, vm.image_digest))),
+        ("kernel", Some(vm.kernel.to_string())),
+        ("cpus", Some(vm.cpus.to_string())),
+        ("memory", Some(human(vm.memory_mib << 20))),
+        ("disk", Some(format!("{}, {} used", human(vm.disk_bytes), human(vm.disk_used_bytes)))),
+        ("network", Some(network.to_owned())),
+        ("address", vm.address.map(|address| address.to_string())),
+        ("labels", (!labels.is_empty()).then(|| labels.join(", "))),
+        ("ephemeral", vm.ephemeral.then(|| "yes, deleted with the process that made it".to_owned())),
+        ("vmm", Some(vm.vmm.clone())),
+        ("created", Some(ago(vm.created_at))),
+    ])
+}
+
+fn state(state: &VmState) -> String {
+    match state {
+        VmState::Defined
+        | VmState::Creating { .. }
+        | VmState::Starting { .. }
+        | VmState::Stopping { .. }
+        | VmState::Deleting { .. }
+        | VmState::Stopped { last_exit: None } => state.word().to_owned(),
+        VmState::Stopped { last_exit: Some(exit) } => format!("stopped, its VMM ended with {exit}"),
+        VmState::Running { pid, since } => format!("running since {}, process {pid}", ago(*since)),
+        VmState::Paused { pid } => format!("paused, process {pid}"),
+        VmState::Failed { at, cause } => format!("failed at {}: {cause}", format!("{at:?}").to_lowercase()),
+    }
+}

@@ -1,0 +1,86 @@
+//! How far a long operation is, on stderr: a live line on a terminal; elsewhere plain lines, and only of what
+//! takes long, so that a command's own stderr stays clean.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use vm_api::OperationProgress;
+
+/// How long an operation may take before plain lines tell of it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
+/// The same where stderr belongs to a command in the guest.
+pub(crate) const SESSION_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Shows one operation's progress.
+#[derive(Debug)]
+pub(crate) struct Progress(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Silent,
+    Live(ProgressBar),
+    Lines { from: Instant, last: String },
+}
+
+impl Progress {
+    /// Chooses how.
+    pub(crate) fn new(quiet: bool, patience: Duration) -> Self {
+        Self(if quiet {
+            Kind::Silent
+        } else if io::stderr().is_terminal() {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.enable_steady_tick(Duration::from_millis(120));
+            Kind::Live(bar)
+        } else {
+            Kind::Lines { from: Instant::now() + patience, last: String::new() }
+        })
+    }
+
+    /// Shows a state.
+    pub(crate) fn show(&mut self, progress: &OperationProgress) {
+        match &mut self.0 {
+            Kind::Silent => {}
+            Kind::Live(bar) => {
+                // Templates are constants, so they parse; indicatif's own default would do too.
+                let template = match progress.total {
+                    Some(_) => "{spinner} {msg} {wide_bar} {percent}%",
+                    None => "{spinner} {msg} {elapsed}",
+                };
+                if bar.length() != progress.total || bar.message().is_empty() {
+                    bar.set_style(
+                        ProgressStyle::with_template(template)
+                            .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+                    );
+                    match progress.total {
+                        Some(total) => bar.set_length(total),
+                        None => bar.unset_length(),
+                    }
+                }
+                bar.set_position(progress.done);
+                bar.set_message(progress.stage.clone());
+            }
+            Kind::Lines { from, last } => {
+                if Instant::now() >= *from && *last != progress.stage {
+                    last.clone_from(&progress.stage);
+                    let _ = writeln!(io::stderr(), "vm: {}", progress.stage);
+                }
+            }
+        }
+    }
+
+    /// Removes the live line.
+    pub(crate) fn clear(&mut self) {
+        if let Kind::Live(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
