@@ -1,0 +1,173 @@
+//! Plays every process around the shim: the shim itself, its VMM with a guest, and a daemon that starts one.
+//!
+//! ```text
+//!   shim-test-helper shim --spec FILE --run-dir DIR
+//!   shim-test-helper daemon SPEC DIR         starts a shim, prints its ShimStarted, waits to be killed
+//!   shim-test-helper vmm STEP...             see `vmm`
+//! ```
+
+#![expect(clippy::unwrap_used, reason = "a test's part fails by panicking")]
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixListener as StdListener,
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::UnixListener,
+};
+use vm_channel::{ChannelStream, Service};
+use vm_types::guest::control::{InitKind, Reply, Request};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        ["shim", "--spec", spec, "--run-dir", _] => vm_shim::main(Path::new(spec)),
+        ["daemon", spec, run_dir] => daemon(spec, run_dir),
+        ["vmm", steps @ ..] => vmm(steps),
+        other => panic!("no such part: {other:?}"),
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn daemon(spec: &str, run_dir: &str) -> ExitCode {
+    runtime().block_on(async {
+        let me = std::env::current_exe().unwrap();
+        let limit = Duration::from_secs(30);
+        let started = vm_shim::launch(&me, Path::new(spec), Path::new(run_dir), limit).await.unwrap();
+        println!("{}", serde_json::to_string(&started).unwrap());
+        std::future::pending().await
+    })
+}
+
+/// Runs its steps one after the other:
+/// `flood=BYTES` to the console, `say=TEXT`, `stderr=TEXT`, `exit=CODE`, `abort`, `stdin` (waits for one line and says
+/// it back), `lines` (a console line for each byte that comes in on stdin), `hang`,
+/// `guest=SOCKET` (a guest; an ssh stream that says `!` makes it drop the session), `deaf=SOCKET` (ignores its first hello).
+fn vmm(steps: &[&str]) -> ExitCode {
+    let mut stdout = std::io::stdout().lock();
+    for step in steps {
+        let (name, value) = step.split_once('=').unwrap_or((step, ""));
+        match name {
+            "flood" => {
+                let line = [b"flood ".as_slice(), &[b'x'; 93], b"\n"].concat();
+                for _ in 0..value.parse::<usize>().unwrap() / line.len() {
+                    stdout.write_all(&line).unwrap();
+                }
+            }
+            "say" => stdout.write_all(value.as_bytes()).unwrap(),
+            "stderr" => eprintln!("{value}"),
+            "exit" => return ExitCode::from(value.parse::<u8>().unwrap()),
+            "abort" => std::process::abort(),
+            "stdin" => {
+                let mut line = String::new();
+                std::io::stdin().read_line(&mut line).unwrap();
+                stdout.write_all(line.as_bytes()).unwrap();
+            }
+            "lines" => {
+                let mut byte = [0];
+                while std::io::stdin().read(&mut byte).unwrap() == 1 {
+                    stdout.write_all(b"tick\n").unwrap();
+                    stdout.flush().unwrap();
+                }
+            }
+            "hang" => loop {
+                std::thread::park();
+            },
+            "guest" => runtime().block_on(guest(value)),
+            "deaf" => {
+                // The first carrier is read to its end and never answered.
+                let listener = StdListener::bind(value).unwrap();
+                let (mut carrier, _) = listener.accept().unwrap();
+                carrier.read_to_end(&mut Vec::new()).unwrap();
+                drop(listener);
+                std::fs::remove_file(value).unwrap();
+            }
+            other => panic!("no such step: {other}"),
+        }
+        stdout.flush().unwrap();
+    }
+    ExitCode::SUCCESS
+}
+
+/// A guest: echoes on ssh streams, answers hello and sync on control streams.
+async fn guest(socket: &str) {
+    let listener = UnixListener::bind(socket).unwrap();
+    loop {
+        let (carrier, _) = listener.accept().await.unwrap();
+        let over = std::sync::Arc::new(tokio::sync::Notify::new());
+        let end = over.clone();
+        let serving = vm_channel::serve_guest(carrier, move |service, stream| {
+            let over = over.clone();
+            tokio::spawn(async move {
+                match service {
+                    Service::Ssh => {
+                        if echo(stream).await {
+                            over.notify_one();
+                        }
+                    }
+                    Service::Control => control(stream).await,
+                }
+            });
+        });
+        tokio::select! {
+            _ = serving => {}
+            () = end.notified() => {}
+        }
+    }
+}
+
+/// Echoes and, after end-of-file, says how much that was: either direction ends on its own. Whether it was told to drop
+/// the session instead.
+async fn echo(stream: ChannelStream) -> bool {
+    let (mut read, mut write) = tokio::io::split(stream);
+    let mut buffer = vec![0; 32 * 1024];
+    let mut copied = 0;
+    while let Ok(n @ 1..) = read.read(&mut buffer).await {
+        if &buffer[..n] == b"!" {
+            return true;
+        }
+        if write.write_all(&buffer[..n]).await.is_err() {
+            return false;
+        }
+        copied += n;
+    }
+    let _ = write.write_all(format!("\nafter eof: {copied}").as_bytes()).await;
+    let _ = write.shutdown().await;
+    false
+}
+
+async fn control(stream: ChannelStream) {
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    while matches!(stream.read_line(&mut line).await, Ok(1..)) {
+        let reply = match serde_json::from_str(&line).unwrap() {
+            Request::Hello => Reply::Hello {
+                agent_version: "test".into(),
+                config_version: 1,
+                kernel_release: "6.0-test".into(),
+                init: InitKind::Agent,
+            },
+            Request::Sync => Reply::Done,
+            // Never answers these.
+            Request::WaitReady { .. } => std::future::pending().await,
+            Request::Shutdown { .. } => std::process::exit(0),
+            Request::Apply { .. } => {
+                Reply::Error { code: "config.refused".into(), message: "no such thing".into() }
+            }
+        };
+        let mut text = serde_json::to_string(&reply).unwrap();
+        text.push('\n');
+        stream.write_all(text.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        line.clear();
+    }
+}
