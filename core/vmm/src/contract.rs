@@ -107,6 +107,12 @@ impl Running {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Kills it and sees it gone, so that its sockets cannot be taken for those of the next.
+    async fn finish(mut self) {
+        self.kill();
+        self.ended().await;
+    }
+
     /// Kills it as the shim does.
     pub fn kill(&mut self) {
         self.child.start_kill().expect("a running child can be killed");
@@ -201,6 +207,7 @@ pub async fn console_works_both_ways(subject: &Subject<'_>) {
     let mut running = subject.start().await;
     running.stdin.write_all(b"hello, guest\n").await.expect("the console takes input");
     running.shows("hello, guest").await;
+    running.finish().await;
 }
 
 /// The channel's socket takes a connection as soon as the VMM is up.
@@ -208,11 +215,12 @@ pub async fn console_works_both_ways(subject: &Subject<'_>) {
 /// # Panics
 /// Where the driver breaks it.
 pub async fn offers_the_guest_channel(subject: &Subject<'_>) {
-    let _running = subject.start().await;
+    let running = subject.start().await;
     for _ in 0..2 {
         let connected = UnixStream::connect(subject.paths.channel_sock()).await;
         assert!(connected.is_ok(), "{connected:?}");
     }
+    running.finish().await;
 }
 
 /// `quit` ends the VMM with status 0, also when another client has just used the control socket.
@@ -242,6 +250,7 @@ pub async fn a_kill_shows_and_leaves_nothing_in_the_way(subject: &Subject<'_>) {
     assert!(matches!(error, Err(VmmError::NotUp { .. })), "{error:?}");
     let mut again = subject.start().await;
     assert!(again.runs());
+    again.finish().await;
 }
 
 /// A console whose reader is gone ends nothing.
@@ -294,6 +303,7 @@ pub async fn pauses_and_resumes(subject: &Subject<'_>) {
         assert!(!is_paused().await);
     }
     running.shows("said while paused").await;
+    running.finish().await;
 }
 
 /// The guest goes down when the button is pressed, and its VMM with it, with status 0. Absent: typed.

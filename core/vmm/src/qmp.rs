@@ -78,10 +78,10 @@ pub enum QmpError {
 }
 
 impl QmpError {
-    /// Whether nobody listens: the VMM is not up yet or gone.
+    /// Whether nobody listens: the VMM is not up yet, gone, or going at this moment (`ECONNRESET`).
     pub fn is_nobody(&self) -> bool {
         matches!(self, Self::Connect { source, .. }
-            if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
+            if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset))
     }
 
     /// What to do about it, for people.
