@@ -1,9 +1,13 @@
 //! The effect journal of one scope (a VM, or the host as a whole) and its fold.
 //!
 //! ```text
-//!   journal.jsonl   append-only, one step a line, fdatasync'd before the step it announces is taken
+//!   journal.jsonl   append-only, one step a line, written before the step it announces is taken
 //!   handles.json    its fold: what is applied or half done now; replaced whole after each step
 //! ```
+//!
+//! A line that was written survives the daemon. It must survive a power cut only where it announces something that does so too: the
+//! intent of a file or disk is flushed, nothing else is. What such a cut can take away is an `applied` or `undone`, and
+//! undoing once more what is not there is no harm.
 //!
 //! The journal is the truth, `handles.json` a convenience for readers; loading folds the journal anew. A torn last
 //! line is what a crash in the middle of an append leaves: the step it announced was not taken, so it is dropped.
@@ -126,7 +130,7 @@ impl Journal {
             .find(|entry| entry.effect.id() == *id && entry.step == Step::Applied && entry.boot_id == self.boot_id)
     }
 
-    /// Records a step, durably.
+    /// Records a step.
     ///
     /// # Errors
     /// Writing; the step must then not be taken.
@@ -136,14 +140,16 @@ impl Journal {
         let mut line = serde_json::to_vec(&Line { at, id: effect.id(), entry: entry.clone() })?;
         line.push(b'\n');
         self.file.write_all(&line)?;
-        self.file.sync_data()?;
+        if step == Step::Intent && effect.outlives_reboot() {
+            self.file.sync_data()?;
+        }
         fold(&mut self.entries, entry);
         if self.entries.is_empty() {
             // Nothing is left that the past lines could tell of.
             self.file.set_len(0)?;
         }
         let fold = Handles { version: HANDLES_VERSION, boot_id: &self.boot_id, effects: &self.entries };
-        files::write_json(&self.handles, 0o600, &fold)
+        files::write_volatile(&self.handles, 0o600, &serde_json::to_vec_pretty(&fold)?)
     }
 
     /// Removes the journal with its fold. Only an empty one can be: otherwise something would be forgotten.

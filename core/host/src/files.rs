@@ -15,6 +15,19 @@ use serde::{Serialize, de::DeserializeOwned};
 /// # Errors
 /// Any of those steps failing; the temporary file is removed.
 pub fn write_atomic(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    replace(path, mode, content, true)
+}
+
+/// Like [`write_atomic`], but not flushed: whole or absent whatever becomes of this process, not so if the host loses
+/// power. For what is void after a reboot anyhow.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_volatile(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    replace(path, mode, content, false)
+}
+
+fn replace(path: &Path, mode: u32, content: &[u8], flush: bool) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".tmp{}", std::process::id()));
@@ -24,6 +37,9 @@ pub fn write_atomic(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
             OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(content)?;
+        if !flush {
+            return fs::rename(&temporary, path);
+        }
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         File::open(dir)?.sync_all()

@@ -109,6 +109,18 @@ pub enum Effect {
 }
 
 impl Effect {
+    /// Whether it is still there after the host has lost power and come back.
+    pub fn outlives_reboot(&self) -> bool {
+        match self {
+            Self::Directory { .. } | Self::File { .. } | Self::AppendedFile { .. } | Self::CowDisk { .. } => true,
+            Self::Sysctl { .. }
+            | Self::Bridge { .. }
+            | Self::Firewall { .. }
+            | Self::Tap { .. }
+            | Self::Shim { .. } => false,
+        }
+    }
+
     /// The deterministic id.
     pub fn id(&self) -> EffectId {
         EffectId(match self {

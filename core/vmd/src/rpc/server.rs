@@ -14,6 +14,9 @@ use vm_engine::Engine;
 
 use crate::config::Config;
 
+/// How long open connections get for their last answers when the daemon ends.
+const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer {
@@ -109,7 +112,11 @@ pub(crate) async fn serve(
         tokio::spawn(serve_with_graceful_shutdown(stream, service, stop_handle.clone().shutdown()));
     }
     let _ = server_handle.stop();
-    server_handle.stopped().await;
+    // `stopped` waits for every clone of the handle, this one included.
+    drop(stop_handle);
+    if tokio::time::timeout(LAST_ANSWERS, server_handle.stopped()).await.is_err() {
+        tracing::warn!("some connections did not end");
+    }
 }
 
 fn admit(stream: &UnixStream, access: Access) -> Option<Peer> {
