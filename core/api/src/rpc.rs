@@ -1,6 +1,9 @@
 //! The traits, one per namespace. A VM is named by its name or id.
 
-use jsonrpsee::{core::RpcResult, proc_macros::rpc};
+// The client halves spell their results otherwise.
+#[cfg(feature = "server")]
+use jsonrpsee::core::RpcResult;
+use jsonrpsee::proc_macros::rpc;
 
 use crate::data::*;
 

@@ -17,12 +17,22 @@ pub(crate) struct Done<T> {
     pub(crate) interrupted: Option<i32>,
 }
 
-/// Follows an operation. The first signal cancels it and its end is awaited; the second leaves it alone.
+/// What a signal does to an operation that is being followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnSignal {
+    /// The first one cancels it, and its end is awaited; the second leaves it alone.
+    Cancel,
+    /// The first one leaves it alone: half of it would be worse than all of it.
+    Leave,
+}
+
+/// Follows an operation to its end.
 pub(crate) async fn follow<T: DeserializeOwned>(
     client: &Client,
     begun: Begun,
     output: Output,
     patience: Duration,
+    on_signal: OnSignal,
     interrupts: &mut Interrupts,
 ) -> Result<Done<T>, CliError> {
     let id = begun.operation;
@@ -47,7 +57,7 @@ pub(crate) async fn follow<T: DeserializeOwned>(
                 }
             }
             signal = interrupts.next() => {
-                if interrupted.is_some() {
+                if interrupted.is_some() || on_signal == OnSignal::Leave {
                     return Err(left_alone(id, signal));
                 }
                 interrupted = Some(signal);

@@ -4,7 +4,12 @@ use clap::Args;
 use vm_api::{VmInfo, rpc::VmClient};
 
 use super::machine::MachineArgs;
-use crate::{context::Context, errors::CliError, operations::follow, progress::PATIENCE};
+use crate::{
+    context::Context,
+    errors::CliError,
+    operations::{OnSignal, follow},
+    progress::PATIENCE,
+};
 
 /// Make a VM
 ///
@@ -22,7 +27,9 @@ impl CreateArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let (client, mut interrupts) = context.client_and_interrupts().await?;
         let begun = client.create(self.machine.into_request(false, self.start)).await?;
-        let done = follow::<VmInfo>(&client, begun, context.output, PATIENCE, &mut interrupts).await?;
+        let done =
+            follow::<VmInfo>(&client, begun, context.output, PATIENCE, OnSignal::Cancel, &mut interrupts)
+                .await?;
         context.output.show(&done.result, || done.result.name.to_string())?;
         Ok(0)
     }

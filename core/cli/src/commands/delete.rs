@@ -4,7 +4,7 @@ use clap::Args;
 use vm_api::rpc::VmClient;
 
 use super::several::each;
-use crate::{context::Context, errors::CliError};
+use crate::{context::Context, errors::CliError, operations::OnSignal};
 
 /// Delete VMs with their disks
 #[derive(Debug, Args)]
@@ -19,8 +19,10 @@ pub(crate) struct DeleteArgs {
 
 impl DeleteArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
-        each(context, &self.names, async |client, name| VmClient::delete(client, name, self.force).await)
-            .await?;
+        each(context, &self.names, OnSignal::Leave, async |client, name| {
+            VmClient::delete(client, name, self.force).await
+        })
+        .await?;
         Ok(0)
     }
 }

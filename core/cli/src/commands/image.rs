@@ -9,7 +9,7 @@ use vm_api::{ImageRecord, ImportImage, rpc::ImageClient};
 use crate::{
     context::Context,
     errors::CliError,
-    operations::follow,
+    operations::{OnSignal, follow},
     output::{ago, table},
     progress::PATIENCE,
     size::human,
@@ -55,14 +55,18 @@ impl ImageArgs {
             Verb::Pull { reference } => {
                 let (client, mut interrupts) = context.client_and_interrupts().await?;
                 let begun = client.pull(reference).await?;
-                let image = follow(&client, begun, context.output, PATIENCE, &mut interrupts).await?;
+                let image =
+                    follow(&client, begun, context.output, PATIENCE, OnSignal::Cancel, &mut interrupts)
+                        .await?;
                 shown(context, &image.result)
             }
             Verb::Import { file, reference } => {
                 let path = absolute(&file)?;
                 let (client, mut interrupts) = context.client_and_interrupts().await?;
                 let begun = ImageClient::import(&client, ImportImage { path, reference }).await?;
-                let image = follow(&client, begun, context.output, PATIENCE, &mut interrupts).await?;
+                let image =
+                    follow(&client, begun, context.output, PATIENCE, OnSignal::Cancel, &mut interrupts)
+                        .await?;
                 shown(context, &image.result)
             }
             Verb::Delete { images } => {

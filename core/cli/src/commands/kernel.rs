@@ -10,7 +10,7 @@ use super::image::absolute;
 use crate::{
     context::Context,
     errors::CliError,
-    operations::follow,
+    operations::{OnSignal, follow},
     output::{ago, table},
     progress::PATIENCE,
 };
@@ -85,7 +85,9 @@ impl KernelArgs {
 async fn import(context: &Context, source: ImportKernel) -> Result<u8, CliError> {
     let (client, mut interrupts) = context.client_and_interrupts().await?;
     let begun = KernelClient::import(&client, source).await?;
-    let done = follow::<KernelRecord>(&client, begun, context.output, PATIENCE, &mut interrupts).await?;
+    let done =
+        follow::<KernelRecord>(&client, begun, context.output, PATIENCE, OnSignal::Cancel, &mut interrupts)
+            .await?;
     context.output.show(&done.result, || {
         let kernel = &done.result;
         if context.output.quiet { kernel.id.to_string() } else { format!("{} {}", kernel.id, kernel.release) }

@@ -4,7 +4,7 @@ use clap::Args;
 use vm_api::rpc::VmClient;
 
 use super::several::each;
-use crate::{context::Context, errors::CliError};
+use crate::{context::Context, errors::CliError, operations::OnSignal};
 
 /// End VMs at once
 ///
@@ -18,7 +18,8 @@ pub(crate) struct KillArgs {
 
 impl KillArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
-        each(context, &self.names, async |client, name| VmClient::kill(client, name).await).await?;
+        each(context, &self.names, OnSignal::Leave, async |client, name| VmClient::kill(client, name).await)
+            .await?;
         Ok(0)
     }
 }

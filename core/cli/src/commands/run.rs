@@ -15,7 +15,7 @@ use crate::{
     context::Context,
     errors::CliError,
     interrupts::Interrupts,
-    operations::{Done, follow},
+    operations::{Done, OnSignal, follow},
     progress::SESSION_PATIENCE,
 };
 
@@ -68,8 +68,15 @@ impl RunArgs {
 
         let (client, mut interrupts) = context.client_and_interrupts().await?;
         let begun = client.create(self.machine.into_request(ephemeral, true)).await?;
-        let Done { result: vm, interrupted } =
-            follow::<VmInfo>(&client, begun, context.output, SESSION_PATIENCE, &mut interrupts).await?;
+        let Done { result: vm, interrupted } = follow::<VmInfo>(
+            &client,
+            begun,
+            context.output,
+            SESSION_PATIENCE,
+            OnSignal::Cancel,
+            &mut interrupts,
+        )
+        .await?;
         let session = Session {
             vm: vm.id.to_string(),
             user: self.user,
@@ -111,7 +118,15 @@ impl RunArgs {
 async fn delete(context: &Context, client: &Client, vm: &VmInfo, interrupts: &mut Interrupts) {
     let delete = async {
         let begun = VmClient::delete(client, vm.id.to_string(), true).await?;
-        follow::<serde_json::Value>(client, begun, context.output, SESSION_PATIENCE, interrupts).await
+        follow::<serde_json::Value>(
+            client,
+            begun,
+            context.output,
+            SESSION_PATIENCE,
+            OnSignal::Leave,
+            interrupts,
+        )
+        .await
     };
     match delete.await {
         Ok(_) => {}

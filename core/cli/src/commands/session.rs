@@ -187,7 +187,11 @@ async fn explain(client: &Client, name: &str, error: SshError) -> CliError {
     loop {
         let what = match VmClient::get(client, name.to_owned()).await {
             Ok(vm) => match vm.state {
-                VmState::Failed { cause, .. } => format!("failed ({})", cause.trim()),
+                // Its cause has the console's tail already.
+                VmState::Failed { cause, .. } => {
+                    let what = format!("failed ({})", cause.trim());
+                    return CliError::VmLost { name: name.to_owned(), what, console: String::new() };
+                }
                 VmState::Stopped { last_exit: Some(exit) } => format!("stopped (its VMM ended with {exit})"),
                 VmState::Running { .. } | VmState::Paused { .. } if Instant::now() < deadline => {
                     tokio::time::sleep(NOTICE_RETRY).await;

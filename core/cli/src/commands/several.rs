@@ -8,7 +8,7 @@ use crate::{
     context::Context,
     errors::CliError,
     interrupts::Interrupts,
-    operations::{Done, follow},
+    operations::{Done, OnSignal, follow},
     progress::PATIENCE,
 };
 
@@ -16,13 +16,14 @@ use crate::{
 pub(crate) async fn each(
     context: &Context,
     names: &[String],
+    on_signal: OnSignal,
     begin: impl AsyncFn(&Client, String) -> Result<Begun, Error>,
 ) -> Result<(), CliError> {
     let (client, mut interrupts) = context.client_and_interrupts().await?;
     let mut results: Vec<Value> = Vec::new();
     let mut failures = Vec::new();
     for name in names {
-        match one(context, &client, name, &begin, &mut interrupts).await {
+        match one(context, &client, name, on_signal, &begin, &mut interrupts).await {
             Ok(done) => {
                 results.push(if done.result.is_null() {
                     serde_json::json!({"name": name})
@@ -61,9 +62,10 @@ async fn one(
     context: &Context,
     client: &Client,
     name: &str,
+    on_signal: OnSignal,
     begin: &impl AsyncFn(&Client, String) -> Result<Begun, Error>,
     interrupts: &mut Interrupts,
 ) -> Result<Done<Value>, CliError> {
     let begun = begin(client, name.to_owned()).await?;
-    follow(client, begun, context.output, PATIENCE, interrupts).await
+    follow(client, begun, context.output, PATIENCE, on_signal, interrupts).await
 }

@@ -4,7 +4,7 @@ use clap::Args;
 use vm_api::rpc::VmClient;
 
 use super::several::each;
-use crate::{context::Context, errors::CliError};
+use crate::{context::Context, errors::CliError, operations::OnSignal};
 
 /// Start VMs
 ///
@@ -18,7 +18,10 @@ pub(crate) struct StartArgs {
 
 impl StartArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
-        each(context, &self.names, async |client, name| VmClient::start(client, name).await).await?;
+        each(context, &self.names, OnSignal::Cancel, async |client, name| {
+            VmClient::start(client, name).await
+        })
+        .await?;
         Ok(0)
     }
 }

@@ -4,7 +4,7 @@ use clap::Args;
 use vm_api::{StopVm, rpc::VmClient};
 
 use super::several::each;
-use crate::{context::Context, errors::CliError};
+use crate::{context::Context, errors::CliError, operations::OnSignal};
 
 /// Shut VMs down
 ///
@@ -22,8 +22,10 @@ pub(crate) struct StopArgs {
 impl StopArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let params = StopVm { grace_seconds: self.grace };
-        each(context, &self.names, async |client, name| VmClient::stop(client, name, params.clone()).await)
-            .await?;
+        each(context, &self.names, OnSignal::Leave, async |client, name| {
+            VmClient::stop(client, name, params.clone()).await
+        })
+        .await?;
         Ok(0)
     }
 }
