@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::{
+    resource::{Resource, setrlimit},
+    signal::SigSet,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -80,6 +83,8 @@ impl Shared {
 
 pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
     let arguments = Arguments::decode(arguments);
+    // PID 1 blocks signals to collect them; commands would inherit that.
+    let _ = SigSet::all().thread_unblock();
     let _ = nix::unistd::setsid();
     let _ = nix::sys::prctl::set_name(c"vm-agent");
     // Commands inherit these: the kernel's own limit of 1024 open files fails many a build.

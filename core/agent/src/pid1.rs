@@ -58,7 +58,7 @@ pub(crate) fn main() -> ExitCode {
             arguments.failure = Some((error.code().to_owned(), message));
         }
     }
-    // Blocked before the agent starts, so that no death is missed; a child begins with an empty mask.
+    // Blocked before the agent starts, so that no death is missed. A child inherits this and undoes it.
     let mask = SigSet::all();
     let _ = mask.thread_block();
     let mut agent = Agent::start(&arguments);
