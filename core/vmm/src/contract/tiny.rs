@@ -9,12 +9,16 @@ const LOAD: u32 = 0x10_0000;
 /// Length of the multiboot header with its address fields, whose video fields are not needed.
 const HEADER: u32 = 32;
 
-/// x86 machine code for 32-bit protected mode, entered with interrupts off:
+/// x86 machine code for 32-bit protected mode, entered with interrupts off. It listens to the power button before it greets,
+/// because a press that nobody listens to is lost.
 const CODE: [u8; 82] = [
+    0x66, 0xba, 0x02, 0x06, //             mov  dx, 0x602        ACPI PM1 enable, as SeaBIOS places it
+    0x66, 0xb8, 0x00, 0x01, //             mov  ax, 0x100        power button
+    0x66, 0xef, //                         out  dx, ax
     0xbe, 0x72, 0x00, 0x10, 0x00, //       mov  esi, message
     0xac, //                         next: lodsb
     0x84, 0xc0, //                         test al, al
-    0x74, 0x14, //                         jz   ready
+    0x74, 0x14, //                         jz   poll
     0x88, 0xc3, //                         mov  bl, al
     0x66, 0xba, 0xfd, 0x03, //       full: mov  dx, 0x3fd        16550 line status
     0xec, //                               in   al, dx
@@ -24,9 +28,6 @@ const CODE: [u8; 82] = [
     0x88, 0xd8, //                         mov  al, bl
     0xee, //                               out  dx, al
     0xeb, 0xe7, //                         jmp  next
-    0x66, 0xba, 0x02, 0x06, //      ready: mov  dx, 0x602        ACPI PM1 enable, as SeaBIOS places it
-    0x66, 0xb8, 0x00, 0x01, //             mov  ax, 0x100        power button
-    0x66, 0xef, //                         out  dx, ax
     0xf3, 0x90, //                   poll: pause
     0x66, 0xba, 0x00, 0x06, //             mov  dx, 0x600        ACPI PM1 status
     0x66, 0xed, //                         in   ax, dx

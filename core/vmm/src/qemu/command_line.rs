@@ -31,7 +31,7 @@ const SERIAL_MAX: usize = 20;
 const CONSOLE: &str = if cfg!(target_arch = "aarch64") { "ttyAMA0" } else { "ttyS0" };
 
 /// What every guest's kernel is told. Boot to init and power off of a Debian 6.1 cloud kernel under TCG, CPU seconds
-/// of QEMU (median): 3.2 as it is, 2.8 with `quiet`, 2.2 with `cryptomgr.notests` too. No better, and therefore not here: `tsc=reliable`,
+/// of QEMU (median of 3 on a busy host): 3.2 as it is, 2.8 with `quiet`, 2.2 with `cryptomgr.notests` too. No better, and therefore not here: `tsc=reliable`,
 /// `i8042.*`, `mitigations=off`, `nokaslr`, `8250.nr_uarts=1`, `loglevel=1`.
 const KERNEL_ARGUMENTS: &[&str] = &[
     // A panic resets, and a reset ends the VMM.
@@ -134,8 +134,8 @@ fn add_drive(line: &mut CommandLine, number: usize, drive: &Drive) -> Result<(),
         return Err(bad("drive serial", serial, "1 to 20 ASCII letters, digits, '-', '_' and '.'"));
     }
     let path = escape(&text("drive path", path)?);
-    // Through the host's page cache, because VMs share base data: without it (O_DIRECT) reads were half as fast. Flushes are
-    // honoured. io_uring and an iothread showed no steady gain over threads under TCG, and hosts forbid io_uring.
+    // Through the host's page cache, because VMs share base data; flushes are honoured. Few and noisy runs under TCG showed no
+    // steady gain of io_uring, which some hosts forbid, of O_DIRECT or of an iothread over plain threads.
     let read_only = if *read_only { "on" } else { "off" };
     line.option(
         "-drive",
