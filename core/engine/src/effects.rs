@@ -12,7 +12,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::Mutex;
 use vm_disk::{Cow, Files};
 use vm_net::Net;
-use vm_types::{Effect, Handle, Layout};
+use vm_types::{Effect, Handle, Layout, Observed};
 
 use crate::{
     error::EngineError,
@@ -50,6 +50,19 @@ impl Host {
             Effect::Shim { run_dir, spec } => {
                 vm_shim::effect::apply(&self.shim_program, run_dir, spec, SHIM_START).await?
             }
+        })
+    }
+
+    async fn observe(&self, effect: &Effect) -> Result<Observed, EngineError> {
+        Ok(match effect {
+            Effect::Directory { .. } | Effect::File { .. } | Effect::AppendedFile { .. } => {
+                self.files.observe(effect).await?
+            }
+            Effect::CowDisk { .. } => self.cow.observe(effect).await?,
+            Effect::Sysctl { .. } | Effect::Bridge { .. } | Effect::Firewall { .. } | Effect::Tap { .. } => {
+                self.net.observe(effect).await?
+            }
+            Effect::Shim { run_dir, .. } => vm_shim::effect::observe(run_dir).await,
         })
     }
 
@@ -106,7 +119,11 @@ impl Scope {
     pub async fn apply(&self, effect: Effect, phase: Phase) -> Result<Handle, EngineError> {
         let mut journal = self.journal.lock().await;
         if let Some(entry) = journal.applied(&effect.id()) {
-            return Ok(entry.handle.clone());
+            let handle = entry.handle.clone();
+            // The journal says so; somebody else may have taken it away since.
+            if let Observed::Present(_) = self.host.observe(&effect).await? {
+                return Ok(handle);
+            }
         }
         let started = std::time::Instant::now();
         self.record(&mut journal, &effect, phase, Step::Intent, Handle::None)?;
@@ -120,7 +137,9 @@ impl Scope {
             Err(error) => {
                 match self.host.undo(&effect, &Handle::None).await {
                     Ok(()) => self.record(&mut journal, &effect, phase, Step::Undone, Handle::None)?,
-                    Err(undo) => tracing::warn!(effect = %effect.id(), error = %undo.chain(), "half done, and left so"),
+                    Err(undo) => {
+                        tracing::warn!(effect = %effect.id(), error = %undo.chain(), "half done, and left so")
+                    }
                 }
                 Err(error)
             }
@@ -192,5 +211,121 @@ impl Scope {
         journal
             .record(effect, phase, step, handle)
             .map_err(|source| EngineError::Journal { path: self.path.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use vm_disk::FakeCow;
+    use vm_net::FakeNet;
+
+    use super::*;
+
+    struct Bench {
+        dir: tempfile::TempDir,
+        net: Arc<FakeNet>,
+        host: Host,
+    }
+
+    fn bench() -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let net = Arc::new(FakeNet::new());
+        let host = Host {
+            net: net.clone(),
+            cow: Arc::new(FakeCow::new()),
+            files: Files::new([dir.path().to_owned()]),
+            shim_program: "/nonexistent".into(),
+        };
+        Bench { dir, net, host }
+    }
+
+    fn scope(bench: &Bench) -> Scope {
+        let path = |name: &str| bench.dir.path().join(name);
+        Scope::open(&bench.host, path("j.jsonl"), path("h.json"), "boot").unwrap()
+    }
+
+    fn bridge() -> Effect {
+        Effect::Bridge { name: "vmbr-aaaa".into(), address: "10.9.0.1/24".parse().unwrap() }
+    }
+
+    fn tap(number: u32) -> Effect {
+        Effect::Tap { name: format!("vtaaaa{number:04x}"), bridge: "vmbr-aaaa".into() }
+    }
+
+    async fn there(bench: &Bench, effect: &Effect) -> bool {
+        matches!(bench.host.observe(effect).await.unwrap(), Observed::Present(_))
+    }
+
+    #[tokio::test]
+    async fn a_phase_is_unwound_in_reverse_and_no_other_is_touched() {
+        let bench = bench();
+        let scope = scope(&bench);
+        let dir = Effect::Directory { path: bench.dir.path().join("kept"), mode: 0o700 };
+        scope.apply(dir.clone(), Phase::Create).await.unwrap();
+        scope.apply(bridge(), Phase::Start).await.unwrap();
+        // A bridge with a port cannot be removed before it, so only the reverse order succeeds.
+        scope.apply(tap(1), Phase::Start).await.unwrap();
+        scope.unwind(Phase::Start).await.unwrap();
+        assert!(!there(&bench, &bridge()).await && !there(&bench, &tap(1)).await);
+        assert!(there(&bench, &dir).await);
+        assert!(scope.close().await.is_err(), "the directory is still open");
+        scope.unwind(Phase::Create).await.unwrap();
+        scope.close().await.unwrap();
+        assert!(!Path::new(&bench.dir.path().join("j.jsonl")).exists());
+    }
+
+    #[tokio::test]
+    async fn what_a_dead_daemon_left_is_undone_by_the_next() {
+        let bench = bench();
+        let first = scope(&bench);
+        first.apply(bridge(), Phase::Start).await.unwrap();
+        first.apply(tap(1), Phase::Start).await.unwrap();
+        // Dead between the intent and the effect.
+        first.journal.lock().await.record(&tap(2), Phase::Start, Step::Intent, Handle::None).unwrap();
+        drop(first);
+        let second = scope(&bench);
+        second.unwind(Phase::Start).await.unwrap();
+        assert!(!there(&bench, &tap(1)).await && !there(&bench, &bridge()).await);
+        second.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_effect_that_fails_is_undone_and_those_before_it_stay_for_unwinding() {
+        let bench = bench();
+        let scope = scope(&bench);
+        scope.apply(bridge(), Phase::Start).await.unwrap();
+        bench.net.fail_apply(1);
+        let error = scope.apply(tap(1), Phase::Start).await.unwrap_err();
+        assert!(matches!(error, EngineError::Net(_)), "{error}");
+        assert!(!there(&bench, &tap(1)).await);
+        assert!(there(&bench, &bridge()).await);
+        scope.unwind(Phase::Start).await.unwrap();
+        scope.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_undone_is_kept_and_tried_again() {
+        let bench = bench();
+        let scope = scope(&bench);
+        scope.apply(bridge(), Phase::Start).await.unwrap();
+        bench.net.fail_undo(true);
+        let error = scope.unwind(Phase::Start).await.unwrap_err();
+        assert!(matches!(&error, EngineError::Undo { id, .. } if id.0 == "bridge:vmbr-aaaa"), "{error}");
+        assert!(scope.close().await.is_err(), "the bridge would be forgotten");
+        bench.net.fail_undo(false);
+        scope.unwind(Phase::Start).await.unwrap();
+        scope.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_somebody_took_away_is_made_again() {
+        let bench = bench();
+        let scope = scope(&bench);
+        scope.apply(bridge(), Phase::Host).await.unwrap();
+        vm_net::Net::undo(bench.net.as_ref(), &bridge(), &Handle::None).await.unwrap();
+        scope.apply(bridge(), Phase::Host).await.unwrap();
+        assert!(there(&bench, &bridge()).await);
     }
 }

@@ -200,16 +200,16 @@ impl Engine {
     pub fn find(&self, name_or_id: &str) -> Result<Arc<Cell>, EngineError> {
         let cells = self.cells();
         let by_id = name_or_id.parse::<VmId>().ok().and_then(|id| cells.get(&id).cloned());
-        by_id.or_else(|| cells.values().find(|cell| cell.name().as_str() == name_or_id).cloned()).ok_or_else(|| {
-            EngineError::NotFound {
+        by_id.or_else(|| cells.values().find(|cell| cell.name().as_str() == name_or_id).cloned()).ok_or_else(
+            || EngineError::NotFound {
                 what: "VM",
                 name: name_or_id.to_owned(),
                 hint: match nearest(name_or_id, cells.values().map(|cell| cell.name())) {
                     Some(near) => format!("did you mean {near}? `vm ls` lists all VMs"),
                     None => "`vm ls` lists all VMs".into(),
                 },
-            }
-        })
+            },
+        )
     }
 
     /// All VMs, by name.

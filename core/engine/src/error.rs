@@ -208,13 +208,18 @@ impl EngineError {
 }
 
 fn io_hint(error: &std::io::Error) -> Option<String> {
-    (error.kind() == std::io::ErrorKind::StorageFull)
-        .then(|| "free some space on the disk of the state directory; `vm image ls` shows what images take".into())
+    (error.kind() == std::io::ErrorKind::StorageFull).then(|| {
+        "free some space on the disk of the state directory; `vm image ls` shows what images take".into()
+    })
 }
 
 fn tail(console: &str) -> String {
     let console = console.trim();
-    if console.is_empty() { "; its console is empty".into() } else { format!("; its console ends with:\n{console}") }
+    if console.is_empty() {
+        "; its console is empty".into()
+    } else {
+        format!("; its console ends with:\n{console}")
+    }
 }
 
 fn said(log: &str) -> String {

@@ -44,13 +44,17 @@ impl Engine {
             return Err(not_there(&reference.to_string()));
         }
         let engine = self.clone();
-        Ok(self.operations().begin(OperationKind::ImagePull, reference.to_string(), move |context| async move {
-            let work = async {
-                let _lock = engine.inner.catalogue.lock().await;
-                engine.pull_now(&reference, &context).await
-            };
-            context.cancellable(work).await.map(Outcome::Image)
-        }))
+        Ok(self.operations().begin(
+            OperationKind::ImagePull,
+            reference.to_string(),
+            move |context| async move {
+                let work = async {
+                    let _lock = engine.inner.catalogue.lock().await;
+                    engine.pull_now(&reference, &context).await
+                };
+                context.cancellable(work).await.map(Outcome::Image)
+            },
+        ))
     }
 
     /// Imports a root filesystem tarball in an operation of its own.
@@ -61,14 +65,18 @@ impl Engine {
         let reference: Reference = reference.parse()?;
         require_absolute(&path)?;
         let engine = self.clone();
-        Ok(self.operations().begin(OperationKind::ImageImport, reference.to_string(), move |context| async move {
-            let work = async {
-                let _lock = engine.inner.catalogue.lock().await;
-                let source = rootfs::TarSource::Path(path.clone());
-                engine.add_image(&reference, source, format!("import {}", path.display()), &context).await
-            };
-            context.cancellable(work).await.map(Outcome::Image)
-        }))
+        Ok(self.operations().begin(
+            OperationKind::ImageImport,
+            reference.to_string(),
+            move |context| async move {
+                let work = async {
+                    let _lock = engine.inner.catalogue.lock().await;
+                    let source = rootfs::TarSource::Path(path.clone());
+                    engine.add_image(&reference, source, format!("import {}", path.display()), &context).await
+                };
+                context.cancellable(work).await.map(Outcome::Image)
+            },
+        ))
     }
 
     /// All images.
@@ -94,12 +102,19 @@ impl Engine {
         }
         images.delete(&image.digest).await?;
         let path = self.inner.layout.image_rootfs(&image.digest);
-        vm_host::files::remove_if_there(&path)
-            .map_err(|source| EngineError::File { action: "remove", path, source })
+        vm_host::files::remove_if_there(&path).map_err(|source| EngineError::File {
+            action: "remove",
+            path,
+            source,
+        })
     }
 
     /// The image, acquired first if it is not there and can be.
-    pub(crate) async fn require_image(&self, name: &str, context: &OpContext) -> Result<ImageRecord, EngineError> {
+    pub(crate) async fn require_image(
+        &self,
+        name: &str,
+        context: &OpContext,
+    ) -> Result<ImageRecord, EngineError> {
         if let Some(image) = self.find_image(name).await? {
             return Ok(image);
         }
@@ -150,8 +165,7 @@ impl Engine {
         let layout = &self.inner.layout;
         let staged = layout.scratch().join(format!("image-{}.ext4", context.id));
         let sink = sink(context, &format!("{reference}: "));
-        let built =
-            rootfs::build(self.inner.runner.as_ref(), tar, &staged, &layout.scratch(), sink).await?;
+        let built = rootfs::build(self.inner.runner.as_ref(), tar, &staged, &layout.scratch(), sink).await?;
         let path = layout.image_rootfs(&built.digest);
         let known = self.inner.store.images().by_digest(built.digest.hex()).await?;
         if known.is_some() && path.exists() {
@@ -245,7 +259,11 @@ impl Engine {
         }
     }
 
-    async fn add_kernel(&self, source: KernelSource, context: &OpContext) -> Result<KernelRecord, EngineError> {
+    async fn add_kernel(
+        &self,
+        source: KernelSource,
+        context: &OpContext,
+    ) -> Result<KernelRecord, EngineError> {
         let inner = &self.inner;
         let scratch = inner.layout.scratch();
         let sink = sink(context, "kernel: ");
@@ -276,7 +294,8 @@ impl Engine {
             let about = std::fs::metadata(&agent_path).map_err(failed)?;
             // Size and time tell whether to look at the content at all: reading megabytes at each start would show.
             let stamp = format!("{}-{:?}", about.len(), about.modified().map_err(failed)?);
-            let tag: String = Sha256::digest(stamp).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+            let tag: String =
+                Sha256::digest(stamp).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
             let path = directory.join(format!("initramfs-{tag}.cpio"));
             if path.exists() {
                 return Ok(path);

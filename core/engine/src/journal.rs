@@ -125,9 +125,9 @@ impl Journal {
 
     /// Whether this very effect is applied in this boot.
     pub fn applied(&self, id: &EffectId) -> Option<&Entry> {
-        self.entries
-            .iter()
-            .find(|entry| entry.effect.id() == *id && entry.step == Step::Applied && entry.boot_id == self.boot_id)
+        self.entries.iter().find(|entry| {
+            entry.effect.id() == *id && entry.step == Step::Applied && entry.boot_id == self.boot_id
+        })
     }
 
     /// Records a step.
@@ -173,7 +173,8 @@ fn fold(entries: &mut Vec<Entry>, new: Entry) {
         (Step::Undone, None) => {}
         (_, Some(index)) => {
             // What undo needs must outlive a step that does not know it.
-            let handle = if new.handle == Handle::None { entries[index].handle.clone() } else { new.handle.clone() };
+            let handle =
+                if new.handle == Handle::None { entries[index].handle.clone() } else { new.handle.clone() };
             entries[index] = Entry { handle, ..new };
         }
         (_, None) => entries.push(new),
@@ -207,7 +208,8 @@ mod tests {
         drop(journal);
 
         let mut journal = open(dir.path());
-        let seen: Vec<_> = journal.entries().iter().map(|e| (e.effect.id().0, e.step, e.handle.clone())).collect();
+        let seen: Vec<_> =
+            journal.entries().iter().map(|e| (e.effect.id().0, e.step, e.handle.clone())).collect();
         let previous = |value: &str| Handle::Previous { value: value.into() };
         assert_eq!(
             seen,

@@ -38,7 +38,9 @@ impl Engine {
             match inner.host.net.check_subnet(kept, &bridge).await {
                 Ok(()) => return Ok(kept),
                 // VMs have addresses in it: moving them would break what they are known by.
-                Err(error) if !inner.store.vms().addresses_in_use().await?.is_empty() => return Err(error.into()),
+                Err(error) if !inner.store.vms().addresses_in_use().await?.is_empty() => {
+                    return Err(error.into());
+                }
                 Err(error) => tracing::info!(%error, "choosing another subnet"),
             }
         }

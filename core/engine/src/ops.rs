@@ -148,7 +148,8 @@ impl Operations {
         // The work in a task of its own: a panic in it becomes this operation's failure.
         let task = self.inner.tasks.spawn(work);
         self.inner.tasks.spawn(async move {
-            let result = task.await.unwrap_or_else(|error| Err(EngineError::Panicked { detail: error.to_string() }));
+            let result =
+                task.await.unwrap_or_else(|error| Err(EngineError::Panicked { detail: error.to_string() }));
             if let Err(error) = &result {
                 tracing::warn!(operation = %id, ?kind, error = %error.chain(), "operation failed");
             }
@@ -172,7 +173,8 @@ impl Operations {
     /// # Errors
     /// [`EngineError::NotFound`].
     pub fn watch(&self, id: OperationId) -> Result<watch::Receiver<Snapshot>, EngineError> {
-        self.table(|table| table.get(&id).map(|operation| operation.state.subscribe())).ok_or_else(|| unknown(id))
+        self.table(|table| table.get(&id).map(|operation| operation.state.subscribe()))
+            .ok_or_else(|| unknown(id))
     }
 
     /// Asks one to give up; an ended one is left as it is.
@@ -180,7 +182,8 @@ impl Operations {
     /// # Errors
     /// [`EngineError::NotFound`].
     pub fn cancel(&self, id: OperationId) -> Result<(), EngineError> {
-        self.table(|table| table.get(&id).map(|operation| operation.cancel.cancel())).ok_or_else(|| unknown(id))
+        self.table(|table| table.get(&id).map(|operation| operation.cancel.cancel()))
+            .ok_or_else(|| unknown(id))
     }
 
     /// Waits for the end of one; cancel-safe.

@@ -39,7 +39,9 @@ impl ConfigError {
             Self::Parse { .. } | Self::Value { .. } => {
                 Some("`vmd config --config-dir /nonexistent` prints every key with its default".into())
             }
-            Self::Version { .. } => Some("use a vmd that is as new as the file, or begin it with version = 1".into()),
+            Self::Version { .. } => {
+                Some("use a vmd that is as new as the file, or begin it with version = 1".into())
+            }
         }
     }
 }

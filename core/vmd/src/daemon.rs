@@ -133,7 +133,7 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
 pub(crate) fn vmm(config: &Config, runner: &Arc<dyn Runner>) -> Result<Arc<dyn Vmm>, DaemonError> {
     #[cfg(feature = "fake")]
     if let Some(program) = &config.vmm.fake {
-        return Ok(Arc::new(vm_vmm::FakeDriver::new(program.clone())));
+        return Ok(Arc::new(vm_vmm::FakeDriver::new(program.clone(), Vec::new())));
     }
     #[cfg(not(feature = "fake"))]
     if config.vmm.fake.is_some() {

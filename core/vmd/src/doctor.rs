@@ -88,7 +88,12 @@ async fn vmm(config: &Config, runner: &Arc<dyn Runner>) -> Vec<Finding> {
     let driver = match daemon::vmm(config, runner) {
         Ok(driver) => driver,
         Err(error) => {
-            return vec![bad(Severity::Error, "vmm.driver", error.to_string(), error.hint().unwrap_or_default())];
+            return vec![bad(
+                Severity::Error,
+                "vmm.driver",
+                error.to_string(),
+                error.hint().unwrap_or_default(),
+            )];
         }
     };
     match driver.availability().await {
@@ -99,7 +104,10 @@ async fn vmm(config: &Config, runner: &Arc<dyn Runner>) -> Vec<Finding> {
                 Accelerator::Tcg => bad(
                     Severity::Warning,
                     "vmm.kvm",
-                    format!("no hardware virtualisation ({}): VMs work, but several times slower", found.reason),
+                    format!(
+                        "no hardware virtualisation ({}): VMs work, but several times slower",
+                        found.reason
+                    ),
                     "enable VT-x or AMD-V in the firmware, or nested virtualisation where this host is a VM itself",
                 ),
             };
@@ -118,7 +126,12 @@ fn agent(config: &Config) -> Finding {
         ok("guest.agent", path.display().to_string())
     } else {
         let message = format!("the guest agent {} is not there", path.display());
-        bad(Severity::Error, "guest.agent", message, "install vm-agent beside vmd, or set `agent` in the configuration")
+        bad(
+            Severity::Error,
+            "guest.agent",
+            message,
+            "install vm-agent beside vmd, or set `agent` in the configuration",
+        )
     }
 }
 
@@ -158,12 +171,10 @@ async fn network(layout: &Layout, config: &Config, runner: Arc<dyn Runner>) -> V
             Ok(()) => ok("network.subnet", format!("{subnet} is free")),
             Err(error) => clash(error),
         },
-        SubnetChoice::Auto => {
-            match vm_net::pick_subnet(&net, &vm_net::subnet::candidates(), &own).await {
-                Ok(subnet) => ok("network.subnet", format!("{subnet} can be used")),
-                Err(error) => clash(error),
-            }
-        }
+        SubnetChoice::Auto => match vm_net::pick_subnet(&net, &vm_net::subnet::candidates(), &own).await {
+            Ok(subnet) => ok("network.subnet", format!("{subnet} can be used")),
+            Err(error) => clash(error),
+        },
     };
     let mut findings = vec![subnet];
     findings.push(match net.forwarding_blocked(&own).await {
@@ -231,7 +242,9 @@ fn backend(layout: &Layout, config: &Config) -> Finding {
     let directory = existing(&layout.state);
     match HostCow::probe(config.disk.backend, directory, directory) {
         Ok(cow) => match vm_disk::Cow::backend(&cow) {
-            vm_disk::Backend::Reflink => ok(check, "reflink: a VM's disk is made at once and takes no space at first"),
+            vm_disk::Backend::Reflink => {
+                ok(check, "reflink: a VM's disk is made at once and takes no space at first")
+            }
             vm_disk::Backend::Copy => ok(
                 check,
                 "sparse copy: each VM's disk begins with a copy of its image (XFS or btrfs would share the blocks)",

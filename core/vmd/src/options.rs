@@ -65,7 +65,9 @@ pub(crate) fn run() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let layout = match options.directories.layout() {
         Ok(layout) => layout,
-        Err(error) => return fail(&error, Some("name directories that can be used with --run-dir and --state-dir")),
+        Err(error) => {
+            return fail(&error, Some("name directories that can be used with --run-dir and --state-dir"));
+        }
     };
     let config = match config::load(&layout.config_file()) {
         Ok(config) => config,

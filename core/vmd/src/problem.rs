@@ -92,7 +92,9 @@ fn disk(error: &DiskError) -> ErrorKind {
         DiskError::Io { source, .. } => io(source),
         DiskError::Cancelled { .. } => ErrorKind::Cancelled,
         DiskError::NotMine { .. } | DiskError::OutsideRoots { .. } => ErrorKind::Internal,
-        DiskError::Foreign { .. } | DiskError::Died { .. } | DiskError::Injected { .. } => ErrorKind::HostFailure,
+        DiskError::Foreign { .. } | DiskError::Died { .. } | DiskError::Injected { .. } => {
+            ErrorKind::HostFailure
+        }
     }
 }
 

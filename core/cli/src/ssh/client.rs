@@ -22,7 +22,7 @@ use vm_api::GuestAccess;
 use super::{SshError, carrier::Carrier};
 
 /// Ciphers, cheapest for the guest first; the guest may be emulated, without instructions for AES.
-const CIPHERS: &[cipher::Name] = &[cipher::CHACHA20_POLY1305, cipher::AES_128_GCM, cipher::AES_256_GCM];
+const CIPHERS: &[cipher::Name] = &[cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::CHACHA20_POLY1305];
 /// The stream never leaves the host, so a key exchange that resists recorded traffic would only cost start-up time.
 const KEX: &[kex::Name] =
     &[kex::CURVE25519, kex::CURVE25519_PRE_RFC_8731, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];

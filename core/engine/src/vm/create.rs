@@ -8,6 +8,7 @@ use std::{
 
 use vm_types::{
     Effect, OperationId, ProcessRef, VmId, VmName,
+    id::InvalidId,
     operation::OperationKind,
     vm::{FailedAt, NetworkMode, VmRecord, VmSpec},
 };
@@ -78,7 +79,9 @@ impl Engine {
     ) -> Result<Outcome, EngineError> {
         let owner = request.owner;
         let start = request.start;
-        let (cell, reserved) = context.cancellable(self.define(name, request, &context)).await?;
+        let spec = context.cancellable(self.settle(name, request, &context)).await?;
+        // From the record on, giving up means undoing, so this short step is not cancellable.
+        let (cell, reserved) = self.register(spec, &context).await?;
         let made = context.cancellable(self.make(&cell, &context)).await;
         if let Err(error) = made {
             self.unmake(&cell).await?;
@@ -98,13 +101,13 @@ impl Engine {
         Ok(Outcome::Vm(cell.id().clone()))
     }
 
-    /// Settles all that the VM will be and writes it down as begun.
-    async fn define(
+    /// Settles what the VM will be; acquires image and kernel if need be.
+    async fn settle(
         &self,
         name: VmName,
         request: CreateRequest,
         context: &OpContext,
-    ) -> Result<(Arc<Cell>, Reserved), EngineError> {
+    ) -> Result<VmSpec, EngineError> {
         let settings = &self.inner.settings;
         let reference = request.image.unwrap_or_else(|| settings.default_image.clone());
         let image = self.require_image(&reference, context).await?;
@@ -119,47 +122,47 @@ impl Engine {
             Some(bytes) => bytes.next_multiple_of(1 << 20),
             None => settings.default_disk_bytes.max(image.size_bytes),
         };
-        let network = request.network.unwrap_or_default();
+        Ok(VmSpec {
+            name,
+            image_reference: reference,
+            image: image.digest,
+            kernel: kernel.id,
+            cpus: request.cpus.unwrap_or(settings.default_cpus),
+            memory_mib: request.memory_mib.unwrap_or(settings.default_memory_mib),
+            disk_bytes,
+            network: request.network.unwrap_or_default(),
+            labels: request.labels,
+            owner: request.owner,
+        })
+    }
 
-        context.progress("creating", 0, None);
+    /// Gives the VM its id and address and writes it down as begun.
+    async fn register(
+        &self,
+        spec: VmSpec,
+        context: &OpContext,
+    ) -> Result<(Arc<Cell>, Reserved), EngineError> {
         let _one_at_a_time = self.inner.create.lock().await;
-        let address = match network {
+        let address = match spec.network {
             NetworkMode::Nat => Some(self.free_address().await?),
             NetworkMode::None => None,
         };
-        let id: VmId = keys::random_hex(6)?.parse().map_err(|_| EngineError::Panicked {
-            detail: "12 hexadecimal digits were no VM id".into(),
-        })?;
+        let id: VmId = keys::random_hex(6)?
+            .parse()
+            .map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })?;
         let record = VmRecord {
             id,
-            spec: VmSpec {
-                name,
-                image_reference: reference,
-                image: image.digest,
-                kernel: kernel.id,
-                cpus: request.cpus.unwrap_or(settings.default_cpus),
-                memory_mib: request.memory_mib.unwrap_or(settings.default_memory_mib),
-                disk_bytes,
-                network,
-                labels: request.labels,
-                owner: request.owner,
-            },
+            spec,
             address,
             created_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             complete: false,
             wanted_running: false,
             failure: None,
         };
-        // From the insertion on, the cell is there; nothing between the two can be cancelled.
-        let engine = self.clone();
-        let operation = context.id;
-        let inserted = tokio::spawn(async move {
-            engine.inner.store.vms().insert(record.clone()).await?;
-            let cell = engine.open_cell(record)?;
-            let reserved = cell.reserve(Activity::Creating, operation)?;
-            Ok::<_, EngineError>((cell, reserved))
-        });
-        inserted.await.map_err(|error| EngineError::Panicked { detail: error.to_string() })?
+        self.inner.store.vms().insert(record.clone()).await?;
+        let cell = self.open_cell(record)?;
+        let reserved = cell.reserve(Activity::Creating, context.id)?;
+        Ok((cell, reserved))
     }
 
     /// Keys and disk.
@@ -195,7 +198,7 @@ impl Engine {
 
     fn make_up_name(&self) -> Result<VmName, EngineError> {
         let name = format!("vm-{}", keys::random_hex(3)?);
-        name.parse().map_err(|error: vm_types::id::InvalidId| EngineError::Panicked { detail: error.to_string() })
+        name.parse().map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })
     }
 }
 

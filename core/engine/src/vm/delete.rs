@@ -6,11 +6,7 @@ use vm_host::process::PidFd;
 use vm_types::{OperationId, operation::OperationKind, vm::FailedAt};
 
 use super::cell::{Activity, Cell, Reserved};
-use crate::{
-    Engine, EngineError,
-    journal::Phase,
-    ops::Outcome,
-};
+use crate::{Engine, EngineError, journal::Phase, ops::Outcome};
 
 impl Engine {
     /// Deletes a VM in an operation of its own. With `force` one that is up or being worked on is ended first.
@@ -26,11 +22,15 @@ impl Engine {
             });
         }
         let engine = self.clone();
-        Ok(self.operations().begin(OperationKind::VmDelete, cell.name().to_string(), move |context| async move {
-            context.progress("deleting", 0, None);
-            engine.delete_now(&cell, force, context.id).await?;
-            Ok(Outcome::Done)
-        }))
+        Ok(self.operations().begin(
+            OperationKind::VmDelete,
+            cell.name().to_string(),
+            move |context| async move {
+                context.progress("deleting", 0, None);
+                engine.delete_now(&cell, force, context.id).await?;
+                Ok(Outcome::Done)
+            },
+        ))
     }
 
     /// Cannot be cancelled: a half-deleted VM is of no use to anybody.

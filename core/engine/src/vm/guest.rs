@@ -47,7 +47,10 @@ pub(super) fn config(
         interfaces: place
             .map(|place| Interface {
                 mac: place.mac.clone(),
-                addresses: Ipv4Net::new(place.address, place.subnet.prefix_len()).map(IpNet::V4).into_iter().collect(),
+                addresses: Ipv4Net::new(place.address, place.subnet.prefix_len())
+                    .map(IpNet::V4)
+                    .into_iter()
+                    .collect(),
                 mtu: place.mtu,
             })
             .into_iter()

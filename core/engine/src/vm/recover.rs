@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use vm_host::process;
-use vm_types::{VmId, vm::{FailedAt, VmRecord}};
+use vm_types::{
+    VmId,
+    vm::{FailedAt, VmRecord},
+};
 
 use super::cell::{Cell, Live};
 use crate::{Engine, EngineError, effects::Scope, journal::Phase};
@@ -49,7 +52,9 @@ impl Engine {
         }
         match cell.scope.processes().await {
             Some((shim, vmm)) if process::alive(shim) && process::alive(vmm) => {
-                let since = vm_shim::status(&cell.paths()).await.map_or(record.created_at, |status| status.started_at);
+                let since = vm_shim::status(&cell.paths())
+                    .await
+                    .map_or(record.created_at, |status| status.started_at);
                 let live = Live { shim, vmm, since };
                 tracing::info!(vm = %cell.name(), pid = vmm.pid, "adopted");
                 if !record.wanted_running {

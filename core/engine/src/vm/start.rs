@@ -38,10 +38,14 @@ impl Engine {
     pub fn start_vm(&self, cell: Arc<Cell>) -> Result<OperationId, EngineError> {
         refuse_running(&cell)?;
         let engine = self.clone();
-        Ok(self.operations().begin(OperationKind::VmStart, cell.name().to_string(), move |context| async move {
-            engine.start_now(&cell, &context).await?;
-            Ok(Outcome::Vm(cell.id().clone()))
-        }))
+        Ok(self.operations().begin(
+            OperationKind::VmStart,
+            cell.name().to_string(),
+            move |context| async move {
+                engine.start_now(&cell, &context).await?;
+                Ok(Outcome::Vm(cell.id().clone()))
+            },
+        ))
     }
 
     pub(crate) async fn start_now(&self, cell: &Arc<Cell>, context: &OpContext) -> Result<(), EngineError> {
@@ -127,8 +131,9 @@ impl Engine {
             console_log_bytes: settings.console_log_bytes,
             socket_group: settings.socket_group,
         };
-        let content = serde_json::to_vec(&spec)
-            .map_err(|error| EngineError::Panicked { detail: format!("the shim's specification: {error}") })?;
+        let content = serde_json::to_vec(&spec).map_err(|error| EngineError::Panicked {
+            detail: format!("the shim's specification: {error}"),
+        })?;
         cell.scope
             .apply(Effect::File { path: paths.shim_spec(), mode: 0o600, content }, Phase::Start)
             .await?;
@@ -191,7 +196,9 @@ impl Engine {
 
 fn refuse_running(cell: &Cell) -> Result<(), EngineError> {
     match cell.live() {
-        Some(_) => Err(EngineError::WrongState { name: cell.name().clone(), state: "running", wanted: "started" }),
+        Some(_) => {
+            Err(EngineError::WrongState { name: cell.name().clone(), state: "running", wanted: "started" })
+        }
         None => Ok(()),
     }
 }

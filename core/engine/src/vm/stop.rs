@@ -127,7 +127,12 @@ impl Engine {
         });
     }
 
-    async fn after_end(&self, cell: &Arc<Cell>, live: Live, operation: OperationId) -> Result<Outcome, EngineError> {
+    async fn after_end(
+        &self,
+        cell: &Arc<Cell>,
+        live: Live,
+        operation: OperationId,
+    ) -> Result<Outcome, EngineError> {
         let _reserved = match cell.reserve(Activity::Stopping, operation) {
             Ok(reserved) => reserved,
             // Somebody was faster and cleans up, or has deleted it.

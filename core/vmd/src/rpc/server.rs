@@ -80,7 +80,8 @@ pub(crate) async fn serve(
     access: Access,
     stop: CancellationToken,
 ) {
-    let started_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let started_at =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let context = Context { engine, config: Arc::new(config), stop: stop.clone(), started_at };
     let methods = methods(&context);
     let (stop_handle, server_handle) = stop_channel();

@@ -64,8 +64,11 @@ impl VmServer for Context {
         let owner = if params.ephemeral {
             let pid = extensions.get::<Peer>().and_then(|peer| peer.pid);
             let owner = pid.and_then(vm_host::process::identify).ok_or_else(|| {
-                Problem::new(ErrorKind::InvalidArgument, "an ephemeral VM needs a caller whose process can be watched")
-                    .hint("call from the daemon's own PID namespace, or make the VM without `ephemeral`")
+                Problem::new(
+                    ErrorKind::InvalidArgument,
+                    "an ephemeral VM needs a caller whose process can be watched",
+                )
+                .hint("call from the daemon's own PID namespace, or make the VM without `ephemeral`")
             })?;
             Some(owner)
         } else {
