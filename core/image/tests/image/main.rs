@@ -1,0 +1,8 @@
+//! Images and kernels with the host's real tools. Needs root; two tests download.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic; clippy knows no helper as part of one")]
+
+mod common;
+mod debian;
+mod kernel;
+mod rootfs;
