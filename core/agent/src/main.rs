@@ -1,10 +1,11 @@
 //! Guest agent: init of the initramfs, configuration, control service and SSH server of a VM.
 //!
-//! One static binary in four roles:
+//! One static binary in five roles:
 //!
 //! ```text
 //!  /init (PID 1) ── boot: modules, root, switch root
 //!     │ spawns
+//!     ├──────────── @vm-agent-rehearsal: one login with itself, so that the first true one finds warm code
 //!     ├──────────── @vm-agent: applies the configuration, serves the guest channel (never returns)
 //!     │ "go"
 //!     ├── image has an init ──── exec /sbin/init: the agent lives on as its child
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     match name {
         Some(b"modprobe") => kmod::modprobe(&arguments[1..]),
         Some(name) if name == agent::ARGV0.as_bytes() => agent::main(&arguments[1..]),
+        Some(name) if name == ssh::warm::ARGV0.as_bytes() => ssh::warm::main(),
         _ if std::process::id() == 1 => pid1::main(),
         _ => {
             eprintln!("vm-agent {} runs as init of a VM's initramfs", env!("CARGO_PKG_VERSION"));

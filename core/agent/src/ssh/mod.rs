@@ -15,6 +15,7 @@ mod process;
 mod pty;
 mod server;
 mod users;
+pub(crate) mod warm;
 
 use std::{
     borrow::Cow,
