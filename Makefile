@@ -1,0 +1,71 @@
+# What can be done here. Every target installs what it needs (see .ci/setup), which takes no time where it is there.
+#
+#   make demo       build, then run a command in a VM
+#   make test       format, lints, unit tests, end-to-end tests on real VMs; what .ci/run runs
+#   make test-full  the same, with the longer tests
+#   make e2e        only the end-to-end tests; T=name for some of them
+#   make bench      what `vm run` costs above the bare VMM
+#   make lint       format and lints
+#   make build      release binaries in target/dist/bin
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+MAKEFLAGS += --no-print-directory
+
+# Administration tools are not on every user's PATH.
+export PATH := $(PATH):/usr/sbin:/sbin
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+MUSL := $(shell uname -m)-unknown-linux-musl
+GUEST := $(TARGET)/$(MUSL)/agent
+DIST := $(TARGET)/dist/bin
+# Demo and tests share one build: cargo's dev profile, with the dependencies optimised. The guest agent is always the
+# small, optimised one, for its size is boot time.
+DEV := $(TARGET)/dist/dev
+
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env,)
+# VMs need root; cargo runs every test binary through this.
+as_root := $(if $(SUDO),CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)",)
+test_env = VM_TEST_BIN="$(1)" VM_TEST_PROG="$(GUEST)/vm-test-prog" $(as_root)
+# $(call put,FILE,DIRECTORY): copies what has changed; a file that is in use is replaced, not written to.
+put = cmp -s "$(1)" "$(2)/$(notdir $(1))" || install -D -m 755 -t "$(2)" "$(1)"
+
+# The fake VMM is for tests; release builds do not have it.
+workspace := --locked --workspace --features vmd/fake,vm-vmm/fake
+
+.PHONY: setup demo test test-full e2e bench lint build agent dev
+setup:
+	@.ci/setup
+
+agent: setup
+	@cargo build --locked --profile agent --target $(MUSL) -p vm-agent -p vm-test-prog
+
+dev: agent
+	@cargo build $(workspace) --bins
+	@for file in vm vmd vm-fake-vmm; do $(call put,$(TARGET)/debug/$$file,$(DEV)); done
+	@$(call put,$(GUEST)/vm-agent,$(DEV))
+
+build: agent
+	@cargo build --locked --release -p vm-cli -p vmd
+	@for file in vm vmd; do $(call put,$(TARGET)/release/$$file,$(DIST)); done
+	@$(call put,$(GUEST)/vm-agent,$(DIST))
+
+demo: dev
+	@tests/demo.sh "$(DEV)"
+
+lint: setup
+	@cargo fmt --all --check
+	@cargo clippy $(workspace) --all-targets -- -D warnings
+
+# All of it in one call: cargo then compiles each dependency once, with the features that all crates together want.
+test: lint dev
+	@$(call test_env,$(DEV)) cargo test $(workspace) --no-fail-fast
+
+test-full: lint dev
+	@$(call test_env,$(DEV)) cargo test $(workspace) --no-fail-fast -- --include-ignored
+
+e2e: dev
+	@$(call test_env,$(DEV)) cargo test $(workspace) --test e2e -- $(T)
+
+bench: build dev
+	@$(call test_env,$(DIST)) $(SUDO) "$(TARGET)/debug/vm-bench" "$(TARGET)/bench.json"

@@ -1,0 +1,122 @@
+//! The directions in which crates may depend on each other, checked against what cargo says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+};
+
+use serde_json::Value;
+
+/// What each crate may depend on, directly, among the crates of this workspace. A crate that is not here may not exist.
+const MAY: &[(&str, &[&str])] = &[
+    // Data, and the seams everybody shares.
+    ("vm-types", &[]),
+    ("vm-host", &["vm-types"]),
+    ("vm-channel", &["vm-types"]),
+    ("vm-api", &["vm-types"]),
+    // The layers, which know nothing of each other.
+    ("vm-store", &["vm-types"]),
+    ("vm-disk", &["vm-types", "vm-host"]),
+    ("vm-net", &["vm-types", "vm-host"]),
+    ("vm-image", &["vm-types", "vm-host"]),
+    ("vm-vmm", &["vm-types", "vm-host", "vm-channel"]),
+    ("vm-shim", &["vm-types", "vm-host", "vm-channel"]),
+    // What joins them.
+    ("vm-engine", &["vm-types", "vm-host", "vm-store", "vm-disk", "vm-net", "vm-image", "vm-vmm", "vm-shim"]),
+    (
+        "vmd",
+        &[
+            "vm-types",
+            "vm-host",
+            "vm-api",
+            "vm-store",
+            "vm-disk",
+            "vm-net",
+            "vm-image",
+            "vm-vmm",
+            "vm-shim",
+            "vm-engine",
+        ],
+    ),
+    // The other ends of the daemon's two interfaces.
+    ("vm-cli", &["vm-types", "vm-host", "vm-api"]),
+    ("vm-agent", &["vm-types", "vm-channel"]),
+    ("vm-tests", &["vm-types", "vm-channel", "vm-store"]),
+    ("vm-test-prog", &[]),
+];
+
+/// Heavy or delicate dependencies that have one home each.
+const HOMES: &[(&str, &[&str])] = &[
+    ("rusqlite", &["vm-store"]),
+    ("rusqlite_migration", &["vm-store"]),
+    ("rtnetlink", &["vm-net", "vm-agent"]),
+    ("yamux", &["vm-channel"]),
+    ("clap", &["vm-cli", "vmd"]),
+    ("indicatif", &["vm-cli"]),
+    ("comfy-table", &["vm-cli"]),
+];
+
+/// Crate, its normal and build dependencies, and the features of `vm-api` it asks for.
+fn packages() -> BTreeMap<String, Vec<Value>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline", "--manifest-path"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata is JSON");
+    let packages = metadata["packages"].as_array().expect("cargo metadata lists packages");
+    packages
+        .iter()
+        .map(|package| {
+            let name = package["name"].as_str().unwrap_or_default().to_owned();
+            let dependencies = package["dependencies"].as_array().cloned().unwrap_or_default();
+            // What only tests use is no matter of architecture.
+            (name, dependencies.into_iter().filter(|dependency| dependency["kind"] != "dev").collect())
+        })
+        .collect()
+}
+
+#[test]
+fn crates_depend_only_in_the_given_directions() {
+    let may: BTreeMap<_, BTreeSet<_>> =
+        MAY.iter().map(|(name, others)| (*name, others.iter().copied().collect())).collect();
+    let packages = packages();
+    let mut wrong = Vec::new();
+    for (name, dependencies) in &packages {
+        let Some(allowed) = may.get(name.as_str()) else {
+            wrong.push(format!("{name} is not in the table: say here what it may depend on"));
+            continue;
+        };
+        for dependency in dependencies.iter().filter_map(|dependency| dependency["name"].as_str()) {
+            if packages.contains_key(dependency) && !allowed.contains(dependency) {
+                wrong.push(format!("{name} depends on {dependency}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn some_dependencies_have_one_home() {
+    let mut wrong = Vec::new();
+    for (name, dependencies) in packages() {
+        for dependency in dependencies.iter().filter_map(|dependency| dependency["name"].as_str()) {
+            if HOMES.iter().any(|(what, homes)| *what == dependency && !homes.contains(&name.as_str())) {
+                wrong.push(format!("{name} depends on {dependency}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_client_cannot_serve_and_the_daemon_is_no_client() {
+    let packages = packages();
+    for (name, foreign) in [("vm-cli", "server"), ("vmd", "client")] {
+        let api =
+            packages[name].iter().find(|dependency| dependency["name"] == "vm-api").expect("uses vm-api");
+        let features = api["features"].as_array().cloned().unwrap_or_default();
+        assert!(!features.iter().any(|feature| feature == foreign), "{name} asks for vm-api's {foreign}");
+    }
+}

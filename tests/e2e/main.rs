@@ -1,0 +1,11 @@
+//! What the product promises, shown on real VMs by the real programs. One module per topic; each test has a world of its own
+//! (see [`vm_tests`]) and ends by checking that nothing is left of it.
+
+mod bad_input;
+mod daemon;
+mod fakes;
+mod images;
+mod lifecycle;
+mod network;
+mod run;
+mod session;

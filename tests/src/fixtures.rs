@@ -1,0 +1,246 @@
+//! Images and the kernel that all tests share, made once by the daemon itself and kept in a cache.
+//!
+//! The cache is `VM_TEST_CACHE`, else `$XDG_CACHE_HOME/vmd-tests`. A seed in it is a state directory whose name is a digest of
+//! all that its content depends on, so that a change of the image builder or of a recipe makes a new one.
+
+use std::{
+    env, fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+    time::Duration,
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use sha2::{Digest, Sha256};
+use vm_store::Store;
+
+use crate::{World, namespaces::Network, programs};
+
+/// The image that the daemon's configuration names by default.
+pub const DEBIAN: &str = "debian:bookworm";
+/// Debian with systemd, an SSH server of its own, an enabled firewall and tmux.
+pub const SYSTEMD: &str = "systemd";
+/// A busybox tree: no init, no libraries, no users.
+pub const BUSYBOX: &str = "busybox";
+/// One static binary, `/prog`, and nothing else.
+pub const STATIC: &str = "static";
+
+/// Downloads on a slow line.
+const DOWNLOAD: Duration = Duration::from_secs(1800);
+const SYSTEMD_PACKAGES: &str = "systemd-sysv,dbus,openssh-server,nftables,tmux,iproute2,procps";
+/// What the database has not merged yet.
+const WAL: &str = "vmd.db-wal";
+/// Bumped when this file makes something else.
+const RECIPE: &str = "2";
+
+/// Where the cache is.
+///
+/// # Panics
+/// There is neither a home nor another place.
+pub fn cache() -> PathBuf {
+    let from = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    from("VM_TEST_CACHE")
+        .or_else(|| Some(from("XDG_CACHE_HOME")?.join("vmd-tests")))
+        .or_else(|| Some(from("HOME")?.join(".cache/vmd-tests")))
+        .expect("VM_TEST_CACHE, XDG_CACHE_HOME or HOME is set")
+}
+
+/// The seed, made if it is not there. That takes minutes and the network.
+///
+/// # Panics
+/// It cannot be made.
+pub fn seed() -> PathBuf {
+    static SEED: OnceLock<PathBuf> = OnceLock::new();
+    SEED.get_or_init(|| make().unwrap_or_else(|error| panic!("the tests' images cannot be made: {error}")))
+        .clone()
+}
+
+fn make() -> io::Result<PathBuf> {
+    let cache = cache();
+    fs::create_dir_all(&cache)?;
+    let lock = fs::File::create(cache.join("lock"))?;
+    // Other test processes wait here; the kernel unlocks when this one ends.
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    let seed = cache.join(format!("seed-{}", key()?));
+    if seed.is_dir() {
+        return Ok(seed);
+    }
+    for old in fs::read_dir(&cache)?.flatten() {
+        if old.file_name().to_string_lossy().starts_with("seed-") {
+            fs::remove_dir_all(old.path())?;
+        }
+    }
+    eprintln!("making the tests' images in {}; this takes some minutes, once", cache.display());
+    let world = World::empty(Network::Host);
+    let state = &world.dirs().state;
+    let systemd = systemd_tarball(&world, &cache)?;
+    let small = world.directory().join("small.tar");
+    for arguments in [
+        &["kernel", "import", "debian"][..],
+        &["image", "pull", DEBIAN],
+        &["image", "import", &systemd.to_string_lossy(), SYSTEMD],
+    ] {
+        world.vm(arguments).within(DOWNLOAD).run().exits(0);
+    }
+    for (reference, write) in
+        [(BUSYBOX, busybox_tree as fn(&mut Tarball) -> io::Result<()>), (STATIC, static_tree)]
+    {
+        let mut tar = tar::Builder::new(fs::File::create(&small)?);
+        write(&mut tar)?;
+        tar.into_inner()?.flush()?;
+        world.vm(&["image", "import", &small.to_string_lossy(), reference]).within(DOWNLOAD).run().exits(0);
+    }
+    world.vm(&["daemon", "stop"]).run().exits(0);
+    let ready = cache.join("seed.new");
+    if ready.exists() {
+        fs::remove_dir_all(&ready)?;
+    }
+    fs::create_dir(&ready)?;
+    for part in ["images", "kernels", "vmd.db", WAL] {
+        if part != WAL || state.join(part).exists() {
+            fs::rename(state.join(part), ready.join(part))?;
+        }
+    }
+    fs::rename(&ready, &seed)?;
+    Ok(seed)
+}
+
+type Tarball = tar::Builder<fs::File>;
+
+/// Gives a new state directory the seed's content. Files that are never written to are linked; the daemon gets an identity
+/// of its own.
+///
+/// # Panics
+/// It cannot be done.
+pub fn plant(seed: &Path, state: &Path) {
+    let plant = || -> io::Result<()> {
+        fs::create_dir_all(state)?;
+        for part in ["images", "kernels"] {
+            link_tree(&seed.join(part), &state.join(part))?;
+        }
+        for part in ["vmd.db", WAL] {
+            if seed.join(part).exists() {
+                fs::copy(seed.join(part), state.join(part))?;
+            }
+        }
+        let mut random = [0; 2];
+        io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut random)?;
+        let instance = format!("{:04x}", u16::from_ne_bytes(random));
+        let store = Store::open(&state.join("vmd.db")).map_err(io::Error::other)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(store.meta().set(vm_store::meta::INSTANCE_ID, &instance)).map_err(io::Error::other)
+    };
+    plant().unwrap_or_else(|error| {
+        panic!("{} cannot be copied to {}: {error}", seed.display(), state.display())
+    });
+}
+
+fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)?.flatten() {
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type()?.is_dir() {
+            link_tree(&source, &target)?;
+        } else if fs::hard_link(&source, &target).is_err() {
+            // Another filesystem.
+            fs::copy(&source, &target)?;
+        }
+    }
+    Ok(())
+}
+
+fn key() -> io::Result<String> {
+    let mut hash = Sha256::new();
+    for text in [RECIPE, SYSTEMD_PACKAGES] {
+        hash.update(text);
+    }
+    hash.update(fs::read(busybox())?);
+    hash.update(fs::read(programs::test_program())?);
+    for part in ["core/image/src", "core/store/src", "core/types/src/image.rs"] {
+        hash_tree(&programs::source().join(part), &mut hash)?;
+    }
+    Ok(hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn hash_tree(path: &Path, hash: &mut Sha256) -> io::Result<()> {
+    if !path.is_dir() {
+        hash.update(fs::read(path)?);
+        return Ok(());
+    }
+    let mut entries: Vec<_> = fs::read_dir(path)?.flatten().map(|entry| entry.path()).collect();
+    entries.sort();
+    for entry in entries {
+        hash.update(entry.file_name().unwrap_or_default().as_encoded_bytes());
+        hash_tree(&entry, hash)?;
+    }
+    Ok(())
+}
+
+/// Kept beside the seeds, for it is the slowest part and depends on no code of ours.
+fn systemd_tarball(world: &World, cache: &Path) -> io::Result<PathBuf> {
+    let tag: String =
+        Sha256::digest(SYSTEMD_PACKAGES).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let path = cache.join(format!("systemd-{tag}.tar"));
+    if !path.exists() {
+        let partial = cache.join("systemd.partial.tar");
+        let include = format!("--include={SYSTEMD_PACKAGES}");
+        let arguments = [
+            "--variant=minbase",
+            &include,
+            "--customize-hook=chroot \"$1\" systemctl enable nftables.service ssh.service",
+            "bookworm",
+            &partial.to_string_lossy(),
+        ];
+        world.tool("mmdebstrap", &arguments).within(DOWNLOAD).run().exits(0);
+        fs::rename(&partial, &path)?;
+    }
+    Ok(path)
+}
+
+fn busybox() -> PathBuf {
+    ["/bin/busybox", "/usr/bin/busybox"]
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|path| path.is_file())
+        .unwrap_or_default()
+}
+
+fn busybox_tree(tar: &mut Tarball) -> io::Result<()> {
+    for (path, mode) in [("bin", 0o755), ("tmp", 0o1777), ("root", 0o700), ("etc", 0o755)] {
+        directory(tar, path, mode)?;
+    }
+    file(tar, "bin/busybox", &busybox())?;
+    let list = Command::new(busybox()).arg("--list").output()?;
+    for applet in String::from_utf8_lossy(&list.stdout)
+        .lines()
+        .filter(|name| !matches!(*name, "busybox" | "init" | "linuxrc"))
+    {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        tar.append_link(&mut header, format!("bin/{applet}"), "busybox")?;
+    }
+    Ok(())
+}
+
+fn static_tree(tar: &mut Tarball) -> io::Result<()> {
+    file(tar, "prog", &programs::test_program())
+}
+
+fn directory(tar: &mut Tarball, path: &str, mode: u32) -> io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Directory);
+    header.set_mode(mode);
+    header.set_size(0);
+    tar.append_data(&mut header, path, io::empty())
+}
+
+fn file(tar: &mut Tarball, path: &str, source: &Path) -> io::Result<()> {
+    let content = fs::read(source)?;
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o755);
+    header.set_size(content.len() as u64);
+    tar.append_data(&mut header, path, content.as_slice())
+}
