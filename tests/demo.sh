@@ -14,6 +14,7 @@ fi
 run=$(mktemp -d /tmp/vm-demo.XXXXXX)
 vm=("${sudo[@]}" "$bin/vm" --run-dir "$run" --state-dir "$PWD/.vm-dev/state" --config-dir "$PWD/.vm-dev/config")
 log=$PWD/.vm-dev/state/vmd.log
+instance=none
 
 finish() {
     status=$?
@@ -21,6 +22,7 @@ finish() {
     mapfile -t left < <("${vm[@]}" --no-start ls -q 2>/dev/null)
     ((${#left[@]} == 0)) || "${vm[@]}" delete --force "${left[@]}" || status=1
     "${vm[@]}" -q daemon stop >/dev/null || status=1
+    look_for_leftovers || status=1
     "${sudo[@]}" rm -rf "$run"
     if ((status)); then
         echo "demo: failed; what the host lacks, if anything:" >&2
@@ -31,11 +33,26 @@ finish() {
 }
 trap finish EXIT
 
+# Everything that was made bears the instance's name or the run directory's.
+look_for_leftovers() {
+    local name found=0
+    for name in $(ip -br link | grep -oE "^(vmbr-$instance|vt$instance)[^ ]*") $("${sudo[@]}" nft list tables | grep -o "vmd_$instance"); do
+        echo "demo: $name is left" >&2
+        found=1
+    done
+    if grep -slF -- "$run" /proc/[0-9]*/cmdline | grep -v "^/proc/$$/"; then
+        echo "demo: these processes are left" >&2
+        found=1
+    fi
+    return "$found"
+}
+
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 say_command() { say "\$ vm $*"; }
 
 "${vm[@]}" -q doctor
 "${vm[@]}" -q daemon start >/dev/null
+instance=$("${vm[@]}" daemon status --json | sed -n 's/.*"instance": "\(.*\)".*/\1/p')
 
 say_command "run --rm --image debian:bookworm -- sh -c 'echo \"hello from \$(uname -sr) …\"'"
 "${vm[@]}" run --rm --image debian:bookworm -- sh -c \
