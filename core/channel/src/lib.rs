@@ -13,8 +13,9 @@
 //! one byte naming the [`Service`].
 
 mod handshake;
+mod pings;
 mod session;
 
 pub use handshake::{ANSWER, HELLO};
-pub use session::{ChannelStream, HostChannel, serve_guest};
+pub use session::{ChannelStream, HostChannel, MAX_STREAMS, serve_guest};
 pub use vm_types::guest::control::Service;

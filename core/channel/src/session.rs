@@ -11,10 +11,27 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompat
 use vm_types::guest::control::Service;
 use yamux::{Config, Connection, Mode};
 
-use crate::handshake;
+use crate::{handshake, pings::AnswersPings};
 
 /// One stream of a channel; a shut-down write side is end-of-file to the other end while its own direction goes on.
 pub type ChannelStream = Compat<yamux::Stream>;
+
+/// Streams that may be open at once in one session; whoever opens them keeps below this. yamux answers one too many
+/// by ending the session.
+///
+/// yamux's own limit is above it by [`UNSEEN`], because streams that were dropped count until yamux has come to tell
+/// the other end, which takes as long as that end does not read. It lets no more than 256 unacknowledged ones come about.
+pub const MAX_STREAMS: usize = 256;
+const UNSEEN: usize = 256;
+/// What the guest's end allows, more than the host can have open: a service needs time to see the end of its stream.
+const GUEST_STREAMS: usize = 4 * MAX_STREAMS;
+/// Receive window of a stream in bytes, by yamux's specification.
+const WINDOW: usize = 256 * 1024;
+/// Bytes by which the windows of all streams of a session together may grow where that makes them faster. With the
+/// streams' number it bounds what the other end can make this one hold.
+const GROWTH: usize = 16 * 1024 * 1024;
+
+type Session<S> = Connection<Compat<AnswersPings<S>>>;
 
 type Open = oneshot::Sender<io::Result<yamux::Stream>>;
 
@@ -35,7 +52,7 @@ impl HostChannel {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         handshake::host(&mut carrier).await?;
-        let connection = Connection::new(carrier.compat(), config(), Mode::Client);
+        let connection = connection(carrier, MAX_STREAMS + UNSEEN, Mode::Client);
         let (requests, queue) = mpsc::channel(16);
         tokio::spawn(drive_host(connection, queue));
         Ok(Self { requests })
@@ -63,7 +80,7 @@ impl HostChannel {
 
 /// A yamux connection makes progress only while it is polled for inbound streams, so one task does
 /// that and serves the requests for outbound ones in between.
-async fn drive_host<S>(mut connection: Connection<Compat<S>>, mut queue: mpsc::Receiver<Open>)
+async fn drive_host<S>(mut connection: Session<S>, mut queue: mpsc::Receiver<Open>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -114,7 +131,7 @@ where
     F: FnMut(Service, ChannelStream),
 {
     handshake::guest(&mut carrier).await?;
-    let mut connection = Connection::new(carrier.compat(), config(), Mode::Server);
+    let mut connection = connection(carrier, GUEST_STREAMS, Mode::Server);
     let (named, mut ready) = mpsc::unbounded_channel();
     loop {
         // Cancel-safe: both arms only poll, and lose nothing when dropped between two polls.
@@ -140,11 +157,18 @@ where
     }
 }
 
-fn config() -> Config {
+fn connection<S>(carrier: S, streams: usize, mode: Mode) -> Session<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut config = Config::default();
     // A virtio-serial port moves at most one page-sized buffer at a time; larger frames only add latency for the others.
     config.set_split_send_size(16 * 1024);
-    config
+    // In this order: each must fit the other at any time.
+    config.set_max_connection_receive_window(None);
+    config.set_max_num_streams(streams);
+    config.set_max_connection_receive_window(Some(streams * WINDOW + GROWTH));
+    Connection::new(AnswersPings::new(carrier).compat(), config, mode)
 }
 
 #[cfg(test)]
@@ -186,19 +210,125 @@ mod tests {
     async fn a_stream_nobody_reads_blocks_no_other() {
         let channel = pair().await;
         let mut stuck = channel.open(Service::Ssh).await.unwrap();
-        let flood = tokio::spawn(async move {
-            let chunk = vec![0; 64 * 1024];
-            while stuck.write_all(&chunk).await.is_ok() {}
-        });
+        let chunk = vec![0; 64 * 1024];
+        let mut taken = 0;
+        // Until nothing more is taken although the session runs: round trips of others show that.
+        let mut idle_rounds = 0;
+        while idle_rounds < 20 {
+            match poll_once(&mut stuck, &chunk).await {
+                Some(count) => (taken, idle_rounds) = (taken + count, 0),
+                None => idle_rounds += 1,
+            }
+            assert!(taken < 64 << 20, "an unread stream takes bytes without end");
+            ping(&channel).await;
+        }
+        // Less the byte that named the service.
+        assert!(taken >= WINDOW - 1, "the flood stopped after {taken} bytes, before the window was full");
         for _ in 0..20 {
-            let mut stream = channel.open(Service::Control).await.unwrap();
-            stream.write_all(b"ping").await.unwrap();
-            stream.flush().await.unwrap();
-            let mut back = [0; 4];
-            stream.read_exact(&mut back).await.unwrap();
-            assert_eq!(&back, b"ping");
+            ping(&channel).await;
+        }
+    }
+
+    /// How many bytes are taken at once, if any.
+    async fn poll_once(stream: &mut ChannelStream, bytes: &[u8]) -> Option<usize> {
+        poll_fn(|context| {
+            Poll::Ready(match std::pin::Pin::new(&mut *stream).poll_write(context, bytes) {
+                Poll::Ready(count) => Some(count.unwrap()),
+                Poll::Pending => None,
+            })
+        })
+        .await
+    }
+
+    async fn ping(channel: &HostChannel) {
+        let mut stream = channel.open(Service::Control).await.unwrap();
+        stream.write_all(b"ping").await.unwrap();
+        stream.flush().await.unwrap();
+        let mut back = [0; 4];
+        stream.read_exact(&mut back).await.unwrap();
+        assert_eq!(&back, b"ping");
+    }
+
+    #[tokio::test]
+    async fn as_many_streams_as_allowed_come_and_go() {
+        let channel = pair().await;
+        for _ in 0..3 {
+            let mut open = Vec::new();
+            for _ in 0..MAX_STREAMS {
+                open.push(channel.open(Service::Control).await.unwrap());
+            }
+            for stream in &mut open {
+                stream.write_all(b"x").await.unwrap();
+                assert_eq!(stream.read_u8().await.unwrap(), b'x');
+            }
+        }
+        ping(&channel).await;
+    }
+
+    #[tokio::test]
+    async fn streams_dropped_while_the_guest_is_stuck_do_not_end_the_session() {
+        let (near, mut far) = tokio::io::duplex(256);
+        let (channel, answered) = tokio::join!(HostChannel::connect(near), handshake::guest(&mut far));
+        answered.unwrap();
+        let channel = channel.unwrap();
+        // Nobody reads: they are opened as far as that goes, and dropped.
+        let limit = std::time::Duration::from_millis(50);
+        let mut opened = 0;
+        while let Ok(stream) = tokio::time::timeout(limit, channel.open(Service::Control)).await {
+            drop(stream.expect("the session goes on"));
+            opened += 1;
+            assert!(opened < 10 * MAX_STREAMS, "no limit at all");
+        }
+        assert!(!channel.requests.is_closed());
+    }
+
+    /// Both directions of a carrier full of data, and at each end a ping that cannot be answered until the other reads.
+    #[tokio::test]
+    async fn a_ping_that_cannot_be_answered_yet_holds_up_no_data() {
+        let (near, mut far) = tokio::io::duplex(4 * 1024);
+        let (channel, answered) = tokio::join!(HostChannel::connect(near), handshake::guest(&mut far));
+        answered.unwrap();
+        let channel = channel.unwrap();
+        let stream = channel.open(Service::Ssh).await.unwrap();
+        let (mut read, mut write) = tokio::io::split(stream);
+        let flood = tokio::spawn(async move { write.write_all(&vec![0; WINDOW / 2]).await.map(|()| write) });
+        // The peer reads only one byte: the host's end is in the midst of its writes.
+        far.read_u8().await.unwrap();
+        let ping = [0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1];
+        let data = [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 5, b'h', b'e', b'l', b'l', b'o'];
+        for _ in 0..3 {
+            far.write_all(&ping).await.unwrap();
+            far.write_all(&data).await.unwrap();
+            let mut got = [0; 5];
+            let limit = std::time::Duration::from_secs(20);
+            tokio::time::timeout(limit, read.read_exact(&mut got)).await.expect("a deadlock").unwrap();
+            assert_eq!(&got, b"hello");
         }
         flood.abort();
+    }
+
+    #[tokio::test]
+    async fn floods_in_both_directions_end() {
+        const BYTES: u64 = 64 << 20;
+        let (near, far) = tokio::io::duplex(4 * 1024);
+        tokio::spawn(serve_guest(far, |_, stream| drop(tokio::spawn(flood(stream)))));
+        let channel = HostChannel::connect(near).await.unwrap();
+
+        async fn flood(stream: ChannelStream) -> u64 {
+            let (mut read, mut write) = tokio::io::split(stream);
+            let send = async {
+                tokio::io::copy(&mut tokio::io::repeat(7).take(BYTES), &mut write).await.unwrap();
+                write.shutdown().await.unwrap();
+            };
+            let mut nowhere = tokio::io::sink();
+            tokio::join!(send, tokio::io::copy(&mut read, &mut nowhere)).1.unwrap()
+        }
+        let first = flood(channel.open(Service::Ssh).await.unwrap());
+        let second = flood(channel.open(Service::Ssh).await.unwrap());
+        let both = async { tokio::join!(first, second) };
+        let limit = std::time::Duration::from_secs(120);
+        let got = tokio::time::timeout(limit, both).await.expect("a deadlock");
+        assert_eq!(got, (BYTES, BYTES));
     }
 
     #[tokio::test]
