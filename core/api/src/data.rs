@@ -103,8 +103,10 @@ pub struct GuestAccess {
 /// A part of a VM's console.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConsoleChunk {
-    /// The text; bytes that are no UTF-8 are replaced.
+    /// The text; bytes that are no UTF-8 are replaced. The guest's own: it may hold control characters.
     pub text: String,
+    /// Nothing comes after it: the VM is off.
+    pub end: bool,
 }
 
 /// A long operation that has begun.

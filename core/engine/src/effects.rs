@@ -1,7 +1,7 @@
 //! The one place where the host is changed.
 //!
 //! ```text
-//!   intent -> failpoint -> apply -> failpoint -> applied      undoing -> undo -> undone
+//!   intent -> apply -> applied      undoing -> undo -> undone
 //! ```
 //!
 //! [`Scope::apply`] and [`Scope::unwind`] are the only callers of the layers' `apply` and `undo`. An
@@ -9,7 +9,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use vm_disk::{Cow, Files};
 use vm_net::Net;
 use vm_types::{Effect, Handle, Layout, Observed};
@@ -86,7 +86,7 @@ impl Host {
 pub struct Scope {
     host: Host,
     path: PathBuf,
-    journal: Mutex<Journal>,
+    journal: Arc<Mutex<Journal>>,
 }
 
 impl Scope {
@@ -109,34 +109,52 @@ impl Scope {
     fn open(host: &Host, path: PathBuf, handles: PathBuf, boot_id: &str) -> Result<Self, EngineError> {
         let journal = Journal::open(&path, &handles, boot_id)
             .map_err(|source| EngineError::Journal { path: path.clone(), source })?;
-        Ok(Self { host: host.clone(), path, journal: Mutex::new(journal) })
+        Ok(Self { host: host.clone(), path, journal: Arc::new(Mutex::new(journal)) })
     }
 
     /// Applies an effect unless it is applied already in this boot. On failure the effect itself is undone at once.
     ///
+    /// Dropping the future does not stop an effect that has begun (a blocking call could not be stopped anyhow): it goes on
+    /// in a task of its own, and whoever unwinds waits for it. Only the copying of a disk, which may take long, is stopped.
+    ///
     /// # Errors
     /// The journal or the layer. What was half done and could not be undone stays in the journal for [`Self::unwind`].
     pub async fn apply(&self, effect: Effect, phase: Phase) -> Result<Handle, EngineError> {
-        let mut journal = self.journal.lock().await;
-        if let Some(entry) = journal.applied(&effect.id()) {
+        let journal = self.journal.clone().lock_owned().await;
+        let work = Self::apply_locked(self.host.clone(), self.path.clone(), journal, effect.clone(), phase);
+        if matches!(effect, Effect::CowDisk { .. }) {
+            return Box::pin(work).await;
+        }
+        tokio::spawn(work).await.map_err(|error| EngineError::Panicked { detail: error.to_string() })?
+    }
+
+    async fn apply_locked(
+        host: Host,
+        path: PathBuf,
+        mut journal: OwnedMutexGuard<Journal>,
+        effect: Effect,
+        phase: Phase,
+    ) -> Result<Handle, EngineError> {
+        let failed = |source| EngineError::Journal { path: path.clone(), source };
+        if let Some(entry) = journal.applied(&effect.id()).filter(|entry| same(&entry.effect, &effect)) {
             let handle = entry.handle.clone();
-            // The journal says so; somebody else may have taken it away since.
-            if let Observed::Present(_) = self.host.observe(&effect).await? {
+            // The journal says so; somebody else may have taken it away or changed it since.
+            if let Observed::Present(_) = host.observe(&effect).await? {
                 return Ok(handle);
             }
         }
         let started = std::time::Instant::now();
-        self.record(&mut journal, &effect, phase, Step::Intent, Handle::None)?;
-        match self.host.apply(&effect).await {
+        journal.record(&effect, phase, Step::Intent, Handle::None).map_err(failed)?;
+        match host.apply(&effect).await {
             Ok(handle) => {
-                self.record(&mut journal, &effect, phase, Step::Applied, handle.clone())?;
+                journal.record(&effect, phase, Step::Applied, handle.clone()).map_err(failed)?;
                 let took = started.elapsed();
                 tracing::debug!(effect = %effect.id(), ?took, "applied");
                 Ok(handle)
             }
             Err(error) => {
-                match self.host.undo(&effect, &Handle::None).await {
-                    Ok(()) => self.record(&mut journal, &effect, phase, Step::Undone, Handle::None)?,
+                match host.undo(&effect, &Handle::None).await {
+                    Ok(()) => note(&mut journal, &effect, phase, Step::Undone),
                     Err(undo) => {
                         tracing::warn!(effect = %effect.id(), error = %undo.chain(), "half done, and left so")
                     }
@@ -157,11 +175,16 @@ impl Scope {
         let mut first_error = None;
         for entry in open {
             let id = entry.effect.id();
+            if entry.boot_id != journal.boot_id() && !entry.effect.outlives_reboot() {
+                // Gone with its boot. What has its name now, or its pid, is somebody else's.
+                note(&mut journal, &entry.effect, phase, Step::Undone);
+                continue;
+            }
             let started = std::time::Instant::now();
-            self.record(&mut journal, &entry.effect, phase, Step::Undoing, Handle::None)?;
+            note(&mut journal, &entry.effect, phase, Step::Undoing);
             match self.host.undo(&entry.effect, &entry.handle).await {
                 Ok(()) => {
-                    self.record(&mut journal, &entry.effect, phase, Step::Undone, Handle::None)?;
+                    note(&mut journal, &entry.effect, phase, Step::Undone);
                     tracing::debug!(effect = %id, took = ?started.elapsed(), "undone");
                 }
                 Err(error) => {
@@ -174,9 +197,11 @@ impl Scope {
         first_error.map_or(Ok(()), Err)
     }
 
-    /// The applied shim's processes, if there is one in the journal.
+    /// The processes of a shim that was applied in this boot.
     pub async fn processes(&self) -> Option<(vm_types::ProcessRef, vm_types::ProcessRef)> {
-        self.journal.lock().await.entries().iter().find_map(|entry| match entry.handle {
+        let journal = self.journal.lock().await;
+        let mut entries = journal.entries().iter().filter(|entry| entry.boot_id == journal.boot_id());
+        entries.find_map(|entry| match entry.handle {
             Handle::Processes { shim, vmm } => Some((shim, vmm)),
             _ => None,
         })
@@ -199,18 +224,21 @@ impl Scope {
         let removed = self.journal.lock().await.remove();
         removed.map_err(|source| EngineError::Journal { path: self.path.clone(), source })
     }
+}
 
-    fn record(
-        &self,
-        journal: &mut Journal,
-        effect: &Effect,
-        phase: Phase,
-        step: Step,
-        handle: Handle,
-    ) -> Result<(), EngineError> {
-        journal
-            .record(effect, phase, step, handle)
-            .map_err(|source| EngineError::Journal { path: self.path.clone(), source })
+/// Whether two effects of one id are one, as far as a journal can tell: contents are not in it.
+fn same(journaled: &Effect, wanted: &Effect) -> bool {
+    match wanted {
+        Effect::File { .. } | Effect::AppendedFile { .. } => false,
+        _ => journaled == wanted,
+    }
+}
+
+/// Records a step of undoing. That it could not be written (a full disk, most likely) must not keep anything from being
+/// undone: the intent is on record, and undoing once more is no harm.
+fn note(journal: &mut Journal, effect: &Effect, phase: Phase, step: Step) {
+    if let Err(error) = journal.record(effect, phase, step, Handle::None) {
+        tracing::warn!(effect = %effect.id(), %error, "a step of undoing could not be recorded");
     }
 }
 

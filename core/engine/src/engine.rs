@@ -17,7 +17,7 @@ use vm_vmm::Vmm;
 use crate::{
     effects::{Host, Scope},
     error::EngineError,
-    keys, network,
+    keys,
     ops::Operations,
     vm::cell::Cell,
 };
@@ -97,9 +97,14 @@ pub(crate) struct Inner {
     pub(crate) cells: Mutex<HashMap<VmId, Arc<Cell>>>,
     /// Names and addresses are chosen under it.
     pub(crate) create: tokio::sync::Mutex<()>,
-    /// Images and kernels are made and removed under it.
+    /// Images and kernels are put into the store and taken out of it under it; held for moments.
     pub(crate) catalogue: tokio::sync::Mutex<()>,
-    pub(crate) network: tokio::sync::Mutex<network::State>,
+    /// Pulls happen under it, one at a time; it may be held for minutes.
+    pub(crate) acquire: tokio::sync::Mutex<()>,
+    /// The kernels' shared initramfs files are made under it.
+    pub(crate) initramfs: tokio::sync::Mutex<()>,
+    /// The host's network is changed under it.
+    pub(crate) network: tokio::sync::Mutex<()>,
     pub(crate) host_scope: Scope,
 }
 
@@ -154,6 +159,8 @@ impl Engine {
                 cells: Mutex::default(),
                 create: tokio::sync::Mutex::default(),
                 catalogue: tokio::sync::Mutex::default(),
+                acquire: tokio::sync::Mutex::default(),
+                initramfs: tokio::sync::Mutex::default(),
                 network: tokio::sync::Mutex::default(),
                 host_scope,
             }),
@@ -162,9 +169,8 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Cancels operations, and takes the bridge down if no VM is up. VMs are left alone.
+    /// Takes the bridge down if no VM is up. VMs are left alone. To be called when [`Operations::shut_down`] has ended.
     pub async fn shut_down(&self) {
-        self.inner.operations.shut_down().await;
         if let Err(error) = self.release_network().await {
             tracing::warn!(error = %error.chain(), "the network could not be taken down");
         }
@@ -188,6 +194,19 @@ impl Engine {
         }
     }
 
+    /// The host's boot the daemon lives in.
+    pub fn boot_id(&self) -> &str {
+        &self.inner.boot_id
+    }
+
+    /// The subnet that was chosen for the bridge, once one was.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn chosen_subnet(&self) -> Result<Option<Ipv4Net>, EngineError> {
+        Ok(self.inner.store.meta().get(vm_store::meta::SUBNET).await?.and_then(|text| text.parse().ok()))
+    }
+
     /// The daemon's instance id.
     pub fn instance(&self) -> &InstanceId {
         &self.inner.instance
@@ -199,17 +218,17 @@ impl Engine {
     /// [`EngineError::NotFound`].
     pub fn find(&self, name_or_id: &str) -> Result<Arc<Cell>, EngineError> {
         let cells = self.cells();
-        let by_id = name_or_id.parse::<VmId>().ok().and_then(|id| cells.get(&id).cloned());
-        by_id.or_else(|| cells.values().find(|cell| cell.name().as_str() == name_or_id).cloned()).ok_or_else(
-            || EngineError::NotFound {
-                what: "VM",
-                name: name_or_id.to_owned(),
-                hint: match nearest(name_or_id, cells.values().map(|cell| cell.name())) {
-                    Some(near) => format!("did you mean {near}? `vm ls` lists all VMs"),
-                    None => "`vm ls` lists all VMs".into(),
-                },
+        // Names first: one may look like another VM's id.
+        let by_name = cells.values().find(|cell| cell.name().as_str() == name_or_id).cloned();
+        let by_id = || cells.get(&name_or_id.parse::<VmId>().ok()?).cloned();
+        by_name.or_else(by_id).ok_or_else(|| EngineError::NotFound {
+            what: "VM",
+            name: name_or_id.to_owned(),
+            hint: match nearest(name_or_id, cells.values().map(|cell| cell.name())) {
+                Some(near) => format!("did you mean {near}? `vm ls` lists all VMs"),
+                None => "`vm ls` lists all VMs".into(),
             },
-        )
+        })
     }
 
     /// All VMs, by name.
@@ -224,19 +243,21 @@ impl Engine {
         self.inner.cells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn open_cell(&self, record: VmRecord) -> Result<Arc<Cell>, EngineError> {
+    /// Opens a VM's journal; nobody finds the VM before it is published.
+    pub(crate) fn new_cell(&self, record: VmRecord) -> Result<Arc<Cell>, EngineError> {
         let scope = Scope::vm(&self.inner.host, &self.inner.layout, &record.id, &self.inner.boot_id)?;
-        let cell = Arc::new(Cell::new(record, scope, self.inner.layout.clone()));
+        Ok(Arc::new(Cell::new(record, scope, self.inner.layout.clone())))
+    }
+
+    pub(crate) fn publish(&self, cell: &Arc<Cell>) {
         self.cells().insert(cell.id().clone(), cell.clone());
-        Ok(cell)
     }
 }
 
 fn make_directory(path: &Path, mode: u32) -> Result<(), EngineError> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    use std::os::unix::fs::DirBuilderExt;
     let file = |source| EngineError::File { action: "create", path: path.into(), source };
-    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(file)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(file)
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(file)
 }
 
 /// A name that differs from the asked one by little: a swapped, missing or wrong letter or two.

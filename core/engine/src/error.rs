@@ -179,7 +179,7 @@ impl EngineError {
             Self::VmmDied { .. } => {
                 Some("`vm doctor` checks the VMM; `vm logs` shows the console; more memory (--memory) may help".into())
             }
-            Self::Agent { .. } => Some("vm-agent belongs beside vmd; name another place with --agent".into()),
+            Self::Agent { .. } => Some("vm-agent belongs beside vmd; or set `agent` in the configuration".into()),
             Self::Journal { source, .. } | Self::File { source, .. } => io_hint(source),
             Self::Undo { .. } => Some("mend the cause, then delete the VM again or restart the daemon".into()),
             Self::Store(error) => error.hint(),
@@ -188,7 +188,9 @@ impl EngineError {
             Self::Image(error) => error.hint(),
             Self::Vmm(error) => error.hint(),
             Self::Shim(error) => error.hint(),
-            Self::Cancelled | Self::ShuttingDown | Self::Guest { .. } | Self::Key { .. } | Self::Panicked { .. } => None,
+            Self::Guest { source, .. } => source.hint(),
+            Self::ShuttingDown => Some("start it again with `vm daemon start`".into()),
+            Self::Cancelled | Self::Key { .. } | Self::Panicked { .. } => None,
         }
     }
 

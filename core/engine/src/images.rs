@@ -44,17 +44,13 @@ impl Engine {
             return Err(not_there(&reference.to_string()));
         }
         let engine = self.clone();
-        Ok(self.operations().begin(
-            OperationKind::ImagePull,
-            reference.to_string(),
-            move |context| async move {
-                let work = async {
-                    let _lock = engine.inner.catalogue.lock().await;
-                    engine.pull_now(&reference, &context).await
-                };
-                context.cancellable(work).await.map(Outcome::Image)
-            },
-        ))
+        self.operations().begin(OperationKind::ImagePull, reference.to_string(), move |context| async move {
+            let work = async {
+                let _lock = engine.inner.acquire.lock().await;
+                engine.pull_now(&reference, &context).await
+            };
+            context.cancellable(work).await.map(Outcome::Image)
+        })
     }
 
     /// Imports a root filesystem tarball in an operation of its own.
@@ -65,18 +61,17 @@ impl Engine {
         let reference: Reference = reference.parse()?;
         require_absolute(&path)?;
         let engine = self.clone();
-        Ok(self.operations().begin(
+        self.operations().begin(
             OperationKind::ImageImport,
             reference.to_string(),
             move |context| async move {
                 let work = async {
-                    let _lock = engine.inner.catalogue.lock().await;
                     let source = rootfs::TarSource::Path(path.clone());
                     engine.add_image(&reference, source, format!("import {}", path.display()), &context).await
                 };
                 context.cancellable(work).await.map(Outcome::Image)
             },
-        ))
+        )
     }
 
     /// All images.
@@ -109,6 +104,26 @@ impl Engine {
         })
     }
 
+    /// Removes files that no record speaks of: a crash between the file and its record leaves them. Only while nothing else runs.
+    pub(crate) async fn sweep(&self) -> Result<(), EngineError> {
+        let layout = &self.inner.layout;
+        let mut known: Vec<PathBuf> = Vec::new();
+        known.extend(self.images().await?.iter().map(|image| layout.image_rootfs(&image.digest)));
+        known.extend(self.kernels().await?.iter().map(|kernel| layout.kernel(&kernel.id)));
+        for directory in [layout.images(), layout.kernels()] {
+            let Ok(entries) = std::fs::read_dir(&directory) else { continue };
+            for path in entries.flatten().map(|entry| entry.path()).filter(|path| !known.contains(path)) {
+                tracing::info!(path = %path.display(), "removed: no image or kernel of that name is known");
+                let removed =
+                    if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+                if let Err(error) = removed {
+                    tracing::warn!(path = %path.display(), %error, "could not be removed");
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The image, acquired first if it is not there and can be.
     pub(crate) async fn require_image(
         &self,
@@ -120,7 +135,7 @@ impl Engine {
         }
         match name.parse::<Reference>() {
             Ok(reference @ Reference::Debian { .. }) => {
-                let _lock = self.inner.catalogue.lock().await;
+                let _lock = self.inner.acquire.lock().await;
                 // Somebody else may have acquired it while the lock was awaited.
                 match self.find_image(name).await? {
                     Some(image) => Ok(image),
@@ -167,6 +182,7 @@ impl Engine {
         let sink = sink(context, &format!("{reference}: "));
         let built = rootfs::build(self.inner.runner.as_ref(), tar, &staged, &layout.scratch(), sink).await?;
         let path = layout.image_rootfs(&built.digest);
+        let _lock = self.inner.catalogue.lock().await;
         let known = self.inner.store.images().by_digest(built.digest.hex()).await?;
         if known.is_some() && path.exists() {
             // VMs may be using the file that is there; the same content need not replace it.
@@ -204,13 +220,13 @@ impl Engine {
             KernelSource::Debian => "debian".to_owned(),
             KernelSource::Files { kernel, .. } => kernel.display().to_string(),
         };
-        Ok(self.operations().begin(OperationKind::KernelImport, subject, move |context| async move {
+        self.operations().begin(OperationKind::KernelImport, subject, move |context| async move {
             let work = async {
-                let _lock = engine.inner.catalogue.lock().await;
+                let _lock = engine.inner.acquire.lock().await;
                 engine.add_kernel(source, &context).await
             };
             context.cancellable(work).await.map(Outcome::Kernel)
-        }))
+        })
     }
 
     /// All kernels.
@@ -230,6 +246,11 @@ impl Engine {
         let kernels = self.inner.store.kernels();
         let kernel = kernels.get(name).await?.ok_or_else(|| no_kernel(name))?;
         kernels.delete(&kernel.id).await?;
+        if kernel.default
+            && let Some(newest) = kernels.list().await?.first()
+        {
+            kernels.set_default(&newest.id).await?;
+        }
         let path = self.inner.layout.kernel(&kernel.id);
         match std::fs::remove_dir_all(&path) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
@@ -252,7 +273,7 @@ impl Engine {
         if let Some(kernel) = kernels.default().await? {
             return Ok(kernel);
         }
-        let _lock = self.inner.catalogue.lock().await;
+        let _lock = self.inner.acquire.lock().await;
         match kernels.default().await? {
             Some(kernel) => Ok(kernel),
             None => self.add_kernel(KernelSource::Debian, context).await,
@@ -277,7 +298,8 @@ impl Engine {
             }
         };
         let installed = kernel::install(files, &inner.layout.kernels()).await?;
-        let default = inner.store.kernels().default().await?.is_none();
+        let _lock = inner.catalogue.lock().await;
+        let default = inner.store.kernels().default().await?.is_none_or(|default| default.id == installed.id);
         let record =
             KernelRecord { id: installed.id, release: installed.release, source, created_at: now(), default };
         inner.store.kernels().put(record.clone()).await?;
@@ -287,6 +309,7 @@ impl Engine {
     /// The initramfs all VMs of a kernel share: the agent and the kernel's modules. It is made anew where the agent is another than
     /// last time, so that an upgraded daemon never boots an old agent.
     pub(crate) async fn initramfs_base(&self, id: &KernelId) -> Result<PathBuf, EngineError> {
+        let _one_at_a_time = self.inner.initramfs.lock().await;
         let directory = self.inner.layout.kernel(id);
         let agent_path = self.inner.settings.agent.clone();
         let make = move || {

@@ -96,23 +96,26 @@ impl Journal {
     /// Opens or begins a journal and folds it.
     ///
     /// # Errors
-    /// Reading or creating it; a line in its middle that is no step.
+    /// Reading or creating it. A line that is no step is logged and passed over.
     pub fn open(path: &Path, handles: &Path, boot_id: &str) -> io::Result<Self> {
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let mut entries = Vec::new();
-        for line in text[..whole].lines() {
-            let line: Line = serde_json::from_str(line).map_err(|error| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("unreadable step {line:?}: {error}"))
-            })?;
-            fold(&mut entries, line.entry);
+        for line in bytes[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            match serde_json::from_slice::<Line>(line) {
+                Ok(line) => fold(&mut entries, line.entry),
+                // One damaged line must not make the VM, or the daemon, unusable: the others still say what to undo.
+                Err(error) => {
+                    tracing::error!(journal = %path.display(), %error, "an unreadable step was passed over")
+                }
+            }
         }
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        if whole < text.len() {
+        if whole < bytes.len() {
             file.set_len(whole as u64)?;
         }
         Ok(Self { path: path.into(), handles: handles.into(), boot_id: boot_id.into(), file, entries })
@@ -123,33 +126,51 @@ impl Journal {
         &self.entries
     }
 
-    /// Whether this very effect is applied in this boot.
+    /// The effect of this id if it is applied in this boot.
     pub fn applied(&self, id: &EffectId) -> Option<&Entry> {
         self.entries.iter().find(|entry| {
             entry.effect.id() == *id && entry.step == Step::Applied && entry.boot_id == self.boot_id
         })
     }
 
-    /// Records a step.
+    /// The host boot in which it was opened.
+    pub fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
+    /// Records a step. What has already happened is known here even if it could not be written.
     ///
     /// # Errors
-    /// Writing; the step must then not be taken.
+    /// Writing; an [`Step::Intent`] is then void, and what it announces must not be done.
     pub fn record(&mut self, effect: &Effect, phase: Phase, step: Step, handle: Handle) -> io::Result<()> {
         let entry = Entry { effect: effect.clone(), phase, step, handle, boot_id: self.boot_id.clone() };
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut line = serde_json::to_vec(&Line { at, id: effect.id(), entry: entry.clone() })?;
         line.push(b'\n');
-        self.file.write_all(&line)?;
+        if step != Step::Intent {
+            fold(&mut self.entries, entry.clone());
+        }
+        self.append(&line)?;
         if step == Step::Intent && effect.outlives_reboot() {
             self.file.sync_data()?;
         }
-        fold(&mut self.entries, entry);
+        if step == Step::Intent {
+            fold(&mut self.entries, entry);
+        }
         if self.entries.is_empty() {
             // Nothing is left that the past lines could tell of.
             self.file.set_len(0)?;
         }
         let fold = Handles { version: HANDLES_VERSION, boot_id: &self.boot_id, effects: &self.entries };
         files::write_volatile(&self.handles, 0o600, &serde_json::to_vec_pretty(&fold)?)
+    }
+
+    /// Writes a line whole or not at all: half of one would spoil the next.
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        let before = self.file.metadata()?.len();
+        self.file.write_all(line).inspect_err(|_| {
+            let _ = self.file.set_len(before);
+        })
     }
 
     /// Removes the journal with its fold. Only an empty one can be: otherwise something would be forgotten.
@@ -219,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_last_line_is_dropped_and_a_torn_middle_is_refused() {
+    fn a_torn_line_costs_that_line_only() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("j.jsonl");
         let mut journal = open(dir.path());
@@ -233,8 +254,9 @@ mod tests {
         drop(journal);
         assert_eq!(open(dir.path()).entries().len(), 2);
 
-        std::fs::write(&path, format!("{}\n{whole}", &whole[..20])).unwrap();
-        assert!(Journal::open(&path, &dir.path().join("h.json"), "boot-1").is_err());
+        let damaged = [&whole.as_bytes()[..20], b"\xff\n", whole.as_bytes()].concat();
+        std::fs::write(&path, damaged).unwrap();
+        assert_eq!(open(dir.path()).entries().len(), 1);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! SSH keys: the daemon's own, with which `vm` logs in to guests, and each guest's host key.
 
-use std::path::Path;
+use std::{os::unix::fs::PermissionsExt, path::Path};
 
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
 use vm_host::files;
@@ -9,12 +9,16 @@ use crate::error::EngineError;
 
 /// Makes the daemon's key if it has none; returns its `authorized_keys` line.
 pub(crate) fn client(path: &Path, group: Option<u32>) -> Result<String, EngineError> {
+    let failed = |source: std::io::Error| key_error("make", path, source);
     if !path.exists() {
         let (private, _) = generate("vmd")?;
-        let failed = |source: std::io::Error| key_error("make", path, source);
-        let mode = if group.is_some() { 0o640 } else { 0o600 };
-        files::write_atomic(path, mode, private.as_bytes()).map_err(failed)?;
-        std::os::unix::fs::chown(path, None, group).map_err(failed)?;
+        files::write_atomic(path, 0o600, private.as_bytes()).map_err(failed)?;
+    }
+    // Each time, since the configured group may be another than last time; closed first, so that no former group gets in between.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    std::os::unix::fs::chown(path, None, Some(group.unwrap_or(0))).map_err(failed)?;
+    if group.is_some() {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o640)).map_err(failed)?;
     }
     public_of(path)
 }
@@ -57,6 +61,20 @@ fn key_error(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_client_key_follows_the_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        client(&path, None).unwrap();
+        assert_eq!(mode(), 0o600);
+        client(&path, Some(7)).unwrap();
+        let group = std::os::unix::fs::MetadataExt::gid(&std::fs::metadata(&path).unwrap());
+        assert_eq!((mode(), group), (0o640, 7));
+        client(&path, None).unwrap();
+        assert_eq!(mode(), 0o600);
+    }
 
     #[test]
     fn the_client_key_is_made_once() {

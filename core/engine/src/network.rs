@@ -1,18 +1,12 @@
-//! The daemon's network as a whole: subnet, bridge, firewall, forwarding. Made when the first VM needs it, kept while the daemon
-//! lives, taken down when it ends and no VM is up.
+//! The daemon's network as a whole: subnet, bridge, firewall, forwarding. Made when the first VM needs it, looked after at each
+//! start, taken down when the daemon ends and no VM is up.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
-use vm_types::{Effect, vm::NetworkMode};
+use vm_types::Effect;
 
-use crate::{Engine, EngineError, engine::SubnetChoice, journal::Phase};
-
-/// Not made, or made.
-#[derive(Debug, Default)]
-pub(crate) struct State {
-    network: Option<Network>,
-}
+use crate::{Engine, EngineError, engine::SubnetChoice, journal::Phase, vm::cell::Cell};
 
 /// The network as a VM sees it.
 #[derive(Debug, Clone)]
@@ -37,10 +31,6 @@ impl Engine {
         if let Some(kept) = meta.get(vm_store::meta::SUBNET).await?.and_then(|text| text.parse().ok()) {
             match inner.host.net.check_subnet(kept, &bridge).await {
                 Ok(()) => return Ok(kept),
-                // VMs have addresses in it: moving them would break what they are known by.
-                Err(error) if !inner.store.vms().addresses_in_use().await?.is_empty() => {
-                    return Err(error.into());
-                }
                 Err(error) => tracing::info!(%error, "choosing another subnet"),
             }
         }
@@ -53,24 +43,44 @@ impl Engine {
     /// An address no VM has. The caller holds the create lock until it is written down.
     pub(crate) async fn free_address(&self) -> Result<Ipv4Addr, EngineError> {
         let subnet = self.subnet().await?;
-        let exhausted = || EngineError::AddressesExhausted { subnet: subnet.to_string() };
-        let gateway = vm_net::addresses::gateway(subnet).ok_or_else(exhausted)?;
+        let gateway = gateway(subnet)?;
         let taken = self.inner.store.vms().addresses_in_use().await?;
-        vm_net::addresses::next_free(subnet, gateway, &taken).ok_or_else(exhausted)
+        vm_net::addresses::next_free(subnet, gateway, &taken).ok_or_else(|| exhausted(subnet))
     }
 
-    /// Bridge, firewall and forwarding, made if they are not there.
-    pub(crate) async fn ensure_network(&self) -> Result<Network, EngineError> {
-        let mut state = self.inner.network.lock().await;
-        if let Some(network) = &state.network {
-            return Ok(network.clone());
+    /// Gives a VM that is off another address if the subnet is no longer the one it was made in.
+    pub(crate) async fn move_into(&self, cell: &Cell, subnet: Ipv4Net) -> Result<(), EngineError> {
+        if cell.record().address.is_none_or(|address| subnet.contains(&address)) {
+            return Ok(());
         }
+        let _one_at_a_time = self.inner.create.lock().await;
+        let address = self.free_address().await?;
+        self.inner.store.vms().set_address(cell.id(), Some(address)).await?;
+        tracing::info!(vm = %cell.name(), %address, "moved to the subnet that is now the daemon's");
+        cell.change_record(|record| record.address = Some(address));
+        Ok(())
+    }
+
+    /// Bridge, firewall and forwarding: looked at, and made where they are not there or not as they should be.
+    pub(crate) async fn ensure_network(&self) -> Result<Network, EngineError> {
         let inner = &self.inner;
+        let _one_at_a_time = inner.network.lock().await;
         let subnet = self.subnet().await?;
-        let exhausted = || EngineError::AddressesExhausted { subnet: subnet.to_string() };
-        let gateway = vm_net::addresses::gateway(subnet).ok_or_else(exhausted)?;
+        let stranded = self.all().into_iter().find(|cell| {
+            cell.live().is_some() && cell.record().address.is_some_and(|address| !subnet.contains(&address))
+        });
+        if let Some(cell) = stranded {
+            return Err(EngineError::InvalidArgument {
+                message: format!(
+                    "the subnet is now {subnet}, but VM {} still runs in the former one",
+                    cell.name()
+                ),
+                hint: format!("stop it first (`vm stop {}`), or put network.subnet back", cell.name()),
+            });
+        }
+        let gateway = gateway(subnet)?;
         let bridge = vm_net::names::bridge_name(&inner.instance);
-        let address = Ipv4Net::new(gateway, subnet.prefix_len()).map_err(|_| exhausted())?;
+        let address = Ipv4Net::new(gateway, subnet.prefix_len()).map_err(|_| exhausted(subnet))?;
         let effects = [
             Effect::Bridge { name: bridge.clone(), address },
             Effect::Firewall { table: vm_net::names::table_name(&inner.instance), bridge, subnet },
@@ -85,33 +95,33 @@ impl Engine {
             inner.settings.resolvers.clone()
         };
         let mtu = inner.host.net.guest_mtu().await?;
-        let network = Network { subnet, gateway, resolvers, mtu };
-        state.network = Some(network.clone());
-        Ok(network)
+        Ok(Network { subnet, gateway, resolvers, mtu })
     }
 
-    /// Takes the network down unless a VM that is up uses it.
+    /// Takes the network down unless a VM that is up, or may be, stands on it.
     pub(crate) async fn release_network(&self) -> Result<(), EngineError> {
-        let mut state = self.inner.network.lock().await;
-        let used = self
-            .all()
-            .iter()
-            .any(|cell| cell.live().is_some() && cell.record().spec.network == NetworkMode::Nat);
-        if used {
+        let _one_at_a_time = self.inner.network.lock().await;
+        if self.all().iter().any(|cell| cell.live().is_some() && cell.record().address.is_some()) {
             return Ok(());
         }
-        state.network = None;
         self.inner.host_scope.unwind(Phase::Host).await
     }
 
-    /// Whatever the former daemon or the former boot left: undone, unless VMs that live stand on it.
+    /// What the former daemon or the former boot left. Called when all VMs that live are known: under them nothing is taken away,
+    /// and what is half done is made whole by the next start.
     pub(crate) async fn recover_network(&self) {
-        // Applied in this boot, the effects are still there and `ensure_network` finds them in the journal.
-        if !self.inner.host_scope.has_stale(Phase::Host).await {
-            return;
-        }
-        if let Err(error) = self.inner.host_scope.unwind(Phase::Host).await {
+        if self.inner.host_scope.has_stale(Phase::Host).await
+            && let Err(error) = self.release_network().await
+        {
             tracing::warn!(error = %error.chain(), "leftovers of a former network");
         }
     }
+}
+
+fn gateway(subnet: Ipv4Net) -> Result<Ipv4Addr, EngineError> {
+    vm_net::addresses::gateway(subnet).ok_or_else(|| exhausted(subnet))
+}
+
+fn exhausted(subnet: Ipv4Net) -> EngineError {
+    EngineError::AddressesExhausted { subnet: subnet.to_string() }
 }

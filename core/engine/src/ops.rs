@@ -8,7 +8,7 @@ use std::{
     future::Future,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -69,6 +69,7 @@ pub struct Snapshot {
 struct Operation {
     state: watch::Sender<Snapshot>,
     cancel: CancellationToken,
+    preempted: Arc<AtomicBool>,
 }
 
 /// Handed to the work of an operation.
@@ -78,9 +79,15 @@ pub struct OpContext {
     pub id: OperationId,
     state: watch::Sender<Snapshot>,
     cancel: CancellationToken,
+    preempted: Arc<AtomicBool>,
 }
 
 impl OpContext {
+    /// Whether it was cancelled because another operation wanted its VM, and not because nobody wants its outcome any more.
+    pub fn preempted(&self) -> bool {
+        self.preempted.load(Ordering::Relaxed)
+    }
+
     /// Shows how far the work is.
     pub fn progress(&self, stage: impl Into<String>, done: u64, total: Option<u64>) {
         let progress = OperationProgress { stage: stage.into(), done, total };
@@ -123,16 +130,28 @@ struct Inner {
 
 impl Operations {
     /// Begins an operation. `work` gets a context and is run in a task of its own.
-    pub fn begin<F, W>(&self, kind: OperationKind, subject: impl Into<String>, work: W) -> OperationId
+    ///
+    /// # Errors
+    /// [`EngineError::ShuttingDown`].
+    pub fn begin<F, W>(
+        &self,
+        kind: OperationKind,
+        subject: impl Into<String>,
+        work: W,
+    ) -> Result<OperationId, EngineError>
     where
         W: FnOnce(OpContext) -> F,
         F: Future<Output = Result<Outcome, EngineError>> + Send + 'static,
     {
+        if self.inner.tasks.is_closed() {
+            return Err(EngineError::ShuttingDown);
+        }
         let id = OperationId(self.inner.next.fetch_add(1, Ordering::Relaxed) + 1);
         let begun_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let status = Status::Running(OperationProgress { stage: "queued".into(), ..Default::default() });
         let (state, _) = watch::channel(Snapshot { id, kind, subject: subject.into(), begun_at, status });
         let cancel = CancellationToken::new();
+        let preempted = Arc::new(AtomicBool::new(false));
         self.table(|table| {
             let ended: Vec<_> = table
                 .iter()
@@ -142,9 +161,12 @@ impl Operations {
             for id in ended.iter().take(ended.len().saturating_sub(KEPT)) {
                 table.remove(id);
             }
-            table.insert(id, Operation { state: state.clone(), cancel: cancel.clone() });
+            table.insert(
+                id,
+                Operation { state: state.clone(), cancel: cancel.clone(), preempted: preempted.clone() },
+            );
         });
-        let work = work(OpContext { id, state: state.clone(), cancel });
+        let work = work(OpContext { id, state: state.clone(), cancel, preempted });
         // The work in a task of its own: a panic in it becomes this operation's failure.
         let task = self.inner.tasks.spawn(work);
         self.inner.tasks.spawn(async move {
@@ -160,7 +182,7 @@ impl Operations {
                 };
             });
         });
-        id
+        Ok(id)
     }
 
     /// All that are at work and the last of the ended, oldest first.
@@ -186,6 +208,16 @@ impl Operations {
             .ok_or_else(|| unknown(id))
     }
 
+    /// [`Self::cancel`] by another operation that wants the same VM.
+    pub(crate) fn preempt(&self, id: OperationId) {
+        self.table(|table| {
+            if let Some(operation) = table.get(&id) {
+                operation.preempted.store(true, Ordering::Relaxed);
+                operation.cancel.cancel();
+            }
+        });
+    }
+
     /// Waits for the end of one; cancel-safe.
     ///
     /// # Errors
@@ -202,10 +234,10 @@ impl Operations {
         }
     }
 
-    /// Cancels all that are at work and waits until each has unwound.
+    /// Takes no more, cancels all that are at work and waits until each has unwound.
     pub async fn shut_down(&self) {
-        self.table(|table| table.values().for_each(|operation| operation.cancel.cancel()));
         self.inner.tasks.close();
+        self.table(|table| table.values().for_each(|operation| operation.cancel.cancel()));
         self.inner.tasks.wait().await;
     }
 
@@ -230,7 +262,7 @@ mod tests {
     #[tokio::test]
     async fn a_result_can_be_read_after_the_end() {
         let operations = Operations::default();
-        let id = operations.begin(OperationKind::VmStart, "a", |_| async { Ok(Outcome::Done) });
+        let id = operations.begin(OperationKind::VmStart, "a", |_| async { Ok(Outcome::Done) }).unwrap();
         assert_eq!(operations.wait(id).await.unwrap(), Outcome::Done);
         assert_eq!(operations.wait(id).await.unwrap(), Outcome::Done);
     }
@@ -239,11 +271,13 @@ mod tests {
     async fn a_cancelled_operation_unwinds_before_it_ends() {
         let operations = Operations::default();
         let (unwound, mut seen) = tokio::sync::mpsc::channel(1);
-        let id = operations.begin(OperationKind::VmStart, "a", |context| async move {
-            let result = context.cancellable(std::future::pending()).await;
-            unwound.send(()).await.unwrap();
-            result
-        });
+        let id = operations
+            .begin(OperationKind::VmStart, "a", |context| async move {
+                let result = context.cancellable(std::future::pending()).await;
+                unwound.send(()).await.unwrap();
+                result
+            })
+            .unwrap();
         operations.cancel(id).unwrap();
         let error = operations.wait(id).await.unwrap_err();
         assert!(matches!(*error, EngineError::Cancelled), "{error}");
@@ -253,9 +287,9 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_a_failure_of_that_operation_only() {
         let operations = Operations::default();
-        let id = operations.begin(OperationKind::VmStart, "a", |_| async { panic!("boom") });
+        let id = operations.begin(OperationKind::VmStart, "a", |_| async { panic!("boom") }).unwrap();
         assert!(matches!(*operations.wait(id).await.unwrap_err(), EngineError::Panicked { .. }));
-        let id = operations.begin(OperationKind::VmStart, "b", |_| async { Ok(Outcome::Done) });
+        let id = operations.begin(OperationKind::VmStart, "b", |_| async { Ok(Outcome::Done) }).unwrap();
         assert!(operations.wait(id).await.is_ok());
     }
 
@@ -263,7 +297,7 @@ mod tests {
     async fn the_registry_is_bounded() {
         let operations = Operations::default();
         for _ in 0..KEPT + 50 {
-            let id = operations.begin(OperationKind::VmStart, "a", |_| async { Ok(Outcome::Done) });
+            let id = operations.begin(OperationKind::VmStart, "a", |_| async { Ok(Outcome::Done) }).unwrap();
             operations.wait(id).await.unwrap();
         }
         assert!(operations.list().len() <= KEPT + 1);

@@ -5,6 +5,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -30,7 +31,9 @@ pub fn write_volatile(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> 
 fn replace(path: &Path, mode: u32, content: &[u8], flush: bool) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".tmp{}", std::process::id()));
+    // Two writers of one file, also in one process, must not share it.
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    name.push(format!(".tmp{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
     let temporary = dir.join(name);
     let write = || {
         let mut file =

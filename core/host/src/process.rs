@@ -41,12 +41,16 @@ pub fn command_line(pid: u32) -> Vec<String> {
     bytes.split(|&b| b == 0).filter(|a| !a.is_empty()).map(|a| String::from_utf8_lossy(a).into_owned()).collect()
 }
 
-/// All processes whose arguments contain both of these, one right after the other.
+/// All processes of our own user whose arguments contain both of these, one right after the other. Others can give themselves
+/// any arguments.
 pub fn find_by_arguments(first: &str, second: &Path) -> Vec<ProcessRef> {
+    use std::os::unix::fs::MetadataExt;
+    let own = nix::unistd::geteuid().as_raw();
     let second = second.to_string_lossy();
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     entries
         .flatten()
+        .filter(|entry| entry.metadata().is_ok_and(|about| about.uid() == own))
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|&pid| command_line(pid).windows(2).any(|pair| pair[0] == first && pair[1] == second))
         .filter_map(identify)

@@ -28,6 +28,15 @@ pub enum VmmKind {
     Fake,
 }
 
+/// The process that a VM belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Owner {
+    /// The process.
+    pub process: ProcessRef,
+    /// The host boot it lives in; in any other, it has ended.
+    pub boot_id: String,
+}
+
 /// What a VM should be. Intent; kept in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VmSpec {
@@ -53,7 +62,7 @@ pub struct VmSpec {
     /// The client process that made it for itself (`vm run --rm`): the VM is deleted when that process ends, also
     /// if the daemon was restarted meanwhile.
     #[serde(default)]
-    pub owner: Option<ProcessRef>,
+    pub owner: Option<Owner>,
 }
 
 /// How a VMM process ended.

@@ -37,7 +37,7 @@ impl ConfigError {
         match self {
             Self::Read { .. } => Some("make it readable, or name another directory with --config-dir".into()),
             Self::Parse { .. } | Self::Value { .. } => {
-                Some("`vmd config --config-dir /nonexistent` prints every key with its default".into())
+                Some("docs/configuration.md has every key; `vmd config --config-dir /nonexistent` prints the defaults".into())
             }
             Self::Version { .. } => {
                 Some("use a vmd that is as new as the file, or begin it with version = 1".into())
@@ -79,9 +79,38 @@ struct Vm {
 #[serde(deny_unknown_fields, default)]
 struct Network {
     /// `auto`, or an IPv4 subnet.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    subnet: Option<Ipv4Net>,
+    subnet: Subnet,
     resolvers: Vec<IpAddr>,
+}
+
+/// See [`SubnetChoice`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+enum Subnet {
+    #[default]
+    Auto,
+    Fixed(Ipv4Net),
+}
+
+impl TryFrom<String> for Subnet {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "auto" => Ok(Self::Auto),
+            text => text.parse().map(Self::Fixed).map_err(|_| {
+                format!("{text:?} is no subnet: use \"auto\", or one in the form \"10.20.30.0/24\"")
+            }),
+        }
+    }
+}
+
+impl From<Subnet> for String {
+    fn from(subnet: Subnet) -> Self {
+        match subnet {
+            Subnet::Auto => "auto".into(),
+            Subnet::Fixed(subnet) => subnet.to_string(),
+        }
+    }
 }
 
 /// Which VMM and how.
@@ -187,11 +216,31 @@ fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
             return Err(ConfigError::Value { path: path.into(), key, rule });
         }
     }
-    if let Some(subnet) = config.network.subnet
-        && subnet.prefix_len() > 29
+    let value = |key, rule| Err(ConfigError::Value { path: path.into(), key, rule });
+    if let Subnet::Fixed(subnet) = config.network.subnet {
+        let address = subnet.network();
+        if !(8..=29).contains(&subnet.prefix_len()) {
+            return value("network.subnet", format!("is {subnet}; /8 to /29 are possible"));
+        }
+        if address.is_loopback()
+            || address.is_multicast()
+            || address.is_unspecified()
+            || address.is_link_local()
+        {
+            return value("network.subnet", format!("is {subnet}, whose addresses no guest can have"));
+        }
+    }
+    for (key, program) in
+        [("agent", &config.agent), ("vmm.qemu", &config.vmm.qemu), ("vmm.fake", &config.vmm.fake)]
     {
-        let rule = format!("is {subnet}; at most /29 leaves room for guests");
-        return Err(ConfigError::Value { path: path.into(), key: "network.subnet", rule });
+        if let Some(program) = program
+            && !program.is_absolute()
+        {
+            return value(key, format!("is {}; it must be an absolute path", program.display()));
+        }
+    }
+    if let Err(error) = config.vm.image.parse::<vm_image::Reference>() {
+        return value("vm.image", format!("cannot be used: {error}"));
     }
     Ok(config)
 }
@@ -218,7 +267,10 @@ impl Config {
     }
 
     pub(crate) fn subnet(&self) -> SubnetChoice {
-        self.network.subnet.map_or(SubnetChoice::Auto, |subnet| SubnetChoice::Fixed(subnet.trunc()))
+        match self.network.subnet {
+            Subnet::Auto => SubnetChoice::Auto,
+            Subnet::Fixed(subnet) => SubnetChoice::Fixed(subnet.trunc()),
+        }
     }
 
     /// The engine's part.
@@ -261,6 +313,10 @@ mod tests {
             ("[vm]\nmemry_mib = 5", "memry_mib"),
             ("[vm]\nmemory_mib = 5", "vm.memory_mib is 5"),
             ("[network]\nsubnet = \"10.0.0.0/33\"", "subnet"),
+            ("[network]\nsubnet = \"127.0.0.0/8\"", "network.subnet"),
+            ("[network]\nsubnet = \"0.0.0.0/0\"", "network.subnet"),
+            ("agent = \"vm-agent\"", "absolute"),
+            ("[vm]\nimage = \"De bian\"", "vm.image"),
             ("[network]\nsubnet = \"10.0.0.0/31\"", "network.subnet"),
         ] {
             let error = read(text).unwrap_err();

@@ -29,6 +29,8 @@ use crate::{
 pub(crate) enum DaemonError {
     #[error("could not prepare {}", path.display())]
     Prepare { path: PathBuf, source: std::io::Error },
+    #[error("{} holds other things than a daemon's ({example})", path.display())]
+    NotOurs { path: PathBuf, example: String },
     #[error("another vmd{} already serves {}", holder.map(|pid| format!(" (pid {pid})")).unwrap_or_default(), directory.display())]
     AlreadyServed { directory: PathBuf, holder: Option<u32> },
     #[error("the path {} is too long for a socket", path.display())]
@@ -61,6 +63,7 @@ impl DaemonError {
             Self::AlreadyServed { .. } => Some(
                 "use it, stop it with `vm daemon stop`, or name other directories for a second daemon".into(),
             ),
+            Self::NotOurs { .. } => Some("name a directory that is empty, or not there yet".into()),
             Self::SocketPath { .. } => Some("name a shorter --run-dir".into()),
             Self::Group { .. } => Some("make the group, or take `group` out of the configuration".into()),
             Self::Store(error) => error.hint(),
@@ -75,15 +78,14 @@ impl DaemonError {
 
 /// Serves until SIGTERM, SIGINT or `daemon.stop`.
 pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonError> {
+    raise_file_limit();
     let longest = layout.longest_socket();
     if longest.as_os_str().len() > SOCKET_PATH_MAX {
         return Err(DaemonError::SocketPath { path: longest });
     }
     let group = config.group_id().map_err(|source| DaemonError::Group { source })?;
-    // 0711: who may use a socket or key inside decides that file's own mode.
-    for path in [&layout.run, &layout.state] {
-        prepare(path).map_err(|source| DaemonError::Prepare { path: path.clone(), source })?;
-    }
+    prepare(&layout.run, &["vmd.pid", "vmd.sock", "vms"])?;
+    prepare(&layout.state, &["vmd.lock", "vmd.db", "vmd.log"])?;
     let _state_lock = lock(&layout.lock_file(), &layout.state)?;
     let _run_lock = lock(&layout.run.join("vmd.pid"), &layout.run)?;
 
@@ -92,7 +94,7 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
     let store = Store::open(&layout.database())?;
     let vmm = vmm(&config, &runner)?;
     for path in [layout.images(), layout.state.join("vms")] {
-        prepare(&path).map_err(|source| DaemonError::Prepare { path, source })?;
+        prepare(&path, &[])?;
     }
     let host = Host {
         net: Arc::new(HostNet::new(runner.clone())),
@@ -113,7 +115,9 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
     let listen = |source| DaemonError::Listen { path: socket.clone(), source };
     let listener = server::bind(&socket, group).map_err(listen)?;
     let access = Access::new(group);
-    let serving = tokio::spawn(server::serve(listener, engine.clone(), config, access, stop.clone()));
+    let close = CancellationToken::new();
+    let serving =
+        tokio::spawn(server::serve(listener, engine.clone(), config, access, stop.clone(), close.clone()));
     tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     // Cancel-safe: three arms that only wait.
     tokio::select! {
@@ -122,7 +126,10 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
         () = stop.cancelled() => {}
     }
     tracing::info!("going down; VMs go on");
+    // No new connections, then the end of all operations, which those who watch them are still told of.
     stop.cancel();
+    engine.operations().shut_down().await;
+    close.cancel();
     let _ = serving.await;
     engine.shut_down().await;
     let _ = std::fs::remove_file(&socket);
@@ -143,9 +150,27 @@ pub(crate) fn vmm(config: &Config, runner: &Arc<dyn Runner>) -> Result<Arc<dyn V
     Ok(Arc::new(QemuDriver::new(runner.clone(), config.vmm.qemu.clone(), accelerator)))
 }
 
-fn prepare(path: &Path) -> std::io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711))
+/// Makes a directory of the daemon's; one that is there must be empty or have one of the daemon's `marks` in it, so that a
+/// mistyped path costs nobody their files. Mode 0711: who may use a socket or key inside decides that file's own mode.
+fn prepare(path: &Path, marks: &[&str]) -> Result<(), DaemonError> {
+    let failed = |source| DaemonError::Prepare { path: path.into(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(path).map_err(failed)?;
+    if !marks.is_empty() && !marks.iter().any(|mark| path.join(mark).exists()) {
+        let mut entries = std::fs::read_dir(path).map_err(failed)?.flatten();
+        if let Some(entry) = entries.next() {
+            let example = entry.file_name().to_string_lossy().into_owned();
+            return Err(DaemonError::NotOurs { path: path.into(), example });
+        }
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711)).map_err(failed)
+}
+
+/// A few descriptors for each VM and connection add up to more than the usual soft limit.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }
 
 /// Takes the lock that keeps a second daemon away; held until dropped, and by the kernel no longer than this process lives.

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use tokio::net::UnixStream;
 use vm_api::{Finding, Severity};
 use vm_disk::HostCow;
-use vm_engine::SubnetChoice;
+use vm_engine::{Engine, SubnetChoice};
 use vm_host::{HostRunner, Runner};
 use vm_net::{HostNet, Net};
 use vm_types::{Layout, layout::SOCKET_PATH_MAX};
@@ -26,14 +26,14 @@ const TOOLS: &[(&str, &str, &str)] = &[
 ];
 
 /// All checks, in a fixed order.
-pub(crate) async fn check(layout: &Layout, config: &Config) -> Vec<Finding> {
+pub(crate) async fn check(layout: &Layout, config: &Config, engine: Option<&Engine>) -> Vec<Finding> {
     let runner: Arc<dyn Runner> = Arc::new(HostRunner);
-    let mut findings = vec![privileges(), socket(layout).await];
+    let mut findings = vec![privileges(), socket(layout).await, group(config)];
     findings.extend(vmm(config, &runner).await);
     findings.push(agent(config));
     findings.extend(TOOLS.iter().map(|(tool, purpose, package)| program(tool, purpose, package)));
     findings.push(tun());
-    findings.extend(network(layout, config, runner).await);
+    findings.extend(network(layout, config, runner, engine).await);
     findings.push(space(layout));
     findings.push(backend(layout, config));
     findings
@@ -62,6 +62,19 @@ fn privileges() -> Finding {
             "not running as root; some checks see less, and the daemon needs root",
             "run `sudo vm doctor`",
         )
+    }
+}
+
+fn group(config: &Config) -> Finding {
+    let check = "daemon.group";
+    match (&config.group, config.group_id()) {
+        (None, _) => ok(check, "only root may use the daemon (no group is configured)"),
+        (Some(name), Ok(_)) => {
+            ok(check, format!("members of group {name} may use the daemon; they are root-equivalent"))
+        }
+        (Some(name), Err(error)) => {
+            bad(Severity::Error, check, error.to_string(), format!("groupadd --system {name}"))
+        }
     }
 }
 
@@ -162,11 +175,20 @@ fn tun() -> Finding {
     }
 }
 
-async fn network(layout: &Layout, config: &Config, runner: Arc<dyn Runner>) -> Vec<Finding> {
+async fn network(
+    layout: &Layout,
+    config: &Config,
+    runner: Arc<dyn Runner>,
+    engine: Option<&Engine>,
+) -> Vec<Finding> {
     let net = HostNet::new(runner);
-    // The instance id is in the database, which belongs to the daemon; a bridge of ours is told by its prefix.
-    let own = own_bridge(layout).await;
-    let subnet = match config.subnet() {
+    let (own, chosen) = known(layout, engine).await;
+    // What the daemon will do: a subnet that was chosen once is kept while it is free.
+    let wanted = match config.subnet() {
+        SubnetChoice::Auto => chosen.map_or(SubnetChoice::Auto, SubnetChoice::Fixed),
+        fixed => fixed,
+    };
+    let subnet = match wanted {
         SubnetChoice::Fixed(subnet) => match net.check_subnet(subnet, &own).await {
             Ok(()) => ok("network.subnet", format!("{subnet} is free")),
             Err(error) => clash(error),
@@ -197,14 +219,23 @@ async fn network(layout: &Layout, config: &Config, runner: Arc<dyn Runner>) -> V
     findings
 }
 
-async fn own_bridge(layout: &Layout) -> String {
-    let database = layout.database();
-    if !database.is_file() {
-        return String::new();
+/// Name of the daemon's bridge and the subnet it chose: from the daemon if this is one, from its database if none runs.
+async fn known(layout: &Layout, engine: Option<&Engine>) -> (String, Option<ipnet::Ipv4Net>) {
+    if let Some(engine) = engine {
+        let bridge = vm_net::names::bridge_name(engine.instance());
+        return (bridge, engine.chosen_subnet().await.ok().flatten());
     }
-    let Ok(store) = vm_store::Store::open(&database) else { return String::new() };
+    let database = layout.database();
+    // Opening may bring the database up to date, which is a running daemon's own affair.
+    if !database.is_file() || UnixStream::connect(layout.socket()).await.is_ok() {
+        return Default::default();
+    }
+    let Ok(store) = vm_store::Store::open(&database) else { return Default::default() };
     let id = store.meta().get(vm_store::meta::INSTANCE_ID).await.ok().flatten();
-    id.and_then(|id| id.parse().ok()).map(|id| vm_net::names::bridge_name(&id)).unwrap_or_default()
+    let bridge =
+        id.and_then(|id| id.parse().ok()).map(|id| vm_net::names::bridge_name(&id)).unwrap_or_default();
+    let subnet = store.meta().get(vm_store::meta::SUBNET).await.ok().flatten();
+    (bridge, subnet.and_then(|text| text.parse().ok()))
 }
 
 fn clash(error: vm_net::NetError) -> Finding {

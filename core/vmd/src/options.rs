@@ -83,7 +83,7 @@ pub(crate) fn run() -> ExitCode {
             Err(error) => fail(&error, error.hint().as_deref()),
         },
         Some(Mode::Doctor { json: _ }) => {
-            let findings = runtime.block_on(doctor::check(&layout, &config));
+            let findings = runtime.block_on(doctor::check(&layout, &config, None));
             match serde_json::to_string_pretty(&findings) {
                 Ok(text) => println!("{text}"),
                 Err(error) => return fail(&error, None),

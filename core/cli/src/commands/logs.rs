@@ -1,5 +1,7 @@
 //! `vm logs`
 
+use std::io::IsTerminal;
+
 use clap::Args;
 use vm_api::rpc::VmClient;
 
@@ -30,7 +32,7 @@ impl LogsArgs {
         let client = context.client().await?;
         if !self.follow {
             let chunk = client.console(self.name, self.bytes).await?;
-            context.output.show(&chunk, || chunk.text.clone())?;
+            context.output.show(&chunk, || shown(&chunk.text))?;
             return Ok(0);
         }
         let mut interrupts = Interrupts::new()?;
@@ -39,13 +41,31 @@ impl LogsArgs {
             // Both branches are cancel-safe: a chunk or signal that was not taken is kept by its queue.
             tokio::select! {
                 chunk = chunks.next() => match chunk {
-                    Some(Ok(chunk)) if context.output.json => context.output.line(&chunk)?,
-                    Some(Ok(chunk)) => context.output.raw(chunk.text.as_bytes())?,
+                    Some(Ok(chunk)) => {
+                        if context.output.json {
+                            context.output.line(&chunk)?;
+                        } else {
+                            context.output.raw(shown(&chunk.text).as_bytes())?;
+                        }
+                        if chunk.end {
+                            return Ok(0);
+                        }
+                    }
                     Some(Err(source)) => return Err(CliError::Answer { source }),
                     None => return Ok(0),
                 },
                 signal = interrupts.next() => return Ok(signalled(signal)),
             }
         }
+    }
+}
+
+/// A guest may write what it likes to its console, but what it likes must not drive the reader's terminal: there, control
+/// characters other than line ends and tabs are left out. A file or pipe gets everything.
+fn shown(text: &str) -> String {
+    if std::io::stdout().is_terminal() {
+        text.chars().filter(|c| matches!(c, '\n' | '\t') || !c.is_control()).collect()
+    } else {
+        text.to_owned()
     }
 }

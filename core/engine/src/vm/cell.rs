@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use vm_types::{
     Layout, OperationId, ProcessRef, VmId, VmName, VmPaths,
     vm::{ExitStatus, FailedAt, VmRecord, VmState},
@@ -52,6 +53,7 @@ pub struct Cell {
     pub(crate) scope: Scope,
     inner: Mutex<Inner>,
     released: Notify,
+    gone: CancellationToken,
 }
 
 impl Cell {
@@ -63,6 +65,7 @@ impl Cell {
             scope,
             inner: Mutex::new(Inner { record, activity: None, live: None, last_exit: None, deleted: false }),
             released: Notify::new(),
+            gone: CancellationToken::new(),
         }
     }
 
@@ -131,6 +134,12 @@ impl Cell {
     /// Nothing can be reserved any more.
     pub(crate) fn set_deleted(&self) {
         self.with(|inner| inner.deleted = true);
+        self.gone.cancel();
+    }
+
+    /// Cancelled when the VM has been deleted.
+    pub(crate) fn gone(&self) -> CancellationToken {
+        self.gone.clone()
     }
 
     /// Reserves the VM for one operation until the result is dropped.

@@ -7,10 +7,10 @@ use std::{
 };
 
 use vm_types::{
-    Effect, OperationId, ProcessRef, VmId, VmName,
+    Effect, OperationId, VmId, VmName,
     id::InvalidId,
     operation::OperationKind,
-    vm::{FailedAt, NetworkMode, VmRecord, VmSpec},
+    vm::{FailedAt, NetworkMode, Owner, VmRecord, VmSpec},
 };
 
 use super::cell::{Activity, Cell, Reserved};
@@ -41,7 +41,7 @@ pub struct CreateRequest {
     /// Free-form.
     pub labels: BTreeMap<String, String>,
     /// Delete the VM when this process ends.
-    pub owner: Option<ProcessRef>,
+    pub owner: Option<Owner>,
     /// Start it too.
     pub start: bool,
 }
@@ -66,9 +66,9 @@ impl Engine {
             return Err(vm_store::StoreError::NameTaken { name }.into());
         }
         let engine = self.clone();
-        Ok(self.operations().begin(OperationKind::VmCreate, name.to_string(), move |context| async move {
+        self.operations().begin(OperationKind::VmCreate, name.to_string(), move |context| async move {
             engine.create_now(name, request, context).await
-        }))
+        })
     }
 
     async fn create_now(
@@ -77,24 +77,29 @@ impl Engine {
         request: CreateRequest,
         context: OpContext,
     ) -> Result<Outcome, EngineError> {
-        let owner = request.owner;
+        let ephemeral = request.owner.is_some();
         let start = request.start;
         let spec = context.cancellable(self.settle(name, request, &context)).await?;
         // From the record on, giving up means undoing, so this short step is not cancellable.
         let (cell, reserved) = self.register(spec, &context).await?;
         let made = context.cancellable(self.make(&cell, &context)).await;
         if let Err(error) = made {
-            self.unmake(&cell).await?;
+            // What cannot be undone keeps the record, so that the VM can still be deleted.
+            if let Err(undo) = self.remove_all(&cell).await {
+                tracing::warn!(vm = %cell.name(), error = %undo.chain(), "its creation could not be undone");
+                self.note_failure(&cell, FailedAt::Create, &undo).await;
+            }
             return Err(error);
         }
         drop(reserved);
-        if owner.is_some() {
-            self.watch_owner(cell.clone());
-        }
+        self.watch_owner(&cell);
         if start && let Err(error) = self.start_now(&cell, &context).await {
-            if owner.is_some() || matches!(error, EngineError::Cancelled) {
-                // Nobody will come back for it.
-                self.delete_now(&cell, true, context.id).await?;
+            // Nobody will come back for it, unless another operation has just taken it over.
+            let given_up = matches!(error, EngineError::Cancelled) && !context.preempted();
+            if (ephemeral || given_up)
+                && let Err(undo) = self.delete_now(&cell, true, context.id).await
+            {
+                tracing::warn!(vm = %cell.name(), error = %undo.chain(), "it could not be deleted");
             }
             return Err(error);
         }
@@ -159,9 +164,13 @@ impl Engine {
             wanted_running: false,
             failure: None,
         };
-        self.inner.store.vms().insert(record.clone()).await?;
-        let cell = self.open_cell(record)?;
+        let cell = self.new_cell(record.clone())?;
         let reserved = cell.reserve(Activity::Creating, context.id)?;
+        if let Err(error) = self.inner.store.vms().insert(record).await {
+            cell.scope.close().await?;
+            return Err(error.into());
+        }
+        self.publish(&cell);
         Ok((cell, reserved))
     }
 
@@ -182,17 +191,6 @@ impl Engine {
         cell.scope.apply(disk, Phase::Create).await?;
         self.inner.store.vms().set_complete(cell.id()).await?;
         cell.change_record(|record| record.complete = true);
-        Ok(())
-    }
-
-    /// Undoes a creation. What cannot be undone keeps the record, so that the VM can still be deleted.
-    async fn unmake(&self, cell: &Arc<Cell>) -> Result<(), EngineError> {
-        if let Err(error) = self.remove_all(cell).await {
-            let failure = Some((FailedAt::Create, error.chain()));
-            cell.set_failure(failure.clone());
-            self.inner.store.vms().set_failure(cell.id(), failure).await?;
-            return Err(error);
-        }
         Ok(())
     }
 

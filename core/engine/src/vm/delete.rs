@@ -8,6 +8,9 @@ use vm_types::{OperationId, operation::OperationKind, vm::FailedAt};
 use super::cell::{Activity, Cell, Reserved};
 use crate::{Engine, EngineError, journal::Phase, ops::Outcome};
 
+/// Between two attempts to delete a VM whose owner has ended.
+const RETRY: std::time::Duration = std::time::Duration::from_secs(5);
+
 impl Engine {
     /// Deletes a VM in an operation of its own. With `force` one that is up or being worked on is ended first.
     ///
@@ -22,15 +25,11 @@ impl Engine {
             });
         }
         let engine = self.clone();
-        Ok(self.operations().begin(
-            OperationKind::VmDelete,
-            cell.name().to_string(),
-            move |context| async move {
-                context.progress("deleting", 0, None);
-                engine.delete_now(&cell, force, context.id).await?;
-                Ok(Outcome::Done)
-            },
-        ))
+        self.operations().begin(OperationKind::VmDelete, cell.name().to_string(), move |context| async move {
+            context.progress("deleting", 0, None);
+            engine.delete_now(&cell, force, context.id).await?;
+            Ok(Outcome::Done)
+        })
     }
 
     /// Cannot be cancelled: a half-deleted VM is of no use to anybody.
@@ -53,18 +52,29 @@ impl Engine {
             });
         }
         if let Err(error) = self.remove_all(cell).await {
-            let failure = Some((FailedAt::Delete, error.chain()));
-            cell.set_failure(failure.clone());
-            self.inner.store.vms().set_failure(cell.id(), failure).await?;
+            self.note_failure(cell, FailedAt::Delete, &error).await;
             return Err(error);
         }
         Ok(())
     }
 
+    /// Shows a failure from now on. That it cannot be written down is logged: the failure itself is what its caller must know.
+    pub(crate) async fn note_failure(&self, cell: &Cell, at: FailedAt, error: &EngineError) {
+        let failure = Some((at, error.chain()));
+        cell.set_failure(failure.clone());
+        if let Err(error) = self.inner.store.vms().set_failure(cell.id(), failure).await {
+            tracing::warn!(vm = %cell.name(), %error, "its failure could not be written down");
+        }
+    }
+
     /// Undoes all effects of a reserved VM, then forgets it.
     pub(crate) async fn remove_all(&self, cell: &Arc<Cell>) -> Result<(), EngineError> {
-        // A daemon that dies from here on finds an incomplete VM and goes on removing it.
-        self.inner.store.vms().set_incomplete(cell.id()).await?;
+        // A daemon that dies from here on finds an incomplete VM and goes on removing it. Where even this cannot be written
+        // (a full disk), removing is what makes room.
+        cell.change_record(|record| record.complete = false);
+        if let Err(error) = self.inner.store.vms().set_incomplete(cell.id()).await {
+            tracing::warn!(vm = %cell.name(), %error, "the deletion could not be written down");
+        }
         cell.scope.unwind(Phase::Start).await?;
         cell.set_live(None);
         cell.scope.unwind(Phase::Create).await?;
@@ -86,8 +96,7 @@ impl Engine {
             match cell.reserve(activity, operation) {
                 Err(EngineError::Busy { .. }) => {
                     if let Some(other) = cell.operation() {
-                        // Ended between the two looks: nothing to cancel.
-                        let _ = self.operations().cancel(other);
+                        self.operations().preempt(other);
                     }
                     cell.free().await;
                 }
@@ -96,27 +105,39 @@ impl Engine {
         }
     }
 
-    /// Deletes the VM when the process that made it for itself has ended.
-    pub(crate) fn watch_owner(&self, cell: Arc<Cell>) {
+    /// Deletes the VM when the process that made it for itself has ended. Ends when the VM is gone.
+    pub(crate) fn watch_owner(&self, cell: &Arc<Cell>) {
         let Some(owner) = cell.record().spec.owner else { return };
         let engine = self.clone();
-        tokio::spawn(async move {
-            match PidFd::open(owner) {
-                Ok(Some(held)) => {
-                    if let Err(error) = held.ended().await {
-                        tracing::error!(vm = %cell.name(), %error, "its owner cannot be watched");
-                        return;
+        let gone = cell.gone();
+        let id = cell.id().clone();
+        // It holds no cell: that would keep a deleted VM's journal open for as long as its owner lives.
+        let watch = async move {
+            if owner.boot_id == engine.inner.boot_id {
+                loop {
+                    match PidFd::open(owner.process) {
+                        Ok(None) => break,
+                        Ok(Some(held)) if held.ended().await.is_ok() => break,
+                        _ => {
+                            tracing::error!(vm = %id, "its owner cannot be watched; trying again");
+                            tokio::time::sleep(RETRY).await;
+                        }
                     }
                 }
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::error!(vm = %cell.name(), %error, "its owner cannot be watched");
-                    return;
+            }
+            while let Ok(cell) = engine.find(id.as_str()) {
+                tracing::info!(vm = %cell.name(), owner = owner.process.pid, "deleted: its owner has ended");
+                let Ok(operation) = engine.delete(cell, true) else { return };
+                if engine.operations().wait(operation).await.is_err() {
+                    tokio::time::sleep(RETRY).await;
                 }
             }
-            if engine.find(cell.id().as_str()).is_ok() {
-                tracing::info!(vm = %cell.name(), owner = owner.pid, "deleted: its owner has ended");
-                let _ = engine.delete(cell, true);
+        };
+        tokio::spawn(async move {
+            // Cancel-safe: `gone` ends only when there is nothing left to delete.
+            tokio::select! {
+                () = gone.cancelled() => {}
+                () = watch => {}
             }
         });
     }

@@ -8,8 +8,14 @@ use vm_types::{
     vm::{FailedAt, VmRecord},
 };
 
-use super::cell::{Cell, Live};
+use super::{
+    cell::{Cell, Live},
+    start,
+};
 use crate::{Engine, EngineError, effects::Scope, journal::Phase};
+
+/// How long a shim whose VMM has ended may take to write that down.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl Engine {
     /// Goes through all records and all journals. A VM that cannot be recovered is shown as failed and stops no other.
@@ -17,12 +23,13 @@ impl Engine {
     /// # Errors
     /// The store.
     pub(crate) async fn recover(&self) -> Result<(), EngineError> {
-        self.recover_network().await;
         let records = self.inner.store.vms().list().await?;
         let known: Vec<VmId> = records.iter().map(|record| record.id.clone()).collect();
         for record in records {
             self.recover_vm(record).await?;
         }
+        self.recover_network().await;
+        self.sweep().await?;
         for id in self.journaled() {
             if !known.contains(&id)
                 && let Err(error) = self.discard(&id).await
@@ -34,13 +41,14 @@ impl Engine {
     }
 
     async fn recover_vm(&self, record: VmRecord) -> Result<(), EngineError> {
-        let cell = self.open_cell(record)?;
+        let cell = self.new_cell(record)?;
+        self.publish(&cell);
         if let Err(error) = self.recover_cell(&cell).await {
             tracing::warn!(vm = %cell.name(), error = %error.chain(), "could not be recovered");
-            let failure = Some((FailedAt::Run, error.chain()));
-            cell.set_failure(failure.clone());
-            self.inner.store.vms().set_failure(cell.id(), failure).await?;
+            let at = if cell.record().complete { FailedAt::Stop } else { FailedAt::Delete };
+            self.note_failure(&cell, at, &error).await;
         }
+        self.watch_owner(&cell);
         Ok(())
     }
 
@@ -50,34 +58,38 @@ impl Engine {
             tracing::info!(vm = %cell.name(), "removed: it was half made or half deleted");
             return self.remove_all(cell).await;
         }
-        match cell.scope.processes().await {
-            Some((shim, vmm)) if process::alive(shim) && process::alive(vmm) => {
+        let processes = cell.scope.processes().await;
+        match processes {
+            // Without the wish, the former daemon died while the guest booted: nobody knows whether it ever answered.
+            Some((shim, vmm)) if record.wanted_running && process::alive(shim) && process::alive(vmm) => {
                 let since = vm_shim::status(&cell.paths())
                     .await
                     .map_or(record.created_at, |status| status.started_at);
                 let live = Live { shim, vmm, since };
                 tracing::info!(vm = %cell.name(), pid = vmm.pid, "adopted");
-                if !record.wanted_running {
-                    self.inner.store.vms().set_wanted_running(cell.id(), true).await?;
-                    cell.change_record(|record| record.wanted_running = true);
-                }
                 cell.set_live(Some(live));
                 self.watch_vmm(cell.clone(), live);
             }
-            ran => {
-                if ran.is_some() || record.wanted_running {
-                    let failure = if record.wanted_running { self.judge_end(cell) } else { None };
-                    if failure.is_some() {
-                        cell.set_failure(failure.clone());
-                        self.inner.store.vms().set_failure(cell.id(), failure).await?;
-                    }
-                    self.inner.store.vms().set_wanted_running(cell.id(), false).await?;
-                    cell.change_record(|record| record.wanted_running = false);
-                }
-                cell.scope.unwind(Phase::Start).await?;
+            Some((shim, vmm)) if record.wanted_running => {
+                // The shim may still be writing how its VMM ended.
+                let _ = tokio::time::timeout(LAST_WORDS, start::ended(vmm, shim)).await;
+                let failure = self.judge_end(cell);
+                self.finish(cell, failure).await?;
             }
+            Some(_) => {
+                let failure = Some((FailedAt::Start, "the daemon ended while it booted".to_owned()));
+                self.finish(cell, failure).await?;
+            }
+            None if record.wanted_running => {
+                // The host was booted meanwhile, or the record of the start was lost with it.
+                self.finish(cell, Some((FailedAt::Run, "it ended with the host or its shim".to_owned())))
+                    .await?;
+            }
+            None => cell.scope.unwind(Phase::Start).await?,
         }
-        self.watch_owner(cell.clone());
+        if cell.live().is_none() && cell.paths().exit_record().exists() {
+            cell.set_last_exit(Some(start::exit_status(&cell.paths())));
+        }
         Ok(())
     }
 

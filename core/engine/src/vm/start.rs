@@ -38,66 +38,77 @@ impl Engine {
     pub fn start_vm(&self, cell: Arc<Cell>) -> Result<OperationId, EngineError> {
         refuse_running(&cell)?;
         let engine = self.clone();
-        Ok(self.operations().begin(
-            OperationKind::VmStart,
-            cell.name().to_string(),
-            move |context| async move {
-                engine.start_now(&cell, &context).await?;
-                Ok(Outcome::Vm(cell.id().clone()))
-            },
-        ))
+        self.operations().begin(OperationKind::VmStart, cell.name().to_string(), move |context| async move {
+            engine.start_now(&cell, &context).await?;
+            Ok(Outcome::Vm(cell.id().clone()))
+        })
     }
 
     pub(crate) async fn start_now(&self, cell: &Arc<Cell>, context: &OpContext) -> Result<(), EngineError> {
         let _reserved = cell.reserve(Activity::Starting, context.id)?;
         refuse_running(cell)?;
-        let store = self.inner.store.vms();
+        if !cell.record().complete {
+            return Err(EngineError::WrongState {
+                name: cell.name().clone(),
+                state: "half made or half deleted",
+                wanted: "started",
+            });
+        }
         // Leftovers of a former run that could not be undone then.
         cell.scope.unwind(Phase::Start).await?;
-        match context.cancellable(self.bring_up(cell, context)).await {
+        let up = async {
+            let live = context.cancellable(self.bring_up(cell, context)).await?;
+            let store = self.inner.store.vms();
+            store.set_failure(cell.id(), None).await?;
+            store.set_wanted_running(cell.id(), true).await?;
+            Ok(live)
+        };
+        match up.await {
             Ok(live) => {
-                cell.set_failure(None);
-                store.set_failure(cell.id(), None).await?;
-                store.set_wanted_running(cell.id(), true).await?;
-                cell.change_record(|record| record.wanted_running = true);
+                cell.change_record(|record| {
+                    record.failure = None;
+                    record.wanted_running = true;
+                });
                 cell.set_live(Some(live));
                 self.watch_vmm(cell.clone(), live);
                 Ok(())
             }
             Err(error) => {
-                let unwound = cell.scope.unwind(Phase::Start).await;
-                if !matches!(error, EngineError::Cancelled) {
-                    let failure = Some((FailedAt::Start, error.chain()));
-                    cell.set_failure(failure.clone());
-                    store.set_failure(cell.id(), failure).await?;
+                if let Err(undo) = cell.scope.unwind(Phase::Start).await {
+                    // The next start, or the deletion, tries again.
+                    tracing::warn!(vm = %cell.name(), error = %undo.chain(), "its start could not be undone");
                 }
-                unwound?;
+                if !matches!(error, EngineError::Cancelled) {
+                    self.note_failure(cell, FailedAt::Start, &error).await;
+                }
                 Err(error)
             }
         }
     }
 
     async fn bring_up(&self, cell: &Cell, context: &OpContext) -> Result<Live, EngineError> {
-        let record = cell.record();
         let paths = cell.paths();
         let settings = &self.inner.settings;
         context.progress("starting", 0, None);
-
-        let initramfs = self.initramfs_base(&record.spec.kernel).await?;
-        let place = match record.address {
-            Some(address) => {
+        let network = match cell.record().address {
+            Some(_) => {
                 let network = self.ensure_network().await?;
-                Some(Place {
-                    subnet: network.subnet,
-                    gateway: network.gateway,
-                    address,
-                    mac: vm_net::names::mac_for(address),
-                    resolvers: network.resolvers,
-                    mtu: network.mtu,
-                })
+                self.move_into(cell, network.subnet).await?;
+                Some(network)
             }
             None => None,
         };
+        let record = cell.record();
+
+        let initramfs = self.initramfs_base(&record.spec.kernel).await?;
+        let place = record.address.zip(network).map(|(address, network)| Place {
+            subnet: network.subnet,
+            gateway: network.gateway,
+            address,
+            mac: vm_net::names::mac_for(address),
+            resolvers: network.resolvers,
+            mtu: network.mtu,
+        });
         cell.scope.apply(Effect::Directory { path: paths.run.clone(), mode: 0o711 }, Phase::Start).await?;
         let mut nics = Vec::new();
         if let Some(place) = &place {
@@ -181,7 +192,7 @@ impl Engine {
 
     /// Numbered by the host part of the VM's address, which is unique among the daemon's VMs.
     fn tap_name(&self, place: &Place) -> String {
-        let number = u32::from(place.address) - u32::from(place.subnet.network());
+        let number = vm_net::addresses::host_number(place.subnet, place.address);
         vm_net::names::tap_name(&self.inner.instance, number)
     }
 

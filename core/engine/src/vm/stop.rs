@@ -7,6 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
+use vm_host::process;
 use vm_types::{
     OperationId,
     guest::control::ShutdownKind,
@@ -27,9 +28,17 @@ use crate::{
 /// How long an agent may take to answer that it shuts down.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// What a guest may take beyond its grace to kill what is left, unmount and power off: killed before, its filesystem is not clean.
+const UNMOUNT: Duration = Duration::from_secs(15);
+/// Between two attempts to watch or clean up after a VMM.
+const RETRY: Duration = Duration::from_secs(1);
+
 impl Engine {
     /// Shuts a VM down in an operation of its own; one that is off already is left so.
-    pub fn stop(&self, cell: Arc<Cell>, grace: Option<Duration>) -> OperationId {
+    ///
+    /// # Errors
+    /// [`EngineError::ShuttingDown`].
+    pub fn stop(&self, cell: Arc<Cell>, grace: Option<Duration>) -> Result<OperationId, EngineError> {
         let engine = self.clone();
         self.operations().begin(OperationKind::VmStop, cell.name().to_string(), move |context| async move {
             let grace = grace.unwrap_or(engine.inner.settings.stop_grace);
@@ -44,7 +53,10 @@ impl Engine {
     }
 
     /// Ends a VM at once, whatever is being done to it, in an operation of its own.
-    pub fn kill(&self, cell: Arc<Cell>) -> OperationId {
+    ///
+    /// # Errors
+    /// [`EngineError::ShuttingDown`].
+    pub fn kill(&self, cell: Arc<Cell>) -> Result<OperationId, EngineError> {
         let engine = self.clone();
         self.operations().begin(OperationKind::VmKill, cell.name().to_string(), move |context| async move {
             let _reserved = engine.take(&cell, Activity::Stopping, context.id).await?;
@@ -77,7 +89,7 @@ impl Engine {
                 tracing::warn!(vm = %cell.name(), error = %EngineError::from(error).chain(), "no power button");
             }
         }
-        match timeout(grace, &mut ended).await {
+        match timeout(grace + UNMOUNT, &mut ended).await {
             Ok(result) => result,
             Err(_) => {
                 tracing::warn!(vm = %cell.name(), ?grace, "not down within its grace; killed");
@@ -87,42 +99,60 @@ impl Engine {
     }
 
     /// Undoes all that a run needed; kills what still runs.
-    async fn finish(&self, cell: &Cell, failure: Option<(FailedAt, String)>) -> Result<(), EngineError> {
+    pub(crate) async fn finish(
+        &self,
+        cell: &Cell,
+        failure: Option<(FailedAt, String)>,
+    ) -> Result<(), EngineError> {
         let store = self.inner.store.vms();
-        store.set_wanted_running(cell.id(), false).await?;
-        cell.change_record(|record| record.wanted_running = false);
-        let was_live = cell.live().is_some();
+        // The host first: a full disk, where the store cannot write, must not keep a VM from being stopped.
+        let ran = cell.live();
         let unwound = cell.scope.unwind(Phase::Start).await;
-        if unwound.is_ok() {
-            cell.set_live(None);
-        }
-        if was_live {
+        if let Some(live) = ran {
             cell.set_last_exit(Some(start::exit_status(&cell.paths())));
+            if !process::alive(live.vmm) && !process::alive(live.shim) {
+                cell.set_live(None);
+            }
         }
+        cell.change_record(|record| record.wanted_running = false);
         let failure = match &unwound {
             Ok(()) => failure,
             Err(error) => Some((FailedAt::Stop, error.chain())),
         };
         cell.set_failure(failure.clone());
-        store.set_failure(cell.id(), failure).await?;
-        unwound
+        let noted = async {
+            // In this order: a daemon that dies in between finds a VM that should run and does not, and judges its end anew.
+            store.set_failure(cell.id(), failure).await?;
+            store.set_wanted_running(cell.id(), false).await
+        };
+        let noted = noted.await;
+        unwound?;
+        Ok(noted?)
     }
 
     /// Notices the VMM's end at once and cleans up after it.
     pub(crate) fn watch_vmm(&self, cell: Arc<Cell>, live: Live) {
         let engine = self.clone();
         tokio::spawn(async move {
-            if let Err(error) = start::ended(live.vmm, live.shim).await {
-                tracing::error!(vm = %cell.name(), error = %error.chain(), "its VMM cannot be watched");
-                return;
+            while let Err(error) = start::ended(live.vmm, live.shim).await {
+                tracing::error!(vm = %cell.name(), error = %error.chain(), "its VMM cannot be watched; trying again");
+                tokio::time::sleep(RETRY).await;
             }
-            // Whoever works on the VM now sees the end too; afterwards it may be up again, or gone.
-            cell.free().await;
-            if cell.live() == Some(live) {
-                engine.operations().begin(OperationKind::VmStop, cell.name().to_string(), {
-                    let engine = engine.clone();
+            loop {
+                // Whoever works on the VM now sees the end too; afterwards it may be up again, or gone.
+                cell.free().await;
+                if cell.live() != Some(live) {
+                    return;
+                }
+                let begun = engine.operations().begin(OperationKind::VmStop, cell.name().to_string(), {
+                    let (engine, cell) = (engine.clone(), cell.clone());
                     move |context| async move { engine.after_end(&cell, live, context.id).await }
                 });
+                // On its way down, the daemon leaves it to the next one.
+                let Ok(operation) = begun else { return };
+                if engine.operations().wait(operation).await.is_err() {
+                    tokio::time::sleep(RETRY).await;
+                }
             }
         });
     }

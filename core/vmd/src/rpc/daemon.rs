@@ -31,6 +31,6 @@ impl DaemonServer for Context {
     }
 
     async fn doctor(&self) -> RpcResult<Vec<Finding>> {
-        Ok(doctor::check(self.engine.layout(), &self.config).await)
+        Ok(doctor::check(self.engine.layout(), &self.config, Some(&self.engine)).await)
     }
 }

@@ -15,12 +15,14 @@ use vm_engine::{
     Engine, EngineError,
     vm::{cell::Cell, create::CreateRequest},
 };
+use vm_types::vm::Owner;
 
 use super::server::{Context, Peer};
 use crate::problem::problem;
 
 /// The most of a console log that one answer carries.
-const CONSOLE_MAX: u64 = 16 << 20;
+/// Written as JSON, a control character takes six bytes, and an answer has 10 MB at most.
+const CONSOLE_MAX: u64 = 1 << 20;
 
 /// An engine's error as the wire has it.
 pub(super) fn wire(error: EngineError) -> ErrorObjectOwned {
@@ -63,14 +65,15 @@ impl VmServer for Context {
     async fn create(&self, extensions: &Extensions, params: CreateVm) -> RpcResult<Begun> {
         let owner = if params.ephemeral {
             let pid = extensions.get::<Peer>().and_then(|peer| peer.pid);
-            let owner = pid.and_then(vm_host::process::identify).ok_or_else(|| {
+            let process = pid.and_then(vm_host::process::identify).ok_or_else(|| {
                 Problem::new(
                     ErrorKind::InvalidArgument,
                     "an ephemeral VM needs a caller whose process can be watched",
                 )
                 .hint("call from the daemon's own PID namespace, or make the VM without `ephemeral`")
             })?;
-            Some(owner)
+            let boot_id = self.engine.boot_id().to_owned();
+            Some(Owner { process, boot_id })
         } else {
             None
         };
@@ -97,11 +100,11 @@ impl VmServer for Context {
 
     async fn stop(&self, vm: String, params: StopVm) -> RpcResult<Begun> {
         let grace = params.grace_seconds.map(Duration::from_secs);
-        Ok(Begun { operation: self.engine.stop(self.find(&vm)?, grace) })
+        Ok(Begun { operation: self.engine.stop(self.find(&vm)?, grace).map_err(wire)? })
     }
 
     async fn kill(&self, vm: String) -> RpcResult<Begun> {
-        Ok(Begun { operation: self.engine.kill(self.find(&vm)?) })
+        Ok(Begun { operation: self.engine.kill(self.find(&vm)?).map_err(wire)? })
     }
 
     async fn delete(&self, vm: String, force: bool) -> RpcResult<Begun> {
@@ -139,7 +142,7 @@ impl VmServer for Context {
 
     async fn console(&self, vm: String, bytes: u64) -> RpcResult<ConsoleChunk> {
         let cell = self.find(&vm)?;
-        Ok(chunk(&tail(&cell, bytes).map_err(wire)?))
+        Ok(ConsoleChunk { end: true, ..chunk(&mut tail(&cell, bytes).map_err(wire)?) })
     }
 
     async fn console_follow(
@@ -157,22 +160,32 @@ impl VmServer for Context {
         };
         // Connected before the log is read, so that nothing falls between the two; a little may come twice.
         let live = UnixStream::connect(cell.paths().console_sock()).await;
-        let sink = pending.accept().await?;
-        let past = tail(&cell, bytes).map_err(|error| error.chain())?;
-        sink.send(serde_json::value::to_raw_value(&chunk(&past))?).await?;
-        let Ok(mut live) = live else { return Ok(()) };
-        let mut buffer = vec![0; 16 * 1024];
-        loop {
-            // Cancel-safe: a read that is dropped has taken nothing.
-            let got = tokio::select! {
-                () = sink.closed() => break,
-                got = live.read(&mut buffer) => got?,
-            };
-            if got == 0 {
-                break;
+        let mut bytes = match tail(&cell, bytes) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                pending.reject(wire(error)).await;
+                return Ok(());
             }
-            sink.send(serde_json::value::to_raw_value(&chunk(&buffer[..got]))?).await?;
+        };
+        let sink = pending.accept().await?;
+        sink.send(serde_json::value::to_raw_value(&chunk(&mut bytes))?).await?;
+        if let Ok(mut live) = live {
+            let mut buffer = vec![0; 16 * 1024];
+            loop {
+                // Cancel-safe: a read that is dropped has taken nothing.
+                let got = tokio::select! {
+                    () = sink.closed() => return Ok(()),
+                    got = live.read(&mut buffer) => got.unwrap_or(0),
+                };
+                if got == 0 {
+                    break;
+                }
+                bytes.extend_from_slice(&buffer[..got]);
+                sink.send(serde_json::value::to_raw_value(&chunk(&mut bytes))?).await?;
+            }
         }
+        let last = ConsoleChunk { text: String::from_utf8_lossy(&bytes).into_owned(), end: true };
+        sink.send(serde_json::value::to_raw_value(&last)?).await?;
         Ok(())
     }
 }
@@ -181,6 +194,29 @@ fn tail(cell: &Cell, bytes: u64) -> Result<Vec<u8>, EngineError> {
     Ok(vm_shim::console_tail(&cell.paths(), bytes.min(CONSOLE_MAX))?)
 }
 
-fn chunk(bytes: &[u8]) -> ConsoleChunk {
-    ConsoleChunk { text: String::from_utf8_lossy(bytes).into_owned() }
+/// Takes the text out of `bytes`; a character that is cut short at their end stays there for the next chunk.
+fn chunk(bytes: &mut Vec<u8>) -> ConsoleChunk {
+    let cut = match std::str::from_utf8(bytes) {
+        // No length: the end of the input, not a wrong byte.
+        Err(error) if error.error_len().is_none() => error.valid_up_to(),
+        _ => bytes.len(),
+    };
+    // A wrong byte further ahead hides a cut one; then it is replaced, as wrong ones are.
+    let taken: Vec<u8> = bytes.drain(..cut).collect();
+    ConsoleChunk { text: String::from_utf8_lossy(&taken).into_owned(), end: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_character_that_is_cut_in_two_comes_whole() {
+        let mut bytes = "aé".as_bytes()[..2].to_vec();
+        assert_eq!(chunk(&mut bytes).text, "a");
+        bytes.extend_from_slice(&"é".as_bytes()[1..]);
+        assert_eq!(chunk(&mut bytes).text, "é");
+        assert!(bytes.is_empty());
+        assert_eq!(chunk(&mut b"a\xffb".to_vec()).text, "a\u{fffd}b");
+    }
 }
