@@ -11,8 +11,8 @@ fn world(behaviour: &str, config: &str) -> World {
     let fake = world.program("vm-fake-vmm");
     // Of two equal options the first holds.
     let script = format!("#!/bin/sh\nexec {} --behaviour '{behaviour}' \"$@\"\n", fake.display());
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&program, script).expect("a script can be written");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("it can be made executable");
     world.configure(&format!("version = 1\n{config}\n[vmm]\nfake = \"{}\"\n", program.display()));
     world
 }

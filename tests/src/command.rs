@@ -72,7 +72,19 @@ pub struct Running {
 }
 
 #[derive(Clone, Default)]
-struct Stream(Arc<(Mutex<(Vec<u8>, bool)>, Condvar)>);
+struct Stream(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    kept: Mutex<Kept>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    ended: bool,
+}
 
 impl Stream {
     fn follow(mut source: impl Read + Send + 'static) -> Self {
@@ -83,11 +95,11 @@ impl Stream {
             loop {
                 // A terminal whose other end is closed says EIO.
                 let count = source.read(&mut buffer).unwrap_or(0);
-                let (kept, changed) = &*sink.0;
-                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                kept.0.extend_from_slice(&buffer[..count]);
-                kept.1 = count == 0;
-                changed.notify_all();
+                let mut kept = sink.lock();
+                kept.bytes.extend_from_slice(&buffer[..count]);
+                kept.ended = count == 0;
+                drop(kept);
+                sink.0.changed.notify_all();
                 if count == 0 {
                     return;
                 }
@@ -98,20 +110,25 @@ impl Stream {
 
     fn ended() -> Self {
         let stream = Self::default();
-        stream.0.0.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        stream.lock().ended = true;
         stream
     }
 
     /// Waits until the content satisfies `condition` or `limit` is over; whether it does.
     fn wait(&self, limit: Duration, mut condition: impl FnMut(&[u8], bool) -> bool) -> bool {
-        let (kept, changed) = &*self.0;
-        let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = changed.wait_timeout_while(kept, limit, |(bytes, ended)| !condition(bytes, *ended));
+        let changed = &self.0.changed;
+        let waited =
+            changed.wait_timeout_while(self.lock(), limit, |kept| !condition(&kept.bytes, kept.ended));
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     fn bytes(&self) -> Vec<u8> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.lock().bytes.clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+        // What a panicking reader had appended is whole.
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
