@@ -52,8 +52,12 @@ impl Console {
             let typing = async {
                 let mut buffer = [0; 512];
                 while let Ok(n @ 1..) = read.read(&mut buffer).await {
-                    // A VMM that reads no more is no reason to stop its output.
-                    let _ = input.send(buffer[..n].to_vec()).await;
+                    // A VMM that reads no more is no reason to stop its output. One that reads nothing now keeps the
+                    // client waiting, but not after it has hung up.
+                    tokio::select! {
+                        _ = input.send(buffer[..n].to_vec()) => {}
+                        () = wait_hang_up(read.as_ref()) => return,
+                    }
                 }
                 // No more input is not the end: `nc -U … </dev/null` wants to watch.
                 wait_hang_up(read.as_ref()).await;

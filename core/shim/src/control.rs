@@ -22,6 +22,10 @@ use crate::{
 
 /// The longest reply in bytes; the guest is not trusted with more of the daemon's memory.
 const REPLY_LIMIT: usize = 1024 * 1024;
+/// The longest of its texts that goes further, in bytes.
+const TEXT_LIMIT: usize = 1024;
+/// How many warnings of one reply go further.
+const WARNINGS_LIMIT: usize = 32;
 /// Pause before a connection that a guest's restart ended is made again.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -67,15 +71,15 @@ pub enum ControlError {
     Unexpected {
         /// The request's name.
         request: &'static str,
-        /// What it said.
-        answer: String,
+        /// The sort of reply.
+        answer: &'static str,
     },
     /// The agent said no.
     #[error("{message}")]
     Agent {
         /// Dotted, stable, e.g. `root.mount`.
         code: String,
-        /// The agent's words.
+        /// The agent's words on one line of at most 1 KiB, without control characters.
         message: String,
     },
 }
@@ -217,8 +221,8 @@ impl ControlClient {
             Err(_) => return Err(ControlError::TimedOut { request: name, seconds: limit.as_secs() }),
             Ok(Ok(None)) => return Err(ControlError::Ended),
             Ok(Err(error)) if ended(&error) => return Err(ControlError::Ended),
-            Ok(Err(source)) => return Err(ControlError::Talk { source }),
-            Ok(Ok(Some(reply))) => reply,
+            Ok(Err(source)) => return Err(ControlError::Talk { source: cleaned_error(source) }),
+            Ok(Ok(Some(reply))) => cleaned(reply),
         };
         self.in_step = true;
         match reply {
@@ -229,7 +233,66 @@ impl ControlClient {
 }
 
 fn unexpected(request: &'static str, reply: &Reply) -> ControlError {
-    ControlError::Unexpected { request, answer: format!("{reply:?}") }
+    let answer = match reply {
+        Reply::Hello { .. } => "hello",
+        Reply::Ready { phase: Phase::Agent, .. } => "agent ready",
+        Reply::Ready { phase: Phase::Init, .. } => "init ready",
+        Reply::Applied { .. } => "applied",
+        Reply::ShuttingDown => "shutting down",
+        Reply::Done => "done",
+        Reply::Error { .. } => "error",
+    };
+    ControlError::Unexpected { request, answer }
+}
+
+/// A reply whose texts can go into errors, logs and terminals. Whoever is root in the guest writes them.
+fn cleaned(reply: Reply) -> Reply {
+    match reply {
+        Reply::Hello { agent_version, config_version, kernel_release, init } => Reply::Hello {
+            agent_version: clean(&agent_version),
+            config_version,
+            kernel_release: clean(&kernel_release),
+            init,
+        },
+        Reply::Ready { phase, warnings } => Reply::Ready { phase, warnings: clean_all(&warnings) },
+        Reply::Applied { warnings } => Reply::Applied { warnings: clean_all(&warnings) },
+        Reply::Error { code, message } => Reply::Error { code: clean(&code), message: clean(&message) },
+        reply @ (Reply::ShuttingDown | Reply::Done) => reply,
+    }
+}
+
+/// Errors of parsing quote what they could not parse.
+fn cleaned_error(error: io::Error) -> io::Error {
+    if error.get_ref().is_none() {
+        return error;
+    }
+    io::Error::new(error.kind(), clean(&error.to_string()))
+}
+
+/// One line of at most [`TEXT_LIMIT`] bytes without control characters.
+fn clean(text: &str) -> String {
+    const CUT: &str = " […]";
+    let mut kept = String::new();
+    for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+        if !kept.is_empty() {
+            kept.push(' ');
+        }
+        kept.push_str(word);
+        if kept.len() > TEXT_LIMIT {
+            kept.truncate(kept.floor_char_boundary(TEXT_LIMIT - CUT.len()));
+            kept.push_str(CUT);
+            break;
+        }
+    }
+    kept
+}
+
+fn clean_all(warnings: &[String]) -> Vec<String> {
+    let mut kept: Vec<_> = warnings.iter().take(WARNINGS_LIMIT).map(|warning| clean(warning)).collect();
+    if let left @ 1.. = warnings.len() - kept.len() {
+        kept.push(format!("and {left} more warnings"));
+    }
+    kept
 }
 
 /// Connects to the agent of a guest that may still be booting, and asks who it is. A connection that ends meanwhile
@@ -253,5 +316,47 @@ pub async fn connect_control(
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_the_guest_are_short_single_lines() {
+        assert_eq!(clean("no\x1b[2J \u{9b}31m\r\n such\tthing\0"), "no [2J 31m such thing");
+        for long in ["é".repeat(2000), "é ".repeat(2000)] {
+            let cut = clean(&long);
+            assert!(cut.len() <= TEXT_LIMIT && cut.len() > TEXT_LIMIT - 8, "{}", cut.len());
+            assert!(cut.ends_with("é […]") || cut.ends_with("é  […]"), "{cut}");
+        }
+        let Reply::Applied { warnings } = cleaned(Reply::Applied { warnings: vec!["a\n".to_owned(); 40] })
+        else {
+            panic!("another reply");
+        };
+        assert_eq!((warnings.len(), warnings[0].as_str()), (33, "a"));
+        assert_eq!(warnings[32], "and 8 more warnings");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_parsed_does_not_drive_the_terminal() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut client = ControlClient { stream: BufReader::new(near), in_step: true };
+        tokio::io::AsyncWriteExt::write_all(&mut far, b"{\"reply\":\"x\\u001b[2J\"}\n").await.unwrap();
+        let Err(ControlError::Talk { source }) = client.sync(Duration::from_secs(60)).await else {
+            panic!("it was understood");
+        };
+        assert!(!source.to_string().contains('\x1b'), "{source:?}");
+    }
+
+    #[tokio::test]
+    async fn a_reply_to_something_else_is_named_not_quoted() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut client = ControlClient { stream: BufReader::new(near), in_step: true };
+        let reply = Reply::Applied { warnings: vec!["secret".to_owned()] };
+        lines::write_json(&mut far, &reply).await.unwrap();
+        let error = client.sync(Duration::from_secs(60)).await.unwrap_err();
+        assert_eq!(error.to_string(), "the guest's agent gave an unexpected answer to sync: applied");
     }
 }

@@ -10,7 +10,7 @@
 //! the time-out, after which a new carrier brings a new hello. While no guest reads, the VMM leaves the
 //! bytes in the socket, where they vanish with the carrier, so a slow boot leaves no stale hellos behind.
 
-use std::{path::Path, time::Duration};
+use std::{io, os::fd::AsFd, path::Path, time::Duration};
 
 use tokio::{io::copy_bidirectional, net::UnixStream, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,9 @@ use crate::sockets::wait_hang_up;
 const ANSWER: Duration = Duration::from_secs(10);
 /// Pause between attempts to reach the VMM, from the first to the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+
+/// How long a service gets to take what a client has said that is gone, and to end its own direction.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// The current session, if there is one.
 pub(crate) type Session = watch::Receiver<Option<HostChannel>>;
@@ -49,7 +52,8 @@ async fn shake_hands(socket: &Path) -> Option<HostChannel> {
 }
 
 /// Carries one connection to a service of the guest: waits for a session, then copies both ways, each direction to its
-/// own end, until both have ended or one has failed.
+/// own end, until both have ended or one has failed. A service that never ends its direction holds the stream no longer
+/// than [`LINGER`] after the client has gone.
 pub(crate) async fn carry(
     mut client: UnixStream,
     service: Service,
@@ -62,8 +66,22 @@ pub(crate) async fn carry(
         () = wait_hang_up(&client) => None,
         () = ending.cancelled() => None,
     };
-    if let Some(mut stream) = stream {
-        let _ = copy_bidirectional(&mut client, &mut stream).await;
+    if let Some(stream) = stream {
+        let _ = relay(&mut client, stream, LINGER).await;
+    }
+}
+
+async fn relay(client: &mut UnixStream, mut stream: ChannelStream, linger: Duration) -> io::Result<()> {
+    // A second descriptor, as the copying borrows the client.
+    let watched = client.as_fd().try_clone_to_owned()?;
+    let gone = async {
+        wait_hang_up(&watched).await;
+        tokio::time::sleep(linger).await;
+    };
+    // Whichever way it ends, both ends are closed: what was under way has had its time.
+    tokio::select! {
+        copied = copy_bidirectional(client, &mut stream) => copied.map(|_| ()),
+        () = gone => Ok(()),
     }
 }
 
@@ -78,5 +96,60 @@ async fn open(service: Service, session: &mut Session) -> Option<ChannelStream> 
         }
         // A session that failed is replaced, which counts as a change since `borrow_and_update`.
         session.changed().await.ok()?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::mpsc,
+        time::timeout,
+    };
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// A session whose services tell what they have read to its end, and keep their own direction open.
+    async fn session_of_holders() -> (HostChannel, mpsc::UnboundedReceiver<Vec<u8>>) {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (told, heard) = mpsc::unbounded_channel();
+        tokio::spawn(vm_channel::serve_guest(far, move |_, mut stream| {
+            let told = told.clone();
+            tokio::spawn(async move {
+                let mut all = Vec::new();
+                stream.read_to_end(&mut all).await.unwrap();
+                told.send(all).unwrap();
+                std::future::pending::<()>().await;
+            });
+        }));
+        (HostChannel::connect(near).await.unwrap(), heard)
+    }
+
+    #[tokio::test]
+    async fn a_service_that_never_ends_does_not_keep_the_stream_of_a_client_that_is_gone() {
+        let (channel, mut heard) = session_of_holders().await;
+        let (mut client, mut near) = UnixStream::pair().unwrap();
+        let stream = channel.open(Service::Ssh).await.unwrap();
+        let relayed = tokio::spawn(async move { relay(&mut near, stream, Duration::from_millis(50)).await });
+        client.write_all(&[b'x'; 100_000]).await.unwrap();
+        drop(client);
+        assert_eq!(timeout(LIMIT, heard.recv()).await.unwrap().unwrap().len(), 100_000);
+        timeout(LIMIT, relayed).await.expect("the stream is kept").unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_ended_only_its_own_direction_is_not_gone() {
+        let (channel, mut heard) = session_of_holders().await;
+        let (mut client, mut near) = UnixStream::pair().unwrap();
+        let stream = channel.open(Service::Ssh).await.unwrap();
+        let mut relayed = tokio::spawn(async move { relay(&mut near, stream, Duration::ZERO).await });
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(timeout(LIMIT, heard.recv()).await.unwrap().unwrap(), b"question");
+        // Longer than hang-ups take to be seen.
+        let soon = crate::sockets::HANG_UP_CHECK * 2;
+        assert!(timeout(soon, &mut relayed).await.is_err(), "it was cut off while it waited for the answer");
     }
 }

@@ -88,14 +88,14 @@ impl Drop for Socket {
 
 /// Whether the peer has closed its socket altogether. End-of-file alone does not say that: a peer may have shut down
 /// only its own direction.
-pub(crate) fn hung_up(stream: &UnixStream) -> bool {
+pub(crate) fn hung_up(stream: &impl AsFd) -> bool {
     let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
         && fds[0].revents().is_some_and(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
 }
 
 /// Ends when the peer has closed its socket altogether.
-pub(crate) async fn wait_hang_up(stream: &UnixStream) {
+pub(crate) async fn wait_hang_up(stream: &impl AsFd) {
     while !hung_up(stream) {
         tokio::time::sleep(HANG_UP_CHECK).await;
     }

@@ -46,10 +46,14 @@ use crate::{
 
 /// Bound of `vmm.log` in bytes, both files together.
 const VMM_LOG_BYTES: u64 = 256 * 1024;
-/// Connections at once; the sum leaves room below the usual limit of 1024 descriptors.
-const SSH_LIMIT: usize = 512;
+/// SSH connections at once. Each takes two descriptors, so all stay well below the usual limit of 1024.
+const SSH_LIMIT: usize = 200;
+/// Likewise, for the guest's control service.
+const CONTROL_LIMIT: usize = 32;
 /// Likewise, for each of the other sockets.
 const OTHER_LIMIT: usize = 64;
+// One stream too many would end the session of all of them; a slot is given back a little before its stream is.
+const _: () = assert!(SSH_LIMIT + CONTROL_LIMIT + 16 <= vm_channel::MAX_STREAMS);
 /// The longest request line in bytes.
 const REQUEST_LIMIT: usize = 4 * 1024;
 /// How long the pipes of a VMM that has ended are read, should a child of it hold them open.
@@ -220,7 +224,7 @@ impl Running {
             tokio::join!(
                 shim.serve(OTHER_LIMIT, &tasks, |stream| requests.clone().serve(stream)),
                 ssh.serve(SSH_LIMIT, &tasks, forward(Service::Ssh)),
-                control.serve(OTHER_LIMIT, &tasks, forward(Service::Control)),
+                control.serve(CONTROL_LIMIT, &tasks, forward(Service::Control)),
                 console.serve(OTHER_LIMIT, &tasks, |stream| self.console.serve(stream)),
             )
         };

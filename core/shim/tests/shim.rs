@@ -258,6 +258,20 @@ async fn a_console_client_that_does_not_read_holds_up_nobody() {
 }
 
 #[tokio::test]
+async fn typing_at_a_vmm_that_does_not_listen_takes_nobodys_place() {
+    let vm = Vm::new(&["chatter"]);
+    vm.start().await;
+    for _ in 0..80 {
+        let mut typist = UnixStream::connect(vm.paths.console_sock()).await.unwrap();
+        // More than the VMM's stdin takes together with the others'; the rest stays in the socket.
+        in_time(typist.write_all(&[b'x'; 100_000])).await.unwrap();
+    }
+    let mut reader = UnixStream::connect(vm.paths.console_sock()).await.unwrap();
+    let mut tick = [0; 5];
+    in_time(reader.read_exact(&mut tick)).await.unwrap();
+}
+
+#[tokio::test]
 async fn ten_mebibytes_pass_both_ways_and_each_direction_ends_on_its_own() {
     let vm = Vm::new(&["guest=@"]);
     vm.start().await;

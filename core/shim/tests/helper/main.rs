@@ -50,7 +50,8 @@ fn daemon(spec: &str, run_dir: &str) -> ExitCode {
 
 /// Runs its steps one after the other:
 /// `flood=BYTES` to the console, `say=TEXT`, `stderr=TEXT`, `exit=CODE`, `abort`, `stdin` (waits for one line and says
-/// it back), `lines` (a console line for each byte that comes in on stdin), `hang`,
+/// it back), `lines` (a console line for each byte that comes in on stdin), `chatter` (a console line now and then, and
+/// never a look at stdin), `hang`,
 /// `guest=SOCKET` (a guest; an ssh stream that says `!` makes it drop the session), `deaf=SOCKET` (ignores its first hello).
 fn vmm(steps: &[&str]) -> ExitCode {
     let mut stdout = std::io::stdout().lock();
@@ -79,6 +80,11 @@ fn vmm(steps: &[&str]) -> ExitCode {
                     stdout.flush().unwrap();
                 }
             }
+            "chatter" => loop {
+                stdout.write_all(b"tick\n").unwrap();
+                stdout.flush().unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+            },
             "hang" => loop {
                 std::thread::park();
             },
