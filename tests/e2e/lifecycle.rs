@@ -42,3 +42,29 @@ fn a_running_vm_is_guarded_and_powers_off_from_within() {
     world.vm(&["ssh", "b", "true"]).run().exits(125).complains("hint");
     world.leaves_nothing();
 }
+
+#[test]
+#[ignore = "takes minutes"]
+fn up_and_down_many_times() {
+    let world = World::new();
+    world.vm(&["create", "--name", "b", "--image", fixtures::SYSTEMD]).run().exits(0);
+    for round in 0..10 {
+        world.vm(&["start", "b"]).run().exits(0);
+        world
+            .vm(&["ssh", "b", &format!("echo {round} >> /root/rounds; wc -l < /root/rounds")])
+            .run()
+            .exits(0)
+            .says(&format!("{}\n", round + 1));
+        match round % 3 {
+            0 => world.vm(&["stop", "b"]).run().exits(0),
+            1 => world.vm(&["ssh", "b", "sync"]).run().exits(0),
+            // An operation of the guest's own.
+            _ => world.vm(&["ssh", "b", "systemctl poweroff"]).within(SHORT).run(),
+        };
+        if round % 3 == 1 {
+            world.vm(&["kill", "b"]).run().exits(0);
+        }
+        world.wait_for_state("b", "stopped");
+    }
+    world.leaves_nothing();
+}
