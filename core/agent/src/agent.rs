@@ -43,6 +43,17 @@ pub(crate) enum State {
     Failed { code: String, message: String },
 }
 
+/// Who PID 1 is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Init {
+    /// The agent's own.
+    Own,
+    /// The agent's own, which is about to become the image's.
+    Awaited(PathBuf),
+    /// The image's.
+    Image(PathBuf),
+}
+
 /// What all connections share.
 pub(crate) struct Shared {
     /// SSH settings; replaced whole by a new configuration. `None` before the first.
@@ -51,8 +62,8 @@ pub(crate) struct Shared {
     pub state: watch::Sender<State>,
     /// What went wrong without stopping anything.
     pub warnings: Mutex<Vec<String>>,
-    /// The image's own init; the agent is PID 1's own where there is none.
-    pub image_init: Option<PathBuf>,
+    /// Who PID 1 is.
+    pub init: watch::Sender<Init>,
     /// To PID 1.
     pub pid1: OwnedFd,
     /// One configuration at a time.
@@ -113,7 +124,7 @@ async fn run(arguments: Arguments, pid1: OwnedFd) {
         ssh: RwLock::new(None),
         state: watch::Sender::new(State::Starting),
         warnings: Mutex::new(arguments.warnings.clone()),
-        image_init: arguments.image_init.clone(),
+        init: watch::Sender::new(arguments.image_init.clone().map_or(Init::Own, Init::Awaited)),
         pid1,
         applying: tokio::sync::Mutex::new(()),
     });
@@ -156,6 +167,38 @@ async fn prepare(shared: Arc<Shared>, arguments: Arguments) {
         }
     }
     let _ = Message::Go.send(&shared.pid1);
+    let awaited = match &*shared.init.borrow() {
+        Init::Awaited(path) => path.clone(),
+        Init::Own | Init::Image(_) => return,
+    };
+    let known = tokio::task::spawn_blocking(move || {
+        let init = match hand_over(&shared.pid1) {
+            None => Init::Image(awaited),
+            Some(why) => {
+                shared.warn(format!("cannot run {}: {why}; the VM goes on without", awaited.display()));
+                Init::Own
+            }
+        };
+        shared.init.send_replace(init);
+    });
+    let _ = known.await;
+}
+
+/// Waits until PID 1 has become the image's init, by which it loses its end of the socket, or says why it has not.
+fn hand_over(pid1: &OwnedFd) -> Option<String> {
+    let mut buffer = [0; 4096];
+    loop {
+        match nix::unistd::read(pid1, &mut buffer) {
+            Err(nix::errno::Errno::EINTR) => {}
+            Ok(length @ 1..) => {
+                if let Some(Message::Stay(why)) = Message::decode(&String::from_utf8_lossy(&buffer[..length]))
+                {
+                    return Some(why);
+                }
+            }
+            _ => return None,
+        }
+    }
 }
 
 /// Serves one session of the channel after the other, for ever.

@@ -1,6 +1,7 @@
 //! The control service of the guest channel: [`Request`] and [`Reply`] lines.
 
 use std::{
+    path::PathBuf,
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -12,11 +13,14 @@ use vm_types::guest::{
 };
 
 use crate::{
-    agent::{Shared, State},
+    agent::{Init, Shared, State},
     init,
     link::Message,
-    machine,
+    machine, ssh,
 };
+
+/// How long the host may take to close the stream behind the last reply.
+const ACKNOWLEDGED: Duration = Duration::from_millis(50);
 
 /// Answers requests until the stream ends.
 pub(crate) async fn serve(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin) {
@@ -33,11 +37,13 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWri
             return;
         }
         if let Some((kind, grace_ms)) = then {
-            // The reply is in the multiplexer; it leaves when that task has run.
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            // The reply has arrived when the host closes its side in turn; one that does not is not waited for.
+            let _ = write.shutdown().await;
+            let _ = tokio::time::timeout(ACKNOWLEDGED, lines.next_line()).await;
             if let Err(message) = shut_down(&shared, kind, grace_ms).await {
                 crate::console::error(format_args!("shutdown: {message}"));
             }
+            return;
         }
     }
 }
@@ -50,9 +56,9 @@ async fn answer(shared: &Shared, request: Request) -> (Reply, Option<(ShutdownKi
             kernel_release: nix::sys::utsname::uname()
                 .map(|name| name.release().to_string_lossy().into_owned())
                 .unwrap_or_default(),
-            init: match &shared.image_init {
-                None => InitKind::Agent,
-                Some(path) => InitKind::Image(path.display().to_string()),
+            init: match &*shared.init.borrow() {
+                Init::Own => InitKind::Agent,
+                Init::Awaited(path) | Init::Image(path) => InitKind::Image(path.display().to_string()),
             },
         },
         Request::WaitReady { phase } => wait_ready(shared, phase).await,
@@ -95,19 +101,32 @@ async fn wait_ready(shared: &Shared, phase: Phase) -> Reply {
         return failed(&code, message);
     }
     if phase == Phase::Init
-        && let Some(path) = &shared.image_init
+        && let Some(path) = image_init(shared).await
     {
-        init::started(path).await;
+        init::started(&path).await;
     }
     let warnings = shared.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Reply::Ready { phase, warnings }
 }
 
+/// The image's init once it is PID 1.
+async fn image_init(shared: &Shared) -> Option<PathBuf> {
+    let mut init = shared.init.subscribe();
+    match init.wait_for(|init| !matches!(init, Init::Awaited(_))).await {
+        Ok(init) => match &*init {
+            Init::Image(path) => Some(path.clone()),
+            Init::Own | Init::Awaited(_) => None,
+        },
+        Err(_) => None,
+    }
+}
+
 async fn shut_down(shared: &Shared, kind: ShutdownKind, grace_ms: u64) -> Result<(), String> {
-    if let Some(path) = &shared.image_init {
-        let Err(message) = init::shut_down(path, kind).await else { return Ok(()) };
+    let grace = Duration::from_millis(grace_ms);
+    if let Some(path) = image_init(shared).await {
+        ssh::groups::end_all(grace / 2).await;
+        let Err(message) = init::shut_down(&path, kind).await else { return Ok(()) };
         crate::console::note(format_args!("{message}; doing it without"));
-        let grace = Duration::from_millis(grace_ms);
         let own = nix::unistd::Pid::this();
         let _ = tokio::task::spawn_blocking(move || machine::take_down(kind, grace, Some(own))).await;
         return Err(message);

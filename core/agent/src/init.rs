@@ -8,8 +8,7 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tokio::process::Command;
 use vm_types::guest::control::ShutdownKind;
 
@@ -31,6 +30,15 @@ fn is_executable(path: &Path) -> bool {
 
 /// Follows symbolic links as they would be with `root` as `/`; the result is the file's place outside.
 pub(crate) fn resolve(root: &Path, path: &Path) -> Option<PathBuf> {
+    follow(root, path, false)
+}
+
+/// As [`resolve`], for a path of which a tail may not exist yet. `None` if links lead in a circle.
+pub(crate) fn place(root: &Path, path: &Path) -> Option<PathBuf> {
+    follow(root, path, true)
+}
+
+fn follow(root: &Path, path: &Path, may_lack: bool) -> Option<PathBuf> {
     let mut left: Vec<_> = path.components().rev().map(|part| part.as_os_str().to_owned()).collect();
     let mut inside = PathBuf::new();
     let mut links = 0;
@@ -41,8 +49,12 @@ pub(crate) fn resolve(root: &Path, path: &Path) -> Option<PathBuf> {
             }
             Component::Normal(name) => {
                 let next = root.join(&inside).join(name);
-                let meta = fs::symlink_metadata(&next).ok()?;
-                if meta.is_symlink() {
+                let meta = match fs::symlink_metadata(&next) {
+                    Ok(meta) => Some(meta),
+                    Err(error) if may_lack && error.kind() == std::io::ErrorKind::NotFound => None,
+                    Err(_) => return None,
+                };
+                if meta.is_some_and(|meta| meta.is_symlink()) {
                     links += 1;
                     if links > 40 {
                         return None;
@@ -133,29 +145,62 @@ pub(crate) async fn started(path: &Path) {
     }
 }
 
+/// Whether a process with this proc_pid_status(5) catches or blocks (to fetch it otherwise) a signal. Init is spared all others
+/// by the kernel.
+fn takes(status: &str, signal: i32) -> bool {
+    let mask = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .unwrap_or(0)
+    };
+    (mask("SigBlk:") | mask("SigCgt:")) & 1 << (signal - 1) != 0
+}
+
+/// Sends PID 1 a signal once it takes that, or after [`START`], then again and again: an init that is still starting may
+/// yet throw it away. Harmless to one that is going down. Ends with the machine, or when it is of no use.
+///
+/// # Errors
+/// A message, if PID 1 takes no signal.
+async fn signal_init(signal: i32) -> Result<(), String> {
+    let deadline = tokio::time::Instant::now() + START;
+    while !fs::read_to_string("/proc/1/status").is_ok_and(|status| takes(&status, signal))
+        && tokio::time::Instant::now() < deadline
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for pause in AGAIN {
+        #[expect(unsafe_code, reason = "nix knows no real-time signals")]
+        // SAFETY: kill takes two integers and touches no memory.
+        let result = unsafe { libc::kill(1, signal) };
+        nix::errno::Errno::result(result).map_err(|error| format!("signal to init: {error}"))?;
+        tokio::time::sleep(pause).await;
+    }
+    Ok(())
+}
+
+/// How long an init may take until it listens to signals.
+const START: Duration = Duration::from_secs(10);
+/// Pauses between signals.
+const AGAIN: [Duration; 4] =
+    [Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(8), Duration::from_secs(16)];
+
 /// Asks the image's init to shut down.
 ///
 /// # Errors
 /// A message, if it cannot be asked.
 pub(crate) async fn shut_down(path: &Path, kind: ShutdownKind) -> Result<(), String> {
-    let one = Pid::from_raw(1);
     match family(path) {
         Family::Systemd => {
             // systemd(1), "Signals": SIGRTMIN+4 starts poweroff.target, SIGRTMIN+5 reboot.target.
             // By number: systemd's C library counts from 34, while the one of this binary reserves one more for itself.
             let number = 34 + if kind == ShutdownKind::PowerOff { 4 } else { 5 };
-            #[expect(unsafe_code, reason = "nix knows no real-time signals")]
-            // SAFETY: kill takes two integers and touches no memory.
-            let result = unsafe { libc::kill(1, number) };
-            if result == 0 {
-                Ok(())
-            } else {
-                Err(format!("signal to init: {}", std::io::Error::last_os_error()))
-            }
+            signal_init(number).await
         }
         Family::Busybox => {
             let signal = if kind == ShutdownKind::PowerOff { Signal::SIGUSR2 } else { Signal::SIGTERM };
-            kill(one, signal).map_err(|error| format!("signal to init: {error}"))
+            signal_init(signal as i32).await
         }
         Family::Other => {
             let name = if kind == ShutdownKind::PowerOff { "poweroff" } else { "reboot" };
@@ -201,5 +246,15 @@ mod tests {
         assert_eq!(resolve(root.path(), Path::new("/escape")), None, "no bin/sh in this image");
         symlink("loop", at("loop")).unwrap();
         assert_eq!(resolve(root.path(), Path::new("/loop")), None);
+        assert_eq!(place(root.path(), Path::new("/loop")), None);
+        symlink("/var/run", at("run")).unwrap();
+        assert_eq!(place(root.path(), Path::new("/run/x")), Some(at("var/run/x")));
+    }
+
+    #[test]
+    fn signals_are_found_in_the_masks_of_a_process() {
+        let status = "Name:\tinit\nSigPnd:\t0000000000000000\nSigBlk:\t0000000000000800\nSigIgn:\t0000000000000001\nSigCgt:\t0000002000004000\n";
+        assert!(takes(status, 12) && takes(status, 15) && takes(status, 38), "blocked, caught, real-time");
+        assert!(!takes(status, 1) && !takes(status, 10) && !takes("", 12));
     }
 }

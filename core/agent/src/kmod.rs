@@ -28,16 +28,29 @@ pub(crate) fn load(path: &Path, parameters: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Loads the files named in `list` (one a line) from `directory`, in order. Failures are returned, not fatal:
-/// a module that this machine has no device for may refuse.
+/// Loads the files named in `list` (one a line) from `directory`, in order, and deletes each that is loaded: files
+/// of the initramfs are memory. Failures are returned, not fatal: a module that this machine has no device for may refuse.
 pub(crate) fn load_list(directory: &Path, list: &str) -> Vec<String> {
     let mut failures = Vec::new();
     for name in list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        if let Err(error) = load(&directory.join(name), b"") {
-            failures.push(format!("module {name}: {error}"));
+        let file = directory.join(name);
+        match load(&file, b"") {
+            Ok(()) => drop(fs::remove_file(file)),
+            Err(error) => failures.push(format!("module {name}: {error}")),
         }
     }
     failures
+}
+
+/// Whether the module of `file` is live or built in, by `/sys/module` at `modules`. The file of one that was loaded at
+/// boot is gone.
+fn is_loaded(modules: &Path, file: &str) -> bool {
+    let module = modules.join(module_name(file));
+    match fs::read_to_string(module.join("initstate")) {
+        Ok(state) => state.trim_end() == "live",
+        // What is built in has a directory at most.
+        Err(_) => module.is_dir(),
+    }
 }
 
 /// The packed modules' index.
@@ -163,6 +176,9 @@ pub(crate) fn modprobe(arguments: &[OsString]) -> ExitCode {
         return ExitCode::from(1);
     }
     for file in files {
+        if is_loaded(Path::new("/sys/module"), file) {
+            continue;
+        }
         if let Err(error) = load(&directory.join(file), b"") {
             crate::console::note(format_args!("module {file}: {error}"));
             return ExitCode::from(1);
@@ -187,6 +203,22 @@ mod tests {
     fn dependencies_come_first_and_once() {
         assert_eq!(INDEX.resolve("nf_tables"), ["libcrc32c.ko", "nfnetlink.ko", "nf_tables.ko"]);
         assert_eq!(INDEX.resolve("nft-chain-1-nat").last(), Some(&"nft_chain_nat.ko"));
+    }
+
+    #[test]
+    fn loaded_modules_need_no_file() {
+        let sys = tempfile::tempdir().unwrap();
+        for (name, state) in [("virtio_ring", Some("live\n")), ("ext4", Some("coming\n")), ("builtin", None)]
+        {
+            fs::create_dir(sys.path().join(name)).unwrap();
+            if let Some(state) = state {
+                fs::write(sys.path().join(name).join("initstate"), state).unwrap();
+            }
+        }
+        assert!(
+            is_loaded(sys.path(), "kernel/drivers/virtio-ring.ko.xz") && is_loaded(sys.path(), "builtin.ko")
+        );
+        assert!(!is_loaded(sys.path(), "ext4.ko") && !is_loaded(sys.path(), "nf_tables.ko"));
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub(crate) const HOME: &str = "/run/vmd-agent";
 pub(crate) enum Message {
     /// Configuration applied: the image's init may start.
     Go,
+    /// From PID 1: the image's init cannot be run, for this reason; PID 1 stays what it is.
+    Stay(String),
     /// Take the machine down; PID 1 is the agent's own.
     Shutdown { kind: ShutdownKind, grace_ms: u64 },
 }
@@ -22,6 +24,7 @@ impl Message {
     pub(crate) fn encode(&self) -> String {
         match self {
             Self::Go => "go".into(),
+            Self::Stay(why) => format!("stay {why}"),
             Self::Shutdown { kind: ShutdownKind::PowerOff, grace_ms } => format!("poweroff {grace_ms}"),
             Self::Shutdown { kind: ShutdownKind::Reboot, grace_ms } => format!("reboot {grace_ms}"),
         }
@@ -30,6 +33,7 @@ impl Message {
     pub(crate) fn decode(text: &str) -> Option<Self> {
         match text.split_once(' ') {
             None if text == "go" => Some(Self::Go),
+            Some(("stay", why)) => Some(Self::Stay(why.to_owned())),
             Some((word, grace)) => {
                 let kind = match word {
                     "poweroff" => ShutdownKind::PowerOff,
@@ -105,7 +109,11 @@ mod tests {
 
     #[test]
     fn what_is_sent_arrives() {
-        for message in [Message::Go, Message::Shutdown { kind: ShutdownKind::Reboot, grace_ms: 1500 }] {
+        for message in [
+            Message::Go,
+            Message::Stay("no such file".into()),
+            Message::Shutdown { kind: ShutdownKind::Reboot, grace_ms: 1500 },
+        ] {
             assert_eq!(Message::decode(&message.encode()), Some(message));
         }
         assert_eq!(Message::decode("dance 1"), None);

@@ -17,6 +17,9 @@ use crate::{
     pid1::{reap, wait_until},
 };
 
+/// How long a filesystem may stay busy after all processes have ended.
+const BUSY: Duration = Duration::from_secs(2);
+
 /// The cgroup hierarchy, where no init of the image does it.
 pub(crate) fn mount_cgroups() {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -45,6 +48,7 @@ pub(crate) fn take_down(kind: ShutdownKind, grace: Duration, agent: Option<Pid>)
         reap();
         left.is_empty()
     });
+    swap_off();
     unmount_all();
     nix::unistd::sync();
     let mode = match kind {
@@ -58,18 +62,17 @@ pub(crate) fn take_down(kind: ShutdownKind, grace: Duration, agent: Option<Pid>)
     }
 }
 
-/// User processes other than this one and `agent`.
+/// User processes other than init, this one, its parent and `agent`.
 fn others(agent: Option<Pid>) -> Vec<Pid> {
-    let own = std::process::id().cast_signed();
+    let own = [1, std::process::id().cast_signed(), nix::unistd::getppid().as_raw()];
     let mut pids = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
-        // Kernel threads and zombies have no command line.
-        if pid != own
+        if !own.contains(&pid)
             && agent.is_none_or(|agent| agent.as_raw() != pid)
-            && fs::read(entry.path().join("cmdline")).is_ok_and(|line| !line.is_empty())
+            && fs::read(entry.path().join("stat")).is_ok_and(|stat| is_alive(&stat))
         {
             pids.push(Pid::from_raw(pid));
         }
@@ -77,8 +80,37 @@ fn others(agent: Option<Pid>) -> Vec<Pid> {
     pids
 }
 
+/// Whether proc_pid_stat(5) is of a user process that still holds anything. One that is exiting has no command line long
+/// before it lets go of its files, so only the state tells.
+fn is_alive(stat: &[u8]) -> bool {
+    /// <linux/sched.h>
+    const PF_KTHREAD: u64 = 0x0020_0000;
+    // The name, in brackets, may hold anything.
+    let Some(end) = stat.iter().rposition(|byte| *byte == b')') else { return false };
+    let rest = String::from_utf8_lossy(&stat[end + 1..]);
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next().unwrap_or("X");
+    let flags: u64 = fields.nth(5).and_then(|flags| flags.parse().ok()).unwrap_or(0);
+    !matches!(state, "Z" | "X" | "x") && flags & PF_KTHREAD == 0
+}
+
+/// Swap files keep their filesystem busy.
+fn swap_off() {
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    for line in swaps.lines().skip(1) {
+        let Some(path) = line.split_ascii_whitespace().next() else { continue };
+        let Ok(path) = CString::new(unescape(path)) else { continue };
+        #[expect(unsafe_code, reason = "nix has no swapoff")]
+        // SAFETY: swapoff reads the NUL-terminated path, which outlives the call.
+        let result = unsafe { libc::swapoff(path.as_ptr()) };
+        if let Err(error) = nix::errno::Errno::result(result) {
+            console::error(format_args!("cannot switch off swap {}: {error}", path.to_string_lossy()));
+        }
+    }
+}
+
 /// Unmounts what can be, from the inside out, and makes the rest read-only, above all the root.
-pub(crate) fn unmount_all() {
+fn unmount_all() {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for (target, fstype) in mounts.lines().rev().filter_map(parse_mount) {
         let kernel = matches!(
@@ -101,13 +133,17 @@ pub(crate) fn unmount_all() {
         if path.as_bytes() != b"/" && umount2(path.as_c_str(), MntFlags::UMOUNT_NOFOLLOW).is_ok() {
             continue;
         }
-        if let Err(error) = mount(
-            None::<&str>,
-            path.as_c_str(),
-            None::<&str>,
-            MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
-            None::<&str>,
-        ) {
+        let read_only = || {
+            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+            mount(None::<&str>, path.as_c_str(), None::<&str>, flags, None::<&str>)
+        };
+        // The kernel closes files of the dead, and frees deleted ones, a little behind their death.
+        let mut result = Ok(());
+        wait_until(BUSY, || {
+            result = read_only();
+            result != Err(nix::errno::Errno::EBUSY)
+        });
+        if let Err(error) = result {
             console::error(format_args!("cannot make {} read-only: {error}", path.to_string_lossy()));
         }
     }
@@ -150,6 +186,15 @@ fn unescape(text: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_exiting_are_alive_and_zombies_and_kernel_threads_are_not() {
+        let own = fs::read("/proc/self/stat").unwrap();
+        assert!(is_alive(&own));
+        assert!(is_alive(b"7 (a) Z (b) D 1 7 7 0 -1 4194564 0"));
+        assert!(!is_alive(b"7 (a) R) Z 1 7 7 0 -1 4194564 0"));
+        assert!(!is_alive(b"2 (kthreadd) S 0 0 0 0 -1 2129984 0") && !is_alive(b""));
+    }
 
     #[test]
     fn mount_lines_are_read_with_their_escapes() {

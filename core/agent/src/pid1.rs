@@ -38,6 +38,9 @@ use crate::{
 /// What processes get between SIGTERM and SIGKILL when somebody inside asks for the end.
 const OWN_GRACE: Duration = Duration::from_secs(5);
 
+/// Before the agent is started again.
+const PAUSE: Duration = Duration::from_secs(1);
+
 pub(crate) fn main() -> ExitCode {
     let mut arguments = Arguments::default();
     match bring_up(&mut arguments.warnings) {
@@ -71,6 +74,12 @@ pub(crate) fn main() -> ExitCode {
         let error = exec(&path);
         console::error(format_args!("cannot run {}: {error}; the agent stays init", path.display()));
         let _ = mask.thread_block();
+        machine::mount_cgroups();
+        if let Some(agent) = &agent {
+            let _ = Message::Stay(error.to_string()).send(&agent.socket);
+        }
+        arguments.image_init = None;
+        arguments.warnings.push(format!("cannot run {}: {error}", path.display()));
     }
     let Ok(signals) = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC) else {
         machine::take_down(ShutdownKind::PowerOff, Duration::ZERO, None);
@@ -81,10 +90,9 @@ pub(crate) fn main() -> ExitCode {
         match next_event(&signals, agent.as_ref()) {
             Event::AgentGone => {
                 console::error("the agent process has ended; starting it again");
-                // Not in a tight circle, whatever the reason.
-                std::thread::sleep(Duration::from_secs(1));
-                agent = Agent::start(&arguments);
+                agent = None;
             }
+            Event::Pause => agent = Agent::start(&arguments),
             Event::Shutdown { kind, grace } => machine::take_down(kind, grace, pid),
         }
     }
@@ -167,18 +175,27 @@ impl Agent {
 
 enum Event {
     AgentGone,
-    Shutdown { kind: ShutdownKind, grace: Duration },
+    /// Without an agent for [`PAUSE`]: not in a tight circle, whatever the reason.
+    Pause,
+    Shutdown {
+        kind: ShutdownKind,
+        grace: Duration,
+    },
 }
 
 fn next_event(signals: &SignalFd, agent: Option<&Agent>) -> Event {
-    let Some(agent) = agent else { return Event::AgentGone };
+    let start = Instant::now();
     loop {
-        let mut ready = [
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(agent.socket.as_fd(), PollFlags::POLLIN),
-        ];
-        let _ = poll(&mut ready, PollTimeout::NONE);
-        if ready[1].revents().is_some_and(|events| events.contains(PollFlags::POLLIN)) {
+        let mut ready = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        ready.extend(agent.map(|agent| PollFd::new(agent.socket.as_fd(), PollFlags::POLLIN)));
+        let limit = match agent {
+            Some(_) => PollTimeout::NONE,
+            None => PAUSE.saturating_sub(start.elapsed()).try_into().unwrap_or(PollTimeout::ZERO),
+        };
+        let _ = poll(&mut ready, limit);
+        if let Some(agent) = agent
+            && ready[1].revents().is_some_and(|events| events.contains(PollFlags::POLLIN))
+        {
             let mut buffer = [0; 64];
             if let Ok(length) = nix::unistd::read(&agent.socket, &mut buffer)
                 && let Ok(text) = str::from_utf8(&buffer[..length])
@@ -195,8 +212,11 @@ fn next_event(signals: &SignalFd, agent: Option<&Agent>) -> Event {
             };
             return Event::Shutdown { kind, grace: OWN_GRACE };
         }
-        if reap().contains(&agent.pid) {
-            return Event::AgentGone;
+        let dead = reap();
+        match agent {
+            Some(agent) if dead.contains(&agent.pid) => return Event::AgentGone,
+            None if start.elapsed() >= PAUSE => return Event::Pause,
+            _ => {}
         }
     }
 }

@@ -3,12 +3,18 @@
 
 use std::{
     fmt::Write as _,
-    fs,
-    io::{self, ErrorKind},
-    os::unix::fs::{PermissionsExt, chown},
+    fs::{self, File},
+    io::{self, ErrorKind, Write as _},
+    os::unix::fs::{PermissionsExt, fchown},
     path::Path,
 };
 
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open, openat, renameat},
+    sys::stat::Mode,
+    unistd::{UnlinkatFlags, unlinkat},
+};
 use vm_types::guest::config::{GuestConfig, GuestFile};
 
 const BEGIN: &str = "# vmd: begin (kept by the VM's agent)";
@@ -26,25 +32,39 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 
 fn put(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
     let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
+    let parent = path.parent().ok_or(ErrorKind::InvalidInput)?;
+    // All by descriptors: whoever may write to the directory can swap names, but not what is open.
+    let directory =
+        File::from(open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?);
     let mut draft = std::ffi::OsString::from(".");
     draft.push(name);
     draft.push(".vmd-new");
-    let draft = path.with_file_name(draft);
+    let draft = draft.as_os_str();
+    let remove = || {
+        let _ = unlinkat(&directory, draft, UnlinkatFlags::NoRemoveDir);
+    };
     // A left-over draft, or a trap laid in its place, is not written through either.
-    let _ = fs::remove_file(&draft);
-    fs::write(&draft, content)?;
-    if let Some((uid, gid)) = owner {
-        chown(&draft, Some(uid), Some(gid))?;
-    }
-    fs::set_permissions(&draft, fs::Permissions::from_mode(mode))?;
-    match fs::rename(&draft, path) {
-        // Something is mounted there: only its content can change.
-        Err(error) if matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::CrossesDevices) => {
-            let _ = fs::remove_file(&draft);
-            fs::write(path, content)
+    remove();
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    // Nobody else reads it before it has its owner and mode.
+    let mut file = File::from(openat(&directory, draft, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+    let mut write = || -> io::Result<()> {
+        file.write_all(content)?;
+        if let Some((uid, gid)) = owner {
+            fchown(&file, Some(uid), Some(gid))?;
         }
-        result => result.inspect_err(|_| drop(fs::remove_file(&draft))),
-    }
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        match renameat(&directory, draft, &directory, name) {
+            // Something is mounted there: only its content can change.
+            Err(Errno::EBUSY | Errno::EXDEV) => {
+                remove();
+                let flags = OFlag::O_WRONLY | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                File::from(openat(&directory, name, flags, Mode::empty())?).write_all(content)
+            }
+            result => Ok(result?),
+        }
+    };
+    write().inspect_err(|_| remove())
 }
 
 /// `/etc/hostname`, from which an image's init sets the name again.

@@ -7,14 +7,22 @@ mod net;
 
 use std::{
     process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use nix::{
-    sys::time::TimeSpec,
+    sys::{
+        signal::{Signal, killpg},
+        time::TimeSpec,
+    },
     time::{ClockId, clock_settime},
+    unistd::Pid,
 };
-use tokio::process::Command;
+use tokio::{
+    io::AsyncReadExt,
+    process::{ChildStderr, Command},
+};
 use vm_types::guest::config::GuestConfig;
 
 /// A clock that is off by less is left alone.
@@ -57,30 +65,94 @@ fn set_clock(nanos: u64) -> Result<(), String> {
     clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(wanted)).map_err(|error| error.to_string())
 }
 
+/// How long one boot command may take.
+const COMMAND_LIMIT: Duration = Duration::from_secs(600);
+/// What is kept of the end of its standard error, in bytes.
+const TAIL: usize = 4096;
+
 /// Runs the boot commands in order; the result says which failed and how.
 pub(crate) async fn run_boot_commands(config: &GuestConfig) -> Vec<String> {
     let mut warnings = Vec::new();
     for words in &config.boot_commands {
-        let Some((program, arguments)) = words.split_first() else { continue };
-        let output = Command::new(program)
-            .args(arguments)
-            .env_clear()
-            .env("PATH", crate::ssh::DEFAULT_PATH)
-            .env("HOME", "/root")
-            .envs(&config.environment)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .output()
-            .await;
-        match output {
-            Ok(output) if output.status.success() => {}
-            Ok(output) => {
-                let text = String::from_utf8_lossy(&output.stderr);
-                let last = text.trim_end().lines().next_back().unwrap_or_default();
-                warnings.push(format!("boot command {words:?}: {}: {last}", output.status));
-            }
-            Err(error) => warnings.push(format!("boot command {words:?}: {error}")),
+        if let Err(why) = boot_command(words, config, COMMAND_LIMIT).await {
+            warnings.push(format!("boot command {words:?}: {why}"));
         }
     }
     warnings
+}
+
+/// Waits for the command itself only: a daemon that it leaves behind may keep its standard error.
+async fn boot_command(words: &[String], config: &GuestConfig, limit: Duration) -> Result<(), String> {
+    let Some((program, arguments)) = words.split_first() else { return Ok(()) };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .env("PATH", crate::ssh::DEFAULT_PATH)
+        .env("HOME", "/root")
+        .envs(&config.environment)
+        .current_dir("/")
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    let tail = Arc::<Mutex<Vec<u8>>>::default();
+    // Reads on for as long as anybody writes.
+    let mut reader = tokio::spawn(keep_tail(child.stderr.take(), Arc::clone(&tail)));
+    let ended = tokio::time::timeout(limit, child.wait()).await;
+    let what = match ended {
+        Ok(Ok(status)) if status.success() => return Ok(()),
+        Ok(Ok(status)) => status.to_string(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => {
+            if let Some(id) = child.id() {
+                let _ = killpg(Pid::from_raw(id.cast_signed()), Signal::SIGKILL);
+            }
+            let _ = child.wait().await;
+            format!("not done after {limit:?}, killed")
+        }
+    };
+    // What it wrote is in the pipe, at most a few reads away.
+    let _ = tokio::time::timeout(Duration::from_millis(200), &mut reader).await;
+    let tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+    let text = String::from_utf8_lossy(&tail);
+    Err(format!("{what}: {}", text.trim_end().lines().next_back().unwrap_or_default()))
+}
+
+async fn keep_tail(from: Option<ChildStderr>, tail: Arc<Mutex<Vec<u8>>>) {
+    let Some(mut from) = from else { return };
+    let mut buffer = [0; TAIL];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.extend_from_slice(&buffer[..length]);
+        let surplus = tail.len().saturating_sub(TAIL);
+        tail.drain(..surplus);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn boot_commands_are_waited_for_but_not_their_daemons_nor_for_ever() {
+        let config: GuestConfig = serde_json::from_value(serde_json::json!({
+            "version": 1, "hostname": "box", "machine_id": "0123456789abcdef0123456789abcdef",
+            "clock_unix_nanos": null, "resolvers": [], "search": [], "hosts": [],
+            "ssh": {"host_key": "", "authorized_keys": []},
+            "root": {"serial": "root", "fstype": "ext4", "grow": false},
+        }))
+        .unwrap();
+        let run = async |script: &str, limit| {
+            let words = ["/bin/sh", "-c", script].map(str::to_owned);
+            tokio::time::timeout(Duration::from_secs(20), boot_command(&words, &config, limit)).await.unwrap()
+        };
+        let long = Duration::from_secs(15);
+        assert_eq!(run("sleep 30 & exit 0", long).await, Ok(()));
+        let why = run("sleep 30 & seq 100000 >&2; echo last words >&2; exit 3", long).await.unwrap_err();
+        assert!(why.contains("exit status: 3") && why.ends_with("last words"), "{why}");
+        let why = run("sleep 30", Duration::from_millis(50)).await.unwrap_err();
+        assert!(why.contains("not done"), "{why}");
+    }
 }

@@ -72,6 +72,11 @@ impl BootError {
             Self::MountRoot { fstype, .. } => Some(format!(
                 "check the filesystem of the image and that the kernel's {fstype} module is packed"
             )),
+            Self::PrepareRoot { source, .. }
+                if matches!(source.raw_os_error(), Some(libc::EEXIST | libc::ENOTDIR | libc::ELOOP)) =>
+            {
+                Some("the image has something other than a directory there; change the image".into())
+            }
             Self::PrepareRoot { .. } => Some("the root filesystem must be writable and not full".into()),
             Self::SwitchRoot { .. } => None,
         }
@@ -100,11 +105,7 @@ pub(crate) fn load_modules() -> Vec<String> {
     let root = Path::new("/");
     let Ok(list) = fs::read_to_string(root.join(initramfs::MODULES_EARLY)) else { return Vec::new() };
     let directory = root.join(initramfs::MODULES);
-    let failures = crate::kmod::load_list(&directory, &list);
-    for name in list.lines() {
-        let _ = fs::remove_file(directory.join(name.trim()));
-    }
-    failures
+    crate::kmod::load_list(&directory, &list)
 }
 
 /// Reads and checks the configuration below `root`.

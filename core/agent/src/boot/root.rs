@@ -71,21 +71,14 @@ pub(super) fn mount_root(root: &Root, target: &Path) -> Result<(), BootError> {
 /// Gives the new root what every Linux userland expects, with the mounts made so far and the initramfs inside.
 pub(super) fn prepare(new: &Path) -> Result<(), BootError> {
     for name in ["proc", "sys", "dev", "run", "tmp", "etc"] {
-        let path = new.join(name);
-        if path.is_dir() {
-            continue;
-        }
-        let mode = if name == "tmp" { 0o1777 } else { 0o755 };
-        fs::create_dir(&path)
-            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
-            .map_err(|source| BootError::PrepareRoot { path, source })?;
+        directory(new, name)?;
     }
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |errno: nix::Error| BootError::PrepareRoot { path, source: errno.into() }
     };
     for name in ["proc", "sys", "dev"] {
-        let path = new.join(name);
+        let path = directory(new, name)?;
         mount(Some(&Path::new("/").join(name)), &path, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
             .map_err(failed(&path))?;
     }
@@ -94,23 +87,43 @@ pub(super) fn prepare(new: &Path) -> Result<(), BootError> {
         let _ = fs::create_dir(path);
         mount(Some("tmpfs"), path, Some("tmpfs"), secure, Some(data)).map_err(failed(path))
     };
-    tmpfs(&new.join("run"), "mode=0755")?;
-    tmpfs(&new.join("dev/shm"), "mode=1777")?;
-    let pts = new.join("dev/pts");
+    let (run, dev) = (directory(new, "run")?, directory(new, "dev")?);
+    tmpfs(&run, "mode=0755")?;
+    tmpfs(&dev.join("shm"), "mode=1777")?;
+    let pts = dev.join("pts");
     let _ = fs::create_dir(&pts);
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     mount(Some("devpts"), &pts, Some("devpts"), flags, Some("gid=5,mode=0620,ptmxmode=0666"))
         .map_err(failed(&pts))?;
     for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
     {
-        let _ = symlink(target, new.join("dev").join(link));
+        let _ = symlink(target, dev.join(link));
     }
     // The kernel finds its module helper by this name.
     let _ = fs::hard_link(Path::new("/").join(initramfs::INIT), "/modprobe");
-    let _ = fs::set_permissions(Path::new("/").join(initramfs::CONFIG), fs::Permissions::from_mode(0o600));
-    let home = new.join(HOME.trim_start_matches('/'));
+    // It holds the SSH host key, and will be visible in the guest.
+    let config = Path::new("/").join(initramfs::CONFIG);
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o600))
+        .map_err(|source| BootError::PrepareRoot { path: config, source })?;
+    let home = run.join(HOME.trim_start_matches("/run/"));
     fs::create_dir(&home).map_err(|source| BootError::PrepareRoot { path: home.clone(), source })?;
     mount(Some("/"), &home, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(failed(&home))
+}
+
+/// The directory of this name in the new root, made if it is not there. Links of the image are followed as they will be
+/// once it is `/`.
+fn directory(new: &Path, name: &str) -> Result<PathBuf, BootError> {
+    let path = crate::init::place(new, Path::new(name)).ok_or_else(|| BootError::PrepareRoot {
+        path: new.join(name),
+        source: io::Error::from_raw_os_error(libc::ELOOP),
+    })?;
+    if !path.is_dir() {
+        let mode = if name == "tmp" { 0o1777 } else { 0o755 };
+        fs::create_dir_all(&path)
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
+            .map_err(|source| BootError::PrepareRoot { path: path.clone(), source })?;
+    }
+    Ok(path)
 }
 
 /// Makes `new` the root of PID 1 and of the kernel's helpers, which share its root.
@@ -179,4 +192,25 @@ fn superblock(drive: &File) -> io::Result<(u64, u64)> {
     }
     let high = if u32_at(0x60) & 0x80 == 0 { 0 } else { u64::from(u32_at(0x150)) };
     Ok((1024 << u32_at(0x18), u64::from(u32_at(0x4)) | high << 32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_of_the_image_lead_to_directories_in_the_image() {
+        let root = tempfile::tempdir().unwrap();
+        symlink("/var/run", root.path().join("run")).unwrap();
+        symlink("/var/tmp", root.path().join("tmp")).unwrap();
+        symlink("etc", root.path().join("etc")).unwrap();
+        fs::write(root.path().join("dev"), "").unwrap();
+        assert_eq!(directory(root.path(), "run").unwrap(), root.path().join("var/run"));
+        let tmp = directory(root.path(), "tmp").unwrap();
+        assert_eq!(fs::metadata(&tmp).unwrap().permissions().mode() & 0o7777, 0o1777);
+        for bad in ["etc", "dev"] {
+            let hint = directory(root.path(), bad).unwrap_err().hint().unwrap();
+            assert!(hint.contains("other than a directory"), "{hint}");
+        }
+    }
 }

@@ -23,8 +23,12 @@ use tokio::{
 };
 use tokio_util::sync::PollSender;
 
+/// A channel's window in bytes: what a client may have on the way, ahead of a signal.
+pub(crate) const WINDOW: u32 = 256 << 10;
+/// A window while more than [`FREE`] waits. It is all that a signal has to wait for, at the pace of the pauses.
+const NARROW: u32 = 32 << 10;
 /// Bytes that may wait without slowing anything down: one channel window.
-const FREE: usize = 2 << 20;
+const FREE: usize = WINDOW as usize;
 /// The pause between two packets doubles with each of these beyond [`FREE`].
 const STEP: usize = 2 << 20;
 /// Bytes read between two pauses: one SSH packet, so that reading keeps pace with what is used.
@@ -44,6 +48,11 @@ impl Backlog {
         let over = self.bytes.load(Ordering::Relaxed).checked_sub(FREE + 1)?;
         let doublings = u32::try_from(over / STEP).unwrap_or(u32::MAX).min(16);
         Some((FIRST_PAUSE * (1 << doublings)).min(LONGEST_PAUSE))
+    }
+
+    /// To which size windows are opened again.
+    pub(crate) fn window(&self) -> u32 {
+        if self.bytes.load(Ordering::Relaxed) > FREE { NARROW } else { WINDOW }
     }
 
     fn remove(&self, length: usize) {

@@ -11,6 +11,7 @@
 mod backlog;
 mod command;
 mod forward;
+pub(crate) mod groups;
 mod process;
 mod pty;
 mod server;
@@ -93,7 +94,7 @@ fn config(host_key: PrivateKey) -> Config {
         // Keys are not guessed, and every OpenSSH client begins with a "none" that fails.
         auth_rejection_time: Duration::ZERO,
         keys: vec![host_key],
-        window_size: 2 << 20,
+        window_size: backlog::WINDOW,
         maximum_packet_size: 32 << 10,
         event_buffer_size: 32,
         inactivity_timeout: None,

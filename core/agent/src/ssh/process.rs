@@ -2,10 +2,13 @@
 
 use std::{
     io,
-    os::unix::process::ExitStatusExt,
+    os::{fd::AsFd, unix::process::ExitStatusExt},
     path::Path,
     process::{ExitStatus, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,14 +25,16 @@ use russh::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process::{Child, ChildStdin},
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::JoinSet,
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     backlog::Receiver,
     command::{Command, Refusal},
+    groups,
     pty::{Master, Terminal},
     users::User,
 };
@@ -37,8 +42,12 @@ use super::{
 /// One SSH packet's worth.
 const CHUNK: usize = 32 << 10;
 /// How long output may stay silent after a command's end while others still hold its pipe. What the command itself wrote
-/// is in the pipe when it ends; this is for helpers that it left behind.
+/// is in the pipe when it ends; this is for helpers that it left behind. Time in which the client takes nothing does not
+/// count.
 const SILENCE: Duration = Duration::from_secs(1);
+/// The most that is read from a pipe after the silence: no pipe holds more (`/proc/sys/fs/pipe-max-size`), so a helper that
+/// begins to write just then cannot keep the channel open.
+const LEFT_OVER: usize = 1 << 20;
 /// Between SIGHUP, SIGTERM and SIGKILL for the command of a client that has gone.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -86,6 +95,7 @@ pub(crate) async fn run(
         }
     };
     let group = child.id().map(|id| Pid::from_raw(id.cast_signed()));
+    let registered = group.map(groups::register);
     let master = match &input {
         Input::Terminal(master) => Some(Arc::clone(master)),
         Input::Pipe(_) => None,
@@ -94,17 +104,13 @@ pub(crate) async fn run(
     tasks.spawn(pump_input(wire.input, input));
     let mut exited: Option<ExitStatus> = None;
     let output = Arc::new(wire.output);
-    let activity = Arc::new(tokio::sync::Notify::new());
+    let activity = Arc::<Activity>::default();
     let mut pumps = JoinSet::new();
     for source in outputs.drain(..) {
         pumps.spawn(pump_output(source, Arc::clone(&output), Arc::clone(&activity)));
     }
     let mut events = wire.events;
-    let mut silent = false;
-    loop {
-        if exited.is_some() && (pumps.is_empty() || silent) {
-            break;
-        }
+    while exited.is_none() || !pumps.is_empty() {
         // Cancel-safe: child.wait, recv and join_next lose nothing; the silence is measured anew after each event.
         tokio::select! {
             status = child.wait(), if exited.is_none() => {
@@ -112,7 +118,8 @@ pub(crate) async fn run(
             }
             _ = pumps.join_next(), if !pumps.is_empty() => {}
             event = events.recv() => match (event, group) {
-                (Some(Event::Signal(signal)), Some(group)) if exited.is_none() => drop(killpg(group, signal)),
+                // Whoever still holds the output may be of the group: its number is taken as long as it has members.
+                (Some(Event::Signal(signal)), Some(group)) => drop(killpg(group, signal)),
                 (Some(Event::Resize(size)), _) => {
                     if let Some(master) = &master {
                         master.resize(&size);
@@ -130,12 +137,11 @@ pub(crate) async fn run(
                     return;
                 }
             },
-            () = quiet(&activity), if exited.is_some() => silent = true,
+            () = activity.quiet(), if exited.is_some() && !activity.over.is_cancelled() => activity.over.cancel(),
         }
     }
+    drop(registered);
     tasks.abort_all();
-    pumps.abort_all();
-    while pumps.join_next().await.is_some() {}
     let Ok(output) = Arc::try_unwrap(output).map_err(drop) else { return };
     let (status, signal) = match exited {
         Some(status) => (
@@ -147,9 +153,24 @@ pub(crate) async fn run(
     finish_on(&output, &wire.handle, status, signal).await;
 }
 
-/// Resolves when nothing has been written for [`SILENCE`].
-async fn quiet(activity: &tokio::sync::Notify) {
-    while timeout(SILENCE, activity.notified()).await.is_ok() {}
+/// What a command's pumps are doing.
+#[derive(Default)]
+struct Activity {
+    /// Something was read or sent.
+    happened: Notify,
+    /// Pumps that hold data which the client has not taken yet.
+    sending: AtomicUsize,
+    /// Pumps take what there is and end.
+    over: CancellationToken,
+}
+
+impl Activity {
+    /// Resolves when every pump has waited for output for [`SILENCE`].
+    async fn quiet(&self) {
+        while timeout(SILENCE, self.happened.notified()).await.is_ok()
+            || self.sending.load(Ordering::Relaxed) > 0
+        {}
+    }
 }
 
 async fn hang_up(events: &mut mpsc::UnboundedReceiver<Event>) {
@@ -232,7 +253,8 @@ fn start(command: &Command, user: &User, terminal: Option<&Terminal>) -> Result<
         setgid(gid)?;
         setuid(uid)?;
         match &directory {
-            Some(directory) => chdir(directory.as_path())?,
+            Some(directory) => chdir(directory.as_path())
+                .map_err(|errno| io::Error::from_raw_os_error(DIRECTORY + errno as i32))?,
             None => chdir(home.as_path()).or_else(|_| chdir(Path::new("/")))?,
         }
         Ok(())
@@ -242,7 +264,7 @@ fn start(command: &Command, user: &User, terminal: Option<&Terminal>) -> Result<
     unsafe {
         process.pre_exec(prepare);
     }
-    let mut child = process.spawn().map_err(|error| Refusal::of(&command.program, &error))?;
+    let mut child = process.spawn().map_err(|error| refusal(command, &error))?;
     drop(process);
     if let Some(master) = master {
         return Ok((child, Input::Terminal(Arc::clone(&master)), vec![Source::Terminal(master)]));
@@ -256,6 +278,19 @@ fn start(command: &Command, user: &User, terminal: Option<&Terminal>) -> Result<
     }
     let stdin = child.stdin.take();
     Ok((child, Input::Pipe(stdin), outputs))
+}
+
+/// Marks an error number, the only thing that comes back from between fork and exec, as that of the directory.
+const DIRECTORY: i32 = 1 << 16;
+
+fn refusal(command: &Command, error: &io::Error) -> Refusal {
+    match (&command.directory, error.raw_os_error()) {
+        (Some(directory), Some(number)) if number >= DIRECTORY => {
+            let why = nix::errno::Errno::from_raw(number - DIRECTORY).desc();
+            Refusal::Directory(directory.display().to_string(), why.to_owned())
+        }
+        _ => Refusal::of(&command.program, error),
+    }
 }
 
 /// Makes standard input the controlling terminal of the new session.
@@ -288,32 +323,58 @@ async fn pump_input(mut from: Receiver, to: Input) {
     }
 }
 
+/// A pipe's reading end, non-blocking.
+trait Pipe: AsyncRead + AsFd + Send + Unpin {}
+impl<P: AsyncRead + AsFd + Send + Unpin> Pipe for P {}
+
 enum Source {
     /// A pipe, and the kind of extended data it carries.
-    Pipe(Box<dyn AsyncRead + Send + Unpin>, Option<u32>),
+    Pipe(Box<dyn Pipe>, Option<u32>),
     Terminal(Arc<Master>),
 }
 
-/// Sends what a command writes, no faster than the client takes it.
-async fn pump_output(mut from: Source, to: Arc<ChannelWriteHalf<Msg>>, activity: Arc<tokio::sync::Notify>) {
+impl Source {
+    /// Waits for output. Cancel-safe.
+    async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Pipe(pipe, _) => pipe.read(buffer).await,
+            Self::Terminal(master) => master.read(buffer).await,
+        }
+    }
+
+    /// Takes output that is there, past what the runtime believes about that.
+    fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Pipe(pipe, _) => Ok(nix::unistd::read(pipe.as_fd(), buffer)?),
+            Self::Terminal(master) => master.read_now(buffer),
+        }
+    }
+}
+
+/// Sends what a command writes, no faster than the client takes it, until nobody can write any more or the time is over.
+async fn pump_output(mut from: Source, to: Arc<ChannelWriteHalf<Msg>>, activity: Arc<Activity>) {
     let mut buffer = BytesMut::new();
-    loop {
+    let mut left = LEFT_OVER;
+    while left > 0 {
         buffer.resize(CHUNK, 0);
-        let length = match &mut from {
-            Source::Pipe(pipe, _) => pipe.read(&mut buffer).await,
-            Source::Terminal(master) => master.read(&mut buffer).await,
+        // Cancel-safe: a read that was not completed has taken nothing.
+        let length = tokio::select! {
+            biased;
+            () = activity.over.cancelled() => from.read_now(&mut buffer).inspect(|length| left = left.saturating_sub(*length)),
+            length = from.read(&mut buffer) => length,
         };
         let Ok(length @ 1..) = length else { return };
         let data = buffer.split_to(length).freeze();
-        activity.notify_one();
+        activity.sending.fetch_add(1, Ordering::Relaxed);
         let sent = match &from {
             Source::Pipe(_, Some(kind)) => to.extended_data_bytes(*kind, data).await,
             _ => to.data_bytes(data).await,
         };
+        activity.sending.fetch_sub(1, Ordering::Relaxed);
+        activity.happened.notify_one();
         if sent.is_err() {
             return;
         }
-        activity.notify_one();
     }
 }
 
@@ -351,6 +412,7 @@ fn signal_name(number: i32) -> Sig {
         Ok(Signal::SIGTERM) => Sig::TERM,
         Ok(Signal::SIGUSR1) => Sig::USR1,
         Ok(other) => Sig::Custom(other.as_str().trim_start_matches("SIG").into()),
-        Err(_) => Sig::Custom(format!("{number}")),
+        // Real-time signals have no names of their own; local ones carry a domain (RFC 4254, section 6.10).
+        Err(_) => Sig::Custom(format!("RT{number}@vmd")),
     }
 }

@@ -73,10 +73,12 @@ impl Master {
 
     /// Reads what the terminal shows; 0 once every process has let go of it.
     pub(crate) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.file.async_io(tokio::io::Interest::READABLE, |file| (&*file).read(buffer)).await {
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(0),
-            result => result,
-        }
+        none_left(self.file.async_io(tokio::io::Interest::READABLE, |file| (&*file).read(buffer)).await)
+    }
+
+    /// As [`Self::read`], without waiting.
+    pub(crate) fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        none_left(self.file.get_ref().read(buffer))
     }
 
     /// Types.
@@ -87,6 +89,14 @@ impl Master {
             bytes = &bytes[length..];
         }
         Ok(())
+    }
+}
+
+/// A terminal without any process says EIO.
+fn none_left(read: io::Result<usize>) -> io::Result<usize> {
+    match read {
+        Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(0),
+        result => result,
     }
 }
 

@@ -132,6 +132,8 @@ impl server::Handler for Handler {
         let (sender, input) = backlog::queue(&self.backlog);
         let host = host.to_owned();
         while self.forwards.try_join_next().is_some() {}
+        // A refused channel has no close to go with.
+        self.channels.retain(|_, slot| !slot.forward.as_ref().is_some_and(|task| task.is_finished()));
         let task = self.forwards.spawn(async move {
             match TcpStream::connect((host.as_str(), port)).await {
                 Ok(stream) => {
@@ -153,6 +155,10 @@ impl server::Handler for Handler {
             task.abort();
         }
         Ok(())
+    }
+
+    fn adjust_window(&mut self, _: ChannelId, _: u32) -> u32 {
+        self.backlog.window()
     }
 
     async fn channel_eof(&mut self, id: ChannelId, _: &mut Session) -> Result<(), Error> {

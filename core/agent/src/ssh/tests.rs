@@ -37,7 +37,7 @@ fn new_key() -> PrivateKey {
 /// A connection as root of this machine, with a key that may log in or one that may not.
 async fn connect_as(user: &str, known: bool) -> (client::Handle<Client>, bool) {
     let (near, far) = tokio::io::duplex(64 << 10);
-    connect_over(near, far, user, known).await
+    connect_over(near, far, user, known, client::Config::default()).await
 }
 
 async fn connect_over(
@@ -45,6 +45,7 @@ async fn connect_over(
     far: tokio::io::DuplexStream,
     user: &str,
     known: bool,
+    config: client::Config,
 ) -> (client::Handle<Client>, bool) {
     let (host_key, key) = (new_key(), new_key());
     let ssh = SshConfig {
@@ -60,7 +61,7 @@ async fn connect_over(
     assert_eq!(settings.warnings.len(), 1);
     tokio::spawn(run(Arc::new(settings), far));
     let handler = Client { host_key: host_key.public_key().clone() };
-    let mut handle = client::connect_stream(Arc::default(), near, handler).await.unwrap();
+    let mut handle = client::connect_stream(Arc::new(config), near, handler).await.unwrap();
     assert!(!handle.authenticate_none(user).await.unwrap().success());
     assert!(!handle.authenticate_password(user, "").await.unwrap().success());
     let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
@@ -264,7 +265,7 @@ async fn a_terminal_is_a_terminal() {
 async fn a_connection_that_vanishes_hangs_up_commands_but_no_daemons() {
     let ((near, mut client), (mut server, far)) = (tokio::io::duplex(4096), tokio::io::duplex(4096));
     let wire = tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
-    let (handle, good) = connect_over(near, far, "root", true).await;
+    let (handle, good) = connect_over(near, far, "root", true, client::Config::default()).await;
     assert!(good);
     let mut channel = handle.channel_open_session().await.unwrap();
     let daemon = "setsid sh -c 'echo $$; exec sleep 60 </dev/null >/dev/null 2>&1' &";
@@ -309,4 +310,58 @@ async fn connections_are_forwarded_with_half_close() {
     channel.eof().await.unwrap();
     assert_eq!(outcome(&mut channel).await.stdout, b"hello");
     assert!(handle.channel_open_direct_tcpip("127.0.0.1", 1, "127.0.0.1", 1).await.is_err());
+}
+
+/// A client that takes nothing for longer than the silence after a command's end still gets everything, whoever holds the pipe.
+#[tokio::test]
+async fn a_client_that_pauses_loses_nothing() {
+    let config =
+        client::Config { window_size: 32 << 10, channel_buffer_size: 1, ..client::Config::default() };
+    let (near, far) = tokio::io::duplex(4096);
+    let (handle, good) = connect_over(near, far, "root", true, config).await;
+    assert!(good);
+    let mut channel = handle.channel_open_session().await.unwrap();
+    let mark = tempfile::NamedTempFile::new().unwrap();
+    let helper = format!("(sleep 30 & echo $! >&3) 3>{}", mark.path().display());
+    // More than the client takes unread, no more than a pipe and a pump hold beyond that: the command ends.
+    channel.exec(true, format!("{helper}; head -c 128000 /dev/zero; echo end >&2; exit 4")).await.unwrap();
+    // The pause under test.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let got = outcome(&mut channel).await;
+    let pid = std::fs::read_to_string(mark.path()).unwrap().trim().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!((got.stdout.len(), got.stderr.as_str(), got.status), (128_000, "end\n", Some(4)));
+}
+
+#[tokio::test]
+async fn a_directory_that_may_not_be_entered_is_named() {
+    let closed = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(closed.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let (handle, good) = connect_as("nobody", true).await;
+    assert!(good);
+    let path = closed.path().to_str().unwrap();
+    let got = exec(&handle, &[(EXEC_ARGV_ENV, "1"), (EXEC_CWD_ENV, path)], "true").await;
+    assert_eq!(got.status, Some(126));
+    assert!(got.stderr.contains(&format!("directory {path}: Permission denied")), "{}", got.stderr);
+}
+
+#[tokio::test]
+async fn real_time_signals_have_a_local_name() {
+    let handle = connect().await;
+    assert_eq!(exec(&handle, &[], "kill -34 $$").await.signal.as_deref(), Some(r#"Custom("RT34@vmd")"#));
+}
+
+#[tokio::test]
+async fn signals_reach_helpers_that_write_on_after_their_leader() {
+    let handle = connect().await;
+    let mut channel = handle.channel_open_session().await.unwrap();
+    channel.exec(true, "while :; do echo x; sleep 0.1; done & exit 3").await.unwrap();
+    let mut lines = 0;
+    while lines < 15 {
+        if let ChannelMsg::Data { data } = timeout(PATIENCE, channel.wait()).await.unwrap().unwrap() {
+            lines += data.len() / 2;
+        }
+    }
+    channel.signal(Sig::TERM).await.unwrap();
+    assert_eq!(outcome(&mut channel).await.status, Some(3));
 }
