@@ -71,6 +71,14 @@ pub(crate) enum CliError {
         /// Why.
         source: io::Error,
     },
+    /// A file that `vm` keeps for its user.
+    #[error("cannot write {}", path.display())]
+    WriteFile {
+        /// It.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A signal ended `vm` before its work was done.
     #[error("{what}")]
     Interrupted {
@@ -138,9 +146,14 @@ impl CliError {
             }
             Self::Partly { kind, .. } => *kind,
             Self::Interrupted { .. } => ErrorKind::Cancelled,
-            Self::Unhealthy { .. } | Self::File { .. } | Self::Output { .. } | Self::Setup { .. } => {
-                ErrorKind::HostFailure
+            Self::WriteFile { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                ErrorKind::NoSpace
             }
+            Self::Unhealthy { .. }
+            | Self::File { .. }
+            | Self::WriteFile { .. }
+            | Self::Output { .. }
+            | Self::Setup { .. } => ErrorKind::HostFailure,
             Self::Answer { .. } => ErrorKind::Internal,
         }
     }
@@ -158,6 +171,7 @@ impl CliError {
             }
             Self::Unhealthy { .. } => Some("follow the fixes above, then run `vm doctor` again".to_owned()),
             Self::File { .. } => Some("check the path and its permissions".to_owned()),
+            Self::WriteFile { .. } => Some("check the space and permissions of its directory".to_owned()),
             Self::Output { .. } => Some("check the space and permissions of where stdout goes".to_owned()),
             Self::Setup { .. } => Some("check the limits of this shell: `ulimit -a`".to_owned()),
             Self::Partly { hint, .. } => hint.clone(),

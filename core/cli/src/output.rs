@@ -1,7 +1,7 @@
 //! What goes to stdout: one JSON document with `--json`, text for people otherwise. Errors go to stderr.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     time::{Duration, SystemTime},
 };
 
@@ -95,6 +95,11 @@ impl Output {
 /// Text of unknown origin (a console's tail, a guest's message) without what would drive the terminal.
 fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+}
+
+/// Text of unknown origin for stdout: as it is, but [`printable`] where stdout is a terminal.
+pub(crate) fn for_stdout(text: String) -> String {
+    if io::stdout().is_terminal() { printable(&text) } else { text }
 }
 
 /// A table without lines, its head in capitals.

@@ -91,6 +91,14 @@ pub(crate) enum SshError {
         /// Why, set off by a colon; empty where unknown.
         reason: String,
     },
+    /// Stdout or stderr, with output of the command.
+    #[error("cannot write the command's output to {what}")]
+    Write {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// Stdin, stdout, stderr or the terminal.
     #[error("cannot use {what}")]
     Local {
@@ -117,7 +125,8 @@ impl SshError {
             | Self::StartRefused
             | Self::Lost { .. } => ErrorKind::GuestUnresponsive,
             Self::RecordedKey { .. } | Self::HostKey => ErrorKind::Internal,
-            Self::Local { .. } => ErrorKind::HostFailure,
+            Self::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorKind::NoSpace,
+            Self::Write { .. } | Self::Local { .. } => ErrorKind::HostFailure,
         }
     }
 
@@ -139,6 +148,9 @@ impl SshError {
                 Self::LoginRefused { .. } => "name a user that the image has: --user NAME",
                 Self::Start { .. } | Self::StartRefused => {
                     "check --user and --workdir: both must exist in the guest"
+                }
+                Self::Write { .. } => {
+                    "the command was ended or its output is incomplete; check the space where it is redirected to"
                 }
                 Self::Local { .. } => "check where stdin, stdout and stderr of vm lead to",
             }

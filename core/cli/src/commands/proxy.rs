@@ -28,10 +28,8 @@ impl ProxyArgs {
         let local = |what| move |source| SshError::Local { what, source };
         let stdin = Descriptor::of(io::stdin()).map_err(local("stdin"))?;
         let stdout = Descriptor::of(io::stdout()).map_err(local("stdout"))?;
-        match relay(stdin, stdout, stream) {
-            Ok(()) => Ok(0),
-            Err(source) => Err(CliError::Output { source }),
-        }
+        relay(stdin, stdout, stream)?;
+        Ok(0)
     }
 }
 
@@ -40,22 +38,33 @@ fn relay(
     mut input: impl io::Read + Send + 'static,
     mut output: impl io::Write,
     stream: Arc<UnixStream>,
-) -> io::Result<()> {
+) -> Result<(), CliError> {
     let upward = Arc::clone(&stream);
     // Not joined: when the stream has ended, what is still to be read has nowhere to go.
-    std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+    let copy = move || {
         let _ = io::copy(&mut input, &mut &*upward);
         let _ = upward.shutdown(Shutdown::Write);
-    })?;
+    };
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(copy)
+        .map_err(|source| CliError::Setup { what: "a thread for stdin", source })?;
     let mut buffer = vec![0; 64 << 10];
     loop {
-        match io::Read::read(&mut &*stream, &mut buffer) {
-            Ok(0) => return output.flush(),
-            Ok(count) => output.write_all(&buffer[..count])?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        let count = match io::Read::read(&mut &*stream, &mut buffer) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             // The guest went away without a goodbye; what it had said is written.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return output.flush(),
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+            Err(error) => return Err(SshError::Lost { reason: format!(": {error}") }.into()),
+        };
+        let write = |output: &mut dyn io::Write| match &buffer[..count] {
+            [] => output.flush(),
+            bytes => output.write_all(bytes),
+        };
+        write(&mut output).map_err(|source| CliError::Output { source })?;
+        if count == 0 {
+            return Ok(());
         }
     }
 }
@@ -89,5 +98,20 @@ mod tests {
         let mut answer = Vec::new();
         relay(silent, &mut answer, Arc::new(near)).unwrap();
         assert_eq!(answer, b"bye");
+    }
+
+    #[test]
+    fn failures_of_the_guests_side_and_of_ours_are_told_apart() {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let (near, far) = UnixStream::pair().unwrap();
+        (&far).write_all(b"hello").unwrap();
+        let error = relay(io::empty(), full, Arc::new(near)).unwrap_err();
+        assert!(matches!(error, CliError::Output { .. }), "{error:?}");
+
+        let (near, _far) = UnixStream::pair().unwrap();
+        // Nothing to read within the time is an error of the reading.
+        near.set_read_timeout(Some(std::time::Duration::from_millis(1))).unwrap();
+        let error = relay(io::empty(), io::sink(), Arc::new(near)).unwrap_err();
+        assert!(matches!(error, CliError::Ssh(SshError::Lost { .. })), "{error:?}");
     }
 }

@@ -166,8 +166,13 @@ fn exit_code(ending: &Ending) -> u8 {
     }
 }
 
+/// The number of a signal that a server names: as RFC 4254 does, by its number, or as `RT34@vmd`, as the agent does with
+/// signals that have no name. Others' private names (`NAME@DOMAIN`) count where the name does.
 fn signal_number(word: &str) -> Option<i32> {
-    format!("SIG{word}").parse::<Signal>().ok().map(|signal| signal as i32)
+    let name = word.split_once('@').map_or(word, |(name, _)| name);
+    let named = || format!("SIG{name}").parse::<Signal>().ok().map(|signal| signal as i32);
+    let numbered = || name.strip_prefix("RT").unwrap_or(name).parse().ok();
+    named().or_else(numbered).filter(|number| (1..=64).contains(number))
 }
 
 fn died_perhaps(error: &SshError) -> bool {
@@ -234,11 +239,10 @@ pub(crate) fn environment(given: &[String]) -> Result<Vec<(String, String)>, Cli
 
 /// A command's words as one string that a POSIX shell, or the agent, splits into the same words.
 pub(crate) fn quote(words: &[OsString]) -> Vec<u8> {
-    // The kernel hands no NUL over in an argument.
     shlex::bytes::Quoter::new()
         .allow_nul(true)
         .join(words.iter().map(|word| word.as_bytes()))
-        .unwrap_or_else(|_| join(words))
+        .expect("only a NUL is refused, and that is allowed here (the kernel hands none over in an argument)")
 }
 
 /// A command's words joined by blanks, for the user's shell to make of them what it will.
@@ -336,7 +340,12 @@ mod tests {
         assert_eq!(exit_code(&Ending::Signalled("TERM".to_owned())), 143);
         assert_eq!(exit_code(&Ending::Signalled("KILL".to_owned())), 137);
         assert_eq!(exit_code(&Ending::Signalled("BUS".to_owned())), 135);
-        assert_eq!(exit_code(&Ending::Signalled("NONESUCH".to_owned())), 255);
+        assert_eq!(exit_code(&Ending::Signalled("RT34@vmd".to_owned())), 162);
+        assert_eq!(exit_code(&Ending::Signalled("WINCH@openssh.com".to_owned())), 156);
+        assert_eq!(exit_code(&Ending::Signalled("9".to_owned())), 137);
+        for none in ["NONESUCH", "0", "-9", "RT", "RT65@vmd", "", "@vmd"] {
+            assert_eq!(exit_code(&Ending::Signalled(none.to_owned())), 255, "{none}");
+        }
         assert_eq!(exit_code(&Ending::OutputClosed), 141);
         assert_eq!(exit_code(&Ending::Abandoned(2)), 130);
     }

@@ -6,7 +6,7 @@ use vm_api::{NetworkMode, VmInfo, VmState, rpc::VmClient};
 use crate::{
     context::Context,
     errors::CliError,
-    output::{ago, facts},
+    output::{ago, facts, for_stdout},
     size::human,
 };
 
@@ -21,7 +21,8 @@ impl ShowArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let client = context.client().await?;
         let vm = VmClient::get(&client, self.name).await?;
-        context.output.show(&vm, || text(&vm))?;
+        // A failure's cause quotes the guest's console.
+        context.output.show(&vm, || for_stdout(text(&vm)))?;
         Ok(0)
     }
 }

@@ -88,7 +88,7 @@ pub(crate) enum Ending {
     Left,
 }
 
-/// Runs a session to its end; all its output is written when this returns.
+/// Runs a session to its end; all its output is written when this returns, unless a signal came meanwhile.
 pub(crate) async fn run(
     connection: &Connection,
     request: Request,
@@ -123,7 +123,7 @@ pub(crate) async fn run(
     };
     // A stuck guest is left as it is.
     let _ = tokio::time::timeout(GOODBYE_DEADLINE, goodbye).await;
-    session.finish(ending?, events).await
+    session.finish(ending, events).await
 }
 
 async fn begin(writer: &ChannelWriteHalf<Msg>, request: Request) -> Result<(), russh::Error> {
@@ -247,32 +247,44 @@ impl Session {
         }
     }
 
-    /// Writes what is left. The command has ended, so now the first signal ends the session.
+    /// Writes what is left where the session is over for the guest, however it came to that, and judges how writing went.
     async fn finish(
         &mut self,
-        ending: Ending,
+        ending: Result<Ending, SshError>,
         events: &mut mpsc::Receiver<Event>,
     ) -> Result<Ending, SshError> {
-        if !matches!(ending, Ending::Exited(_) | Ending::Signalled(_)) {
-            return Ok(ending);
+        match ending {
+            Ok(ending @ (Ending::Exited(_) | Ending::Signalled(_))) => {
+                Ok(self.write_rest(events).await?.unwrap_or(ending))
+            }
+            // What came before the connection broke belongs to the user; the break is what there is to tell.
+            Err(error) => {
+                let _ = self.write_rest(events).await;
+                Err(error)
+            }
+            // The thread has ended already; it knows why.
+            Ok(Ending::OutputClosed) => written("stdout", self.stdout.finish().await)
+                .map(|closed| closed.unwrap_or(Ending::OutputClosed)),
+            Ok(ending @ (Ending::Abandoned(_) | Ending::Left)) => Ok(ending),
         }
+    }
+
+    /// Waits until all is written: `None`. The command has ended, so now the first signal ends the session.
+    async fn write_rest(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<Option<Ending>, SshError> {
         let write = async {
             let (stdout, stderr) = tokio::join!(self.stdout.finish(), self.stderr.finish());
-            // Without a stderr there is nobody to tell.
-            drop(stderr);
-            stdout
+            let closed = written("stdout", stdout)?;
+            // A stderr nobody reads is no loss to anybody.
+            written("stderr", stderr)?;
+            Ok(closed)
         };
         tokio::pin!(write);
         loop {
             // Cancel-safe: `write` is pinned outside, and an unread event stays in its queue.
             tokio::select! {
-                written = &mut write => return match written {
-                    Ok(()) => Ok(ending),
-                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Ending::OutputClosed),
-                    Err(source) => Err(SshError::Local { what: "stdout", source }),
-                },
+                closed = &mut write => return closed,
                 event = next(events) => if let Event::Signal(number) = event {
-                    return Ok(Ending::Abandoned(number));
+                    return Ok(Some(Ending::Abandoned(number)));
                 },
             }
         }
@@ -282,6 +294,15 @@ impl Session {
         let now = Instant::now();
         let last = self.last_signal.replace((number, now));
         last.is_some_and(|(signal, at)| signal == number && now.duration_since(at) < IMPATIENCE)
+    }
+}
+
+/// What the end of an output stream means: a reader that left, or a failure such as a full disk.
+fn written(what: &'static str, result: io::Result<()>) -> Result<Option<Ending>, SshError> {
+    match result {
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Some(Ending::OutputClosed)),
+        Err(source) => Err(SshError::Write { what, source }),
     }
 }
 

@@ -179,6 +179,8 @@ struct Guest {
     host_key: String,
     near: Option<UnixStream>,
     seen: Arc<Mutex<Vec<String>>>,
+    /// Makes the guest vanish without a goodbye.
+    disconnect: Arc<tokio::sync::Notify>,
 }
 
 impl Guest {
@@ -197,13 +199,21 @@ impl Guest {
             auth_rejection_time: Duration::ZERO,
             ..server::Config::default()
         };
+        let disconnect = Arc::new(tokio::sync::Notify::new());
+        let vanish = Arc::clone(&disconnect);
+        let cable = far.into_std().unwrap();
+        let far = UnixStream::from_std(cable.try_clone().unwrap()).unwrap();
+        tokio::spawn(async move {
+            vanish.notified().await;
+            cable.shutdown(std::net::Shutdown::Both).unwrap();
+        });
         tokio::spawn(async move {
             if let Ok(session) = server::run_stream(Arc::new(config), far, shell).await {
                 let _ = session.await;
             }
         });
         let host_key = host_key.public_key().to_openssh().unwrap();
-        Self { dir, host_key, near: Some(near), seen }
+        Self { dir, host_key, near: Some(near), seen, disconnect }
     }
 
     fn client_key(&self) -> PathBuf {
@@ -511,4 +521,61 @@ async fn a_guest_that_vanishes_is_a_lost_connection() {
     between.await.unwrap();
     assert!(matches!(ran.ending, Err(SshError::Lost { .. })), "{:?}", ran.ending);
     assert!(ran.stdout.len() > 100_000, "what had come is written: {}", ran.stdout.len());
+}
+
+#[tokio::test]
+async fn a_full_disk_is_an_error_and_not_a_reader_that_left() {
+    let full = || Box::new(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    // Both while the command runs and when all there is to write is left to its end.
+    for command in ["yes", "echo one line"] {
+        let mut guest = Guest::new();
+        let live = Live::start(&mut guest, command, Box::new(silence()), full()).await;
+        let error = tokio::time::timeout(PATIENCE, live.task).await.unwrap().unwrap().unwrap_err();
+        let SshError::Write { what: "stdout", source } = &error else { panic!("{error:?}") };
+        assert_eq!(source.kind(), io::ErrorKind::StorageFull);
+    }
+}
+
+/// A stdout that tells of its first write and keeps it until the gate is dropped.
+struct Gated {
+    reached: Arc<tokio::sync::Notify>,
+    gate: std::sync::mpsc::Receiver<()>,
+    inner: Buffer,
+}
+
+impl Write for Gated {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.reached.notify_one();
+        let _ = self.gate.recv();
+        self.inner.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_a_guest_said_before_it_vanished_is_written_unless_the_user_has_enough() {
+    for enough in [false, true] {
+        let mut guest = Guest::new();
+        let reached = Arc::new(tokio::sync::Notify::new());
+        let (open, gate) = std::sync::mpsc::channel();
+        let out = Buffer::default();
+        let stdout = Gated { reached: Arc::clone(&reached), gate, inner: out.clone() };
+        let command = "echo last words; exec sleep 1000";
+        let mut live = Live::start(&mut guest, command, Box::new(silence()), Box::new(stdout)).await;
+        tokio::time::timeout(PATIENCE, reached.notified()).await.unwrap();
+        guest.disconnect.notify_one();
+        // Longer than the goodbye to a guest that is gone: only the writing is left.
+        let soon = Duration::from_secs(2);
+        assert!(tokio::time::timeout(soon, &mut live.task).await.is_err(), "output is left behind");
+        if enough {
+            live.events.send(Event::Signal(SIGINT)).await.unwrap();
+        } else {
+            open.send(()).unwrap();
+        }
+        let error = tokio::time::timeout(PATIENCE, live.task).await.unwrap().unwrap().unwrap_err();
+        assert!(matches!(&error, SshError::Lost { .. }), "{error:?}");
+        assert_eq!(out.text(), if enough { "" } else { "last words\n" });
+    }
 }
