@@ -38,7 +38,11 @@ fn stat(pid: u32) -> Option<(char, u64)> {
 /// The arguments of a process, empty where they cannot be read.
 pub fn command_line(pid: u32) -> Vec<String> {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    bytes.split(|&b| b == 0).filter(|a| !a.is_empty()).map(|a| String::from_utf8_lossy(a).into_owned()).collect()
+    bytes
+        .split(|&b| b == 0)
+        .filter(|a| !a.is_empty())
+        .map(|a| String::from_utf8_lossy(a).into_owned())
+        .collect()
 }
 
 /// All processes of our own user whose arguments contain both of these, one right after the other. Others can give themselves

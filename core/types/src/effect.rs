@@ -112,7 +112,9 @@ impl Effect {
     /// Whether it is still there after the host has lost power and come back.
     pub fn outlives_reboot(&self) -> bool {
         match self {
-            Self::Directory { .. } | Self::File { .. } | Self::AppendedFile { .. } | Self::CowDisk { .. } => true,
+            Self::Directory { .. } | Self::File { .. } | Self::AppendedFile { .. } | Self::CowDisk { .. } => {
+                true
+            }
             Self::Sysctl { .. }
             | Self::Bridge { .. }
             | Self::Firewall { .. }
