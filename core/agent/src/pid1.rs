@@ -154,7 +154,7 @@ impl Agent {
                 .args(arguments.encode())
                 .env_clear()
                 .stdin(Stdio::from(theirs))
-                .current_dir("/run")
+                .current_dir(if Path::new("/run").is_dir() { "/run" } else { "/" })
                 .spawn()?;
             Ok(Self { pid: Pid::from_raw(child.id().cast_signed()), socket: ours })
         };

@@ -139,22 +139,42 @@ pub enum EngineError {
     },
     /// The store.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(Box<StoreError>),
     /// The network layer.
     #[error(transparent)]
-    Net(#[from] NetError),
+    Net(Box<NetError>),
     /// The disk layer.
     #[error(transparent)]
-    Disk(#[from] DiskError),
+    Disk(Box<DiskError>),
     /// The image layer.
     #[error(transparent)]
-    Image(#[from] ImageError),
+    Image(Box<ImageError>),
     /// The VMM driver.
     #[error(transparent)]
-    Vmm(#[from] VmmError),
+    Vmm(Box<VmmError>),
     /// The shim.
     #[error(transparent)]
-    Shim(#[from] ShimError),
+    Shim(Box<ShimError>),
+}
+
+macro_rules! layer {
+    ($($variant:ident($error:ty),)*) => {
+        // Boxed, so that the result of every function here stays small.
+        $(impl From<$error> for EngineError {
+            fn from(error: $error) -> Self {
+                Self::$variant(Box::new(error))
+            }
+        })*
+    };
+}
+
+layer! {
+    Store(StoreError),
+    Net(NetError),
+    Disk(DiskError),
+    Image(ImageError),
+    Vmm(VmmError),
+    Shim(ShimError),
 }
 
 impl EngineError {

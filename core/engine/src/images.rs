@@ -328,7 +328,8 @@ impl Engine {
                 move |source| EngineError::File { action, path, source }
             };
             for entry in std::fs::read_dir(&directory).map_err(file(&directory, "read"))?.flatten() {
-                if entry.file_name().to_string_lossy().starts_with("initramfs-") {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.starts_with("initramfs-") && name.ends_with(".cpio") {
                     let _ = std::fs::remove_file(entry.path());
                 }
             }

@@ -14,7 +14,7 @@ use vm_store::{Store, StoreError, meta};
 use vm_types::{
     ProcessRef, VmId,
     image::{ImageRecord, KernelRecord},
-    vm::{FailedAt, NetworkMode, VmRecord, VmSpec},
+    vm::{FailedAt, NetworkMode, Owner, VmRecord, VmSpec},
 };
 
 fn image(digit: char, references: &[&str]) -> ImageRecord {
@@ -51,7 +51,10 @@ fn vm(number: u64, name: &str) -> VmRecord {
             disk_bytes: 8 << 30,
             network: NetworkMode::Nat,
             labels: [("team".to_owned(), "core".to_owned())].into(),
-            owner: Some(ProcessRef { pid: 4242, start_ticks: 99 }),
+            owner: Some(Owner {
+                process: ProcessRef { pid: 4242, start_ticks: 99 },
+                boot_id: "a-boot".into(),
+            }),
         },
         address: Some(Ipv4Addr::from(0x0ad5_0002 + u32::try_from(number).unwrap())),
         created_at: 1_700_000_000 + number,

@@ -198,7 +198,10 @@ async fn explain(client: &Client, name: &str, error: SshError) -> CliError {
                     return CliError::VmLost { name: name.to_owned(), what, console: String::new() };
                 }
                 VmState::Stopped { last_exit: Some(exit) } => format!("stopped (its VMM ended with {exit})"),
-                VmState::Running { .. } | VmState::Paused { .. } if Instant::now() < deadline => {
+                // Stopping, the daemon is just finding out how it ended.
+                VmState::Running { .. } | VmState::Paused { .. } | VmState::Stopping { .. }
+                    if Instant::now() < deadline =>
+                {
                     tokio::time::sleep(NOTICE_RETRY).await;
                     continue;
                 }
