@@ -17,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::namespaces::{Namespaces, before_exec};
+use crate::namespaces::{Namespaces, before_exec, default_signals};
 
 /// How often a condition that nobody announces is looked at.
 const LOOK: Duration = Duration::from_millis(10);
@@ -156,6 +156,7 @@ impl Running {
         if terminal.is_none() {
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
         }
+        before_exec(&mut command, default_signals);
         let started = Instant::now();
         let mut child = namespaces
             .spawn(&mut command)

@@ -11,7 +11,10 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    sys::signal::{SigHandler, Signal, signal},
+};
 
 use crate::programs;
 
@@ -152,4 +155,15 @@ pub(crate) fn before_exec(
 ) {
     // SAFETY: what is passed here makes system calls and allocates nothing, so it is fit for a forked child.
     unsafe { command.pre_exec(work) };
+}
+
+/// Signals as a command typed in a terminal has them. A shell has its background jobs ignore SIGINT and SIGQUIT, and what is
+/// ignored is inherited: by us where the tests run in such a job, and by what we start.
+#[expect(unsafe_code, reason = "nix cannot know that a disposition is no handler")]
+pub(crate) fn default_signals() -> io::Result<()> {
+    for number in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGTERM] {
+        // SAFETY: SIG_DFL runs no code of ours.
+        unsafe { signal(number, SigHandler::SigDfl) }?;
+    }
+    Ok(())
 }

@@ -86,7 +86,7 @@ impl Shared {
                 warnings.extend(settings.warnings.iter().cloned());
                 *self.ssh.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(settings));
             }
-            Err(error) => warnings.push(crate::pid1::chain(&error)),
+            Err(error) => warnings.push(vm_types::report::chain(&error)),
         }
         warnings
     }
@@ -161,7 +161,7 @@ async fn prepare(shared: Arc<Shared>, arguments: Arguments) {
             shared.state.send_replace(State::Ready);
         }
         Err(error) => {
-            let message = crate::pid1::chain(&error);
+            let message = vm_types::report::chain(&error);
             console::error(&message);
             shared.state.send_replace(State::Failed { code: error.code().into(), message });
         }

@@ -51,7 +51,7 @@ pub(crate) fn main() -> ExitCode {
             }
         }
         Err(error) => {
-            let mut message = chain(&error);
+            let mut message = vm_types::report::chain(&error);
             console::error(format_args!("{message}"));
             if let Some(hint) = error.hint() {
                 console::error(format_args!("hint: {hint}"));
@@ -117,18 +117,6 @@ fn rehearse() {
             .stderr(Stdio::null())
             .spawn();
     }
-}
-
-/// An error and what caused it, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// Becomes the image's init; returns only on failure.

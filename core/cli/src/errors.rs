@@ -1,6 +1,6 @@
 //! What can go wrong for a user, and the exit code it gives.
 
-use std::{error::Error, io, path::PathBuf};
+use std::{io, path::PathBuf};
 
 use vm_api::{ErrorKind, Problem};
 
@@ -181,13 +181,7 @@ impl CliError {
 
     /// The message with its causes.
     pub(crate) fn message(&self) -> String {
-        let mut message = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            message = format!("{message}: {error}");
-            cause = error.source();
-        }
-        message
+        vm_types::report::chain(self)
     }
 
     /// Whether there is nobody left to tell.

@@ -1,7 +1,7 @@
 //! The daemon's own nftables table.
 //!
 //! ```text
-//!   table inet vmd_XXXX
+//!   table inet vmd_3f2a
 //!     postrouting  guests' packets leaving by anything but the bridge are masqueraded
 //!     forward      bridge → bridge: accept
 //!                  bridge → out:    only from the subnet; TCP MSS clamped to the route's MTU

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   guest ── tap ──┐
-//!   guest ── tap ──┴─ bridge (gateway address) ── forward + masquerade (table inet vmd_XXXX) ── uplink
+//!   guest ── tap ──┴─ bridge (gateway address) ── forward + masquerade (table inet vmd_3f2a) ── uplink
 //! ```
 //!
 //! [`Net`] applies the effects [`Bridge`], [`Tap`], [`Firewall`] and [`Sysctl`]; [`HostNet`] does so for real, [`FakeNet`] in

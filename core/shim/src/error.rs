@@ -1,6 +1,6 @@
 //! What can go wrong: [`StartError`] inside a shim, [`ShimError`] for those who deal with one.
 
-use std::{error::Error, io, path::PathBuf};
+use std::{io, path::PathBuf};
 
 /// Why a shim could not start its VMM. Reaches people through [`vm_types::shim::ShimFailed`].
 #[derive(Debug, thiserror::Error)]
@@ -215,16 +215,4 @@ impl ShimError {
 
 fn said(stderr: &str) -> String {
     if stderr.trim().is_empty() { String::new() } else { format!("; it said: {}", stderr.trim()) }
-}
-
-/// An error with its causes on one line, for the line that crosses to the daemon as text.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

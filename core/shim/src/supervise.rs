@@ -36,7 +36,7 @@ use vm_types::{
 
 use crate::{
     console::{self, Console},
-    error::{StartError, chain},
+    error::StartError,
     lines,
     link::{self, Session},
     log::BoundedLog,
@@ -70,7 +70,7 @@ pub fn main(spec_path: &Path) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // With nobody left to read this there is nobody to tell.
-            let _ = say(&ShimFailed { error: chain(&error), hint: error.hint() });
+            let _ = say(&ShimFailed { error: vm_types::report::chain(&error), hint: error.hint() });
             ExitCode::FAILURE
         }
     }

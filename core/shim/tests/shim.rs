@@ -347,17 +347,21 @@ async fn sockets_are_open_to_whom_they_should_be() {
 async fn nothing_of_the_daemon_reaches_the_vmm() {
     let vm = Vm::new(&["hang"]);
     let started = vm.start().await;
-    let fds = std::fs::read_dir(format!("/proc/{}/fd", started.vmm.pid)).unwrap().count();
-    assert_eq!(fds, 3, "the VMM inherits more than its standard streams");
+    // Its own loader has a library open for a moment.
+    until("the VMM to hold its standard streams only", || {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", started.vmm.pid)).unwrap().count();
+        (fds == 3).then_some(())
+    })
+    .await;
     let field = |pid: u32, name: &str| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         text.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim_matches([':', '\t', ' ']).to_owned()
     };
     assert_eq!(field(started.vmm.pid, "SigBlk"), "0000000000000000");
-    // Signals 1 to 31; 32 and 33 belong to the C library, which resets them for nobody. SIGPIPE (13) is ignored by the
-    // played VMM's own runtime, and by nobody before it.
+    // Signals 1 to 31; 32 and 33 belong to the C library, which resets them for nobody. SIGPIPE (13) is sooner or later ignored
+    // by the played VMM's own runtime.
     let ignored = u64::from_str_radix(&field(started.vmm.pid, "SigIgn"), 16).unwrap() & 0x7fff_ffff;
-    assert_eq!(ignored, 1 << 12);
+    assert_eq!(ignored & !(1 << 12), 0);
     assert!(std::fs::read_link(format!("/proc/{}/cwd", started.shim.pid)).unwrap() == Path::new("/"));
     let kib: u64 = field(started.shim.pid, "RssAnon").trim_end_matches(" kB").parse().unwrap();
     println!("idle shim: VmRSS {}, RssAnon {kib} kB", field(started.shim.pid, "VmRSS"));

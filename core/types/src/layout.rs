@@ -55,7 +55,7 @@ impl Layout {
     pub fn kernels(&self) -> PathBuf {
         self.state.join("kernels")
     }
-    /// Directory of one kernel: `vmlinuz`, `initramfs.cpio`.
+    /// Directory of one kernel: `vmlinuz`, `modules.cpio`, and `initramfs-*.cpio` that the daemon makes of the agent and the latter.
     pub fn kernel(&self, id: &KernelId) -> PathBuf {
         self.kernels().join(id.as_str())
     }

@@ -10,6 +10,7 @@ pub mod image;
 pub mod layout;
 pub mod machine;
 pub mod operation;
+pub mod report;
 pub mod shim;
 pub mod vm;
 

@@ -113,16 +113,7 @@ impl Directories {
 }
 
 fn fail(error: &(dyn std::error::Error + 'static), hint: Option<&str>) -> ExitCode {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    eprintln!("vmd: {text}");
+    eprintln!("vmd: {}", vm_types::report::chain(error));
     if let Some(hint) = hint {
         eprintln!("hint: {hint}");
     }
