@@ -26,7 +26,8 @@ DEV := $(TARGET)/dist/dev
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env,)
 # VMs need root; cargo runs every test binary through this.
 as_root := $(if $(SUDO),CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)",)
-test_env = VM_TEST_BIN="$(1)" VM_TEST_PROG="$(GUEST)/vm-test-prog" $(as_root)
+# Signals as in a terminal: a background job of a shell ignores SIGINT, which all it starts would inherit.
+test_env = VM_TEST_BIN="$(1)" VM_TEST_PROG="$(GUEST)/vm-test-prog" $(as_root) env --default-signal
 # $(call put,FILE,DIRECTORY): copies what has changed; a file that is in use is replaced, not written to.
 put = cmp -s "$(1)" "$(2)/$(notdir $(1))" || install -D -m 755 -t "$(2)" "$(1)"
 
