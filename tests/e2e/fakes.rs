@@ -1,6 +1,6 @@
 //! Failures on demand: the daemon, its journal and its shims are real, the VMM and its guest play a part.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, process::Command};
 
 use vm_tests::{World, fixtures, wait_until, world::SHORT};
 
@@ -11,8 +11,11 @@ fn world(behaviour: &str, config: &str) -> World {
     let fake = world.program("vm-fake-vmm");
     // Of two equal options the first holds.
     let script = format!("#!/bin/sh\nexec {} --behaviour '{behaviour}' \"$@\"\n", fake.display());
-    fs::write(&program, script).expect("a script can be written");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("it can be made executable");
+    let text = world.directory().join("vmm.sh");
+    fs::write(&text, script).expect("a script can be written");
+    // By another process: a child forked meanwhile would keep the program open for writing, thus not to be run.
+    let install = Command::new("install").arg(text).arg(&program).status().expect("install can be run");
+    assert!(install.success());
     world.configure(&format!("version = 1\n{config}\n[vmm]\nfake = \"{}\"\n", program.display()));
     world
 }

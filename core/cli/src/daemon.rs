@@ -380,8 +380,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = layout(dir.path());
         let program = dir.path().join("vmd");
-        std::fs::write(&program, "#!/bin/sh\necho \"no such bridge: $1 $3\" >&2\nexit 3\n").unwrap();
-        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let text = dir.path().join("script");
+        std::fs::write(&text, "#!/bin/sh\necho \"no such bridge: $1 $3\" >&2\nexit 3\n").unwrap();
+        // By another process: a child forked meanwhile would keep the program open for writing, thus not to be run.
+        let install = Command::new("install").arg(text).arg(&program).status().unwrap();
+        assert!(install.success());
         let (log, start) = open_log(&layout).unwrap();
         let child = spawn_detached(&program, &layout, log).unwrap();
         let error = wait_until_it_listens(&layout, child, start).await.unwrap_err();

@@ -4,7 +4,6 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -17,7 +16,10 @@ struct Host(tempfile::TempDir);
 impl Host {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_vm"), dir.path().join("vm")).unwrap();
+        // By another process: a child that a test beside this one forks would inherit the open file, and a
+        // program that is open for writing cannot be run.
+        let vm = env!("CARGO_BIN_EXE_vm");
+        assert!(Command::new("cp").arg(vm).arg(dir.path()).status().unwrap().success());
         Self(dir)
     }
 
@@ -27,9 +29,10 @@ impl Host {
 
     /// Puts a daemon's program beside `vm`.
     fn install_vmd(&self, script: &str) {
-        let path = self.path("vmd");
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        let text = self.path("script");
+        fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+        let install = Command::new("install").arg(text).arg(self.path("vmd")).status().unwrap();
+        assert!(install.success());
     }
 
     fn command(&self, line: &str) -> Command {
