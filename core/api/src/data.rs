@@ -6,9 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use vm_types::{
     ImageDigest, KernelId, OperationId, VmId, VmName,
+    event::{Event, EventKind},
     image::{ImageRecord, KernelRecord},
     operation::{OperationKind, OperationProgress},
-    vm::{ExitStatus, FailedAt, NetworkMode, VmState},
+    vm::{ExitStatus, FailedAt, NetworkMode, RestartPolicy, VmState},
 };
 
 use crate::Problem;
@@ -33,6 +34,12 @@ pub struct CreateVm {
     pub network: Option<NetworkMode>,
     /// Free-form labels.
     pub labels: BTreeMap<String, String>,
+    /// Whether it is started again when it ends by itself.
+    pub restart: Option<RestartPolicy>,
+    /// Delete it when it is this many seconds old.
+    pub ttl_seconds: Option<u64>,
+    /// Stop it after this many seconds without an SSH connection.
+    pub idle_stop_seconds: Option<u64>,
     /// Delete it when the calling process ends.
     pub ephemeral: bool,
     /// Start it in the same operation.
@@ -45,6 +52,60 @@ pub struct CreateVm {
 pub struct StopVm {
     /// Seconds the guest gets to shut down before it is killed; the configuration's if absent.
     pub grace_seconds: Option<u64>,
+}
+
+/// What to change of a VM; what is left out stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SetVm {
+    /// Virtual CPUs; a running VM has them after its next start.
+    pub cpus: Option<u32>,
+    /// Memory in MiB; a running VM has it after its next start.
+    pub memory_mib: Option<u64>,
+    /// Root disk in bytes; it only grows, also while the VM runs.
+    pub disk_bytes: Option<u64>,
+    /// Labels to add or replace; null removes one.
+    pub labels: BTreeMap<String, Option<String>>,
+    /// Restart policy.
+    pub restart: Option<RestartPolicy>,
+    /// Delete it this many seconds from now; 0 means never.
+    pub ttl_seconds: Option<u64>,
+    /// Stop it after this many idle seconds; 0 means never.
+    pub idle_stop_seconds: Option<u64>,
+}
+
+/// What [`SetVm`] brought about: the result of its operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmChanged {
+    /// The VM now.
+    pub vm: VmInfo,
+    /// Names of the changed settings that a restart will bring: `cpus`, `memory`.
+    pub needs_restart: Vec<String>,
+}
+
+/// Which VMs to delete: those that are off and fit all that is said here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PruneVms {
+    /// Only those that have been off, or there, for this many seconds.
+    pub older_than_seconds: Option<u64>,
+    /// Only those with all these labels.
+    pub labels: BTreeMap<String, String>,
+    /// Only those that failed.
+    pub failed: bool,
+    /// Say which, delete none.
+    pub dry_run: bool,
+}
+
+/// What a prune did: the result of its operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Pruned {
+    /// Names of VMs that were deleted, or would be.
+    pub deleted: Vec<VmName>,
+    /// Names of those that could not be, with the reason.
+    pub failed: BTreeMap<VmName, Problem>,
+    /// Bytes their disks took.
+    pub freed_bytes: u64,
 }
 
 /// A VM as it is now.
@@ -77,6 +138,14 @@ pub struct VmInfo {
     pub address: Option<Ipv4Addr>,
     /// Free-form labels.
     pub labels: BTreeMap<String, String>,
+    /// Whether it is started again when it ends by itself.
+    pub restart: RestartPolicy,
+    /// Deleted at this time, seconds since the Unix epoch.
+    pub expires_at: Option<u64>,
+    /// Stopped after this many idle seconds.
+    pub idle_stop_seconds: Option<u64>,
+    /// Settings that a running VM will have only after its next start: `cpus`, `memory`.
+    pub needs_restart: Vec<String>,
     /// Deleted when the process that made it ends.
     pub ephemeral: bool,
     /// Creation, seconds since the Unix epoch.
@@ -201,6 +270,50 @@ pub struct DaemonStatus {
     pub vms: usize,
     /// VMs that are up.
     pub running: usize,
+    /// What VMs take of the host, and may take.
+    pub resources: Resources,
+}
+
+/// What VMs take of the host, and may take by the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Resources {
+    /// Memory of VMs that are up or starting, MiB.
+    pub memory_mib: u64,
+    /// The most that may be, MiB.
+    pub memory_limit_mib: u64,
+    /// Sizes of all VMs' disks, bytes: what they would take when full.
+    pub disk_bytes: u64,
+    /// The most that may be, bytes; absent without a quota.
+    pub disk_limit_bytes: Option<u64>,
+    /// Tap devices that wait for a VM.
+    pub taps_ready: usize,
+}
+
+/// Whether a lock is held or waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LockState {
+    /// Held.
+    Held,
+    /// In the queue.
+    Waiting,
+}
+
+/// A lock that somebody holds or waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LockInfo {
+    /// Its name, e.g. `vm web`.
+    pub lock: String,
+    /// Its level in the lock order.
+    pub level: String,
+    /// Held or waited for.
+    pub state: LockState,
+    /// By whom: an operation or a request.
+    pub holder: String,
+    /// The operation's id, if it is one.
+    pub operation: Option<OperationId>,
+    /// For how long, in milliseconds.
+    pub age_ms: u64,
 }
 
 /// How a doctor's check went.

@@ -33,6 +33,21 @@ pub trait Vm {
     /// Ends a VM at once; the result is a [`VmInfo`].
     #[method(name = "kill")]
     async fn kill(&self, vm: String) -> RpcResult<Begun>;
+    /// Stops a VM, if it is up, and starts it; the result is a [`VmInfo`].
+    #[method(name = "restart")]
+    async fn restart(&self, vm: String, params: StopVm) -> RpcResult<Begun>;
+    /// Halts a running VM's CPUs; the result is a [`VmInfo`].
+    #[method(name = "pause")]
+    async fn pause(&self, vm: String) -> RpcResult<Begun>;
+    /// Lets a paused VM run; the result is a [`VmInfo`].
+    #[method(name = "resume")]
+    async fn resume(&self, vm: String) -> RpcResult<Begun>;
+    /// Changes a VM; the result is a [`VmChanged`].
+    #[method(name = "set")]
+    async fn set(&self, vm: String, params: SetVm) -> RpcResult<Begun>;
+    /// Deletes VMs that are off; the result is a [`Pruned`].
+    #[method(name = "prune")]
+    async fn prune(&self, params: PruneVms) -> RpcResult<Begun>;
     /// Deletes a VM with its disk. One that is up is refused unless `force`.
     #[method(name = "delete")]
     async fn delete(&self, vm: String, force: bool) -> RpcResult<Begun>;
@@ -129,9 +144,14 @@ pub trait Operation {
     /// Cancels it; what it had made is undone before it ends.
     #[method(name = "cancel")]
     async fn cancel(&self, id: OperationId) -> RpcResult<()>;
-    /// Its state now and at each change, the last one being its end.
+    /// Its state now and at each change, the last one being its end. With `cancel_on_close` the operation is cancelled when
+    /// this subscription ends before it, for instance because its client is gone.
     #[subscription(name = "watch" => "changed", unsubscribe = "unwatch", item = OperationInfo)]
-    async fn watch(&self, id: OperationId) -> jsonrpsee::core::SubscriptionResult;
+    async fn watch(
+        &self,
+        id: OperationId,
+        cancel_on_close: Option<bool>,
+    ) -> jsonrpsee::core::SubscriptionResult;
 }
 
 /// The daemon itself.
@@ -151,10 +171,35 @@ pub trait Daemon {
     /// How it is.
     #[method(name = "status")]
     async fn status(&self) -> RpcResult<DaemonStatus>;
+    /// Locks that are held or waited for, those that are held first.
+    #[method(name = "locks")]
+    async fn locks(&self) -> RpcResult<Vec<LockInfo>>;
     /// Ends it; VMs go on.
     #[method(name = "stop")]
     async fn stop(&self) -> RpcResult<()>;
     /// Checks the host.
     #[method(name = "doctor")]
     async fn doctor(&self) -> RpcResult<Vec<Finding>>;
+}
+
+/// What happened.
+#[cfg_attr(
+    all(feature = "server", feature = "client"),
+    rpc(server, client, namespace = "event", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "server", not(feature = "client")),
+    rpc(server, namespace = "event", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "client", not(feature = "server")),
+    rpc(client, namespace = "event", namespace_separator = ".")
+)]
+pub trait Events {
+    /// The last events after `after` (a sequence number; 0 for all that are kept), oldest first.
+    #[method(name = "list")]
+    async fn list(&self, after: u64) -> RpcResult<Vec<Event>>;
+    /// The same, and then each event as it happens.
+    #[subscription(name = "subscribe" => "happened", unsubscribe = "unsubscribe", item = Event)]
+    async fn follow(&self, after: u64) -> jsonrpsee::core::SubscriptionResult;
 }

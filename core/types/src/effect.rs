@@ -15,6 +15,7 @@ use std::{fmt, path::PathBuf};
 use ipnet::Ipv4Net;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::{EnumDiscriminants, IntoStaticStr, VariantArray};
 
 /// Names one effect on one host, e.g. `tap:vt3f2a0001`. Two effects with one id are the same thing.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -27,8 +28,29 @@ impl fmt::Display for EffectId {
     }
 }
 
-/// A change of the host. Exhaustive: whoever matches it without `_` learns of a new one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What an effect is part of. Reconciliation goes through them in this order: a VMM must be gone before its disks and taps
+/// are, and files say where the others are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, VariantArray)]
+pub enum Layer {
+    /// Processes.
+    Vmm,
+    /// Disks and what carries them.
+    Block,
+    /// Devices, addresses, rules and settings of the network.
+    Network,
+    /// Directories and files.
+    Files,
+}
+
+/// A change of the host. Exhaustive: whoever matches it without `_` learns of a new one. [`EffectKind`] is the same without
+/// the data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, EnumDiscriminants)]
+#[strum_discriminants(
+    name(EffectKind),
+    doc = "The kinds of [`Effect`], for whoever has to go through all of them.",
+    derive(VariantArray, IntoStaticStr),
+    strum(serialize_all = "snake_case")
+)]
 #[serde(tag = "effect", rename_all = "snake_case")]
 pub enum Effect {
     /// A directory of our own; undo removes it with all that is in it.
@@ -120,6 +142,18 @@ impl Effect {
             | Self::Firewall { .. }
             | Self::Tap { .. }
             | Self::Shim { .. } => false,
+        }
+    }
+
+    /// What it is part of.
+    pub fn layer(&self) -> Layer {
+        match self {
+            Self::Shim { .. } => Layer::Vmm,
+            Self::CowDisk { .. } => Layer::Block,
+            Self::Sysctl { .. } | Self::Bridge { .. } | Self::Firewall { .. } | Self::Tap { .. } => {
+                Layer::Network
+            }
+            Self::Directory { .. } | Self::File { .. } | Self::AppendedFile { .. } => Layer::Files,
         }
     }
 

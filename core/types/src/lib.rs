@@ -4,6 +4,7 @@
 //! This crate holds data and its validation only. It does no I/O and knows no driver.
 
 pub mod effect;
+pub mod event;
 pub mod guest;
 pub mod id;
 pub mod image;
@@ -14,6 +15,7 @@ pub mod report;
 pub mod shim;
 pub mod vm;
 
-pub use effect::{Effect, EffectId, Handle, Observed, ProcessRef};
+pub use effect::{Effect, EffectId, EffectKind, Handle, Layer, Observed, ProcessRef};
+pub use event::{Event, EventKind};
 pub use id::{ImageDigest, InstanceId, KernelId, OperationId, VmId, VmName};
 pub use layout::{Layout, VmPaths};

@@ -15,8 +15,20 @@ pub enum OperationKind {
     VmStop,
     /// `vm.kill`
     VmKill,
+    /// `vm.restart`, a reboot from within, or what a restart policy asks for
+    VmRestart,
+    /// `vm.pause`
+    VmPause,
+    /// `vm.resume`
+    VmResume,
+    /// `vm.set`
+    VmSet,
     /// `vm.delete`
     VmDelete,
+    /// `vm.prune`
+    VmPrune,
+    /// What follows when a VMM has ended by itself
+    VmEnded,
     /// `image.pull`
     ImagePull,
     /// `image.import`

@@ -28,6 +28,19 @@ pub enum VmmKind {
     Fake,
 }
 
+/// Whether a VM that nobody stopped is started again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Never.
+    #[default]
+    No,
+    /// When its VMM or kernel died, or the host was booted anew; not after a power-off from within.
+    OnFailure,
+    /// After any end that no request of ours brought about.
+    Always,
+}
+
 /// The process that a VM belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Owner {
@@ -63,6 +76,15 @@ pub struct VmSpec {
     /// if the daemon was restarted meanwhile.
     #[serde(default)]
     pub owner: Option<Owner>,
+    /// Whether it is started again when it ends by itself.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// Stop it after this many seconds without an SSH connection.
+    #[serde(default)]
+    pub idle_stop_seconds: Option<u64>,
+    /// Delete it at this time, seconds since the Unix epoch.
+    #[serde(default)]
+    pub expires_at: Option<u64>,
 }
 
 /// How a VMM process ended.
@@ -135,6 +157,8 @@ pub enum VmState {
     Paused {
         /// VMM's process id.
         pid: u32,
+        /// Start of the VMM, seconds since the Unix epoch.
+        since: u64,
     },
     /// On its way down.
     Stopping {

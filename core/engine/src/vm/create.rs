@@ -138,6 +138,9 @@ impl Engine {
             network: request.network.unwrap_or_default(),
             labels: request.labels,
             owner: request.owner,
+            restart: Default::default(),
+            idle_stop_seconds: None,
+            expires_at: None,
         })
     }
 
