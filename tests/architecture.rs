@@ -12,6 +12,7 @@ const MAY: &[(&str, &[&str])] = &[
     // Data, and the seams everybody shares.
     ("vm-types", &[]),
     ("vm-host", &["vm-types"]),
+    ("vm-locks", &[]),
     ("vm-channel", &["vm-types"]),
     ("vm-api", &["vm-types"]),
     // The layers, which know nothing of each other.
@@ -22,7 +23,13 @@ const MAY: &[(&str, &[&str])] = &[
     ("vm-vmm", &["vm-types", "vm-host", "vm-channel"]),
     ("vm-shim", &["vm-types", "vm-host", "vm-channel"]),
     // What joins them.
-    ("vm-engine", &["vm-types", "vm-host", "vm-store", "vm-disk", "vm-net", "vm-image", "vm-vmm", "vm-shim"]),
+    (
+        "vm-engine",
+        &[
+            "vm-types", "vm-host", "vm-locks", "vm-store", "vm-disk", "vm-net", "vm-image", "vm-vmm",
+            "vm-shim",
+        ],
+    ),
     (
         "vmd",
         &[

@@ -1,0 +1,86 @@
+//! The order of the locks: every level, and after which others it may be locked. There is no other place that says so.
+
+mod sealed {
+    /// Keeps levels, and with them the order, in this file.
+    pub trait Sealed {}
+}
+
+/// What a lock is for, which decides its place in the order. Levels are types without values.
+pub trait Level: sealed::Sealed + 'static {
+    /// As people read it in the table of locks.
+    const NAME: &'static str;
+}
+
+/// A level that may be locked while `Held`, and whatever `Held` itself may be locked after, is held.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not locked after `{Held}`",
+    label = "against the order of locks",
+    note = "docs/locking.md has the order"
+)]
+pub trait LockAfter<Held: Level>: Level {}
+
+/// A level of which two locks may be held at once, by [`Ctx::lock_pair`](crate::Ctx::lock_pair) only.
+#[diagnostic::on_unimplemented(
+    message = "two locks of level `{Self}` are never held at once",
+    label = "not a level for pairs",
+    note = "docs/locking.md has the order"
+)]
+pub trait Paired: Level {}
+
+macro_rules! levels {
+    ($($(#[$doc:meta])* $level:ident,)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub enum $level {}
+        impl sealed::Sealed for $level {}
+        impl Level for $level {
+            const NAME: &'static str = stringify!($level);
+        }
+    )*};
+}
+
+macro_rules! order {
+    ($($held:ident then [$($next:ident)*];)*) => {
+        $($(impl LockAfter<$held> for $next {})*)*
+
+        /// The order as data: each level with those that may be locked while it is held.
+        pub const ORDER: &[(&str, &[&str])] = &[$((stringify!($held), &[$(stringify!($next)),*])),*];
+    };
+}
+
+levels! {
+    /// Nothing is held. What takes long, or waits for somebody else, wants this.
+    Unlocked,
+    /// One VM: its state, record and live handles.
+    Vm,
+    /// One workspace.
+    Workspace,
+    /// The choosing of names and addresses until they are written.
+    CreateVm,
+    /// Changes of the catalogue of images and kernels.
+    ImageOps,
+    /// Leaf: the host's bridge, firewall table and forwarding.
+    Network,
+    /// Leaf: the taps that wait for a VM.
+    TapPool,
+    /// Leaf: the initramfs that VMs share.
+    Initramfs,
+    /// Leaf: one journal of effects.
+    Journal,
+}
+
+order! {
+    Unlocked  then [Vm Workspace CreateVm ImageOps Network TapPool Initramfs Journal];
+    Vm        then [             CreateVm ImageOps Network TapPool Initramfs Journal];
+    Workspace then [             CreateVm ImageOps Network TapPool Initramfs Journal];
+    CreateVm  then [                               Network TapPool Initramfs Journal];
+    ImageOps  then [                               Network TapPool Initramfs Journal];
+    Network   then [];
+    TapPool   then [];
+    Initramfs then [];
+    Journal   then [];
+}
+
+// Two VMs or workspaces are one operation's business when one is made from the other.
+impl Paired for Vm {}
+impl Paired for Workspace {}
