@@ -18,6 +18,8 @@ use crate::{Images, Kernels, Meta, StoreError, Vms, migrations, rows::doing};
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests that may wait; beyond that callers wait to send.
 const QUEUE: usize = 64;
+/// Statements that stay prepared: more than this crate has.
+const STATEMENTS: usize = 64;
 
 type Request = Box<dyn FnOnce(&mut Connection) + Send>;
 
@@ -109,6 +111,7 @@ fn open(path: &Path) -> Result<Connection, StoreError> {
 fn prepare(mut connection: Connection, path: &Path) -> Result<Connection, StoreError> {
     let action = "prepare the database";
     connection.busy_timeout(BUSY_TIMEOUT).map_err(doing(action))?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     let id: i32 =
         connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(doing(action))?;
     if id != 0 && id != migrations::APPLICATION_ID {

@@ -32,7 +32,8 @@ impl Vms<'_> {
             .transaction(ACTION, move |t| {
                 check_catalogues(t, &vm.spec)?;
                 let (failed_at, failure) = encode_failure(vm.failure)?;
-                t.execute(
+                execute(
+                    t,
                     "INSERT INTO vms (id, name, image, kernel, spec, address, created_at, complete,
                                       wanted_running, failed_at, failure)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
@@ -103,7 +104,7 @@ impl Vms<'_> {
     /// # Errors
     /// [`StoreError::NoSuchVm`], or the database failing.
     pub async fn set_complete(&self, id: &VmId) -> Result<(), StoreError> {
-        self.update(id, |t, id| t.execute("UPDATE vms SET complete = 1 WHERE id = ?1", [id])).await
+        self.update(id, |t, id| execute(t, "UPDATE vms SET complete = 1 WHERE id = ?1", [id])).await
     }
 
     /// Notes that the VM is being taken apart: from now on it is to be removed, whatever happens.
@@ -111,7 +112,7 @@ impl Vms<'_> {
     /// # Errors
     /// [`StoreError::NoSuchVm`], or the database failing.
     pub async fn set_incomplete(&self, id: &VmId) -> Result<(), StoreError> {
-        self.update(id, |t, id| t.execute("UPDATE vms SET complete = 0 WHERE id = ?1", [id])).await
+        self.update(id, |t, id| execute(t, "UPDATE vms SET complete = 0 WHERE id = ?1", [id])).await
     }
 
     /// Gives the VM an address, or takes it away.
@@ -121,7 +122,7 @@ impl Vms<'_> {
     pub async fn set_address(&self, id: &VmId, address: Option<Ipv4Addr>) -> Result<(), StoreError> {
         let text = address.map(|address| address.to_string());
         let statement = "UPDATE vms SET address = ?2 WHERE id = ?1";
-        match self.update(id, move |t, id| t.execute(statement, params![id, text])).await {
+        match self.update(id, move |t, id| execute(t, statement, params![id, text])).await {
             Err(StoreError::Query { action, source }) => Err(explain(action, source, None, address)),
             other => other,
         }
@@ -133,7 +134,7 @@ impl Vms<'_> {
     /// [`StoreError::NoSuchVm`], or the database failing.
     pub async fn set_wanted_running(&self, id: &VmId, wanted: bool) -> Result<(), StoreError> {
         let statement = "UPDATE vms SET wanted_running = ?2 WHERE id = ?1";
-        self.update(id, move |t, id| t.execute(statement, params![id, wanted])).await
+        self.update(id, move |t, id| execute(t, statement, params![id, wanted])).await
     }
 
     /// Notes a failure, or with `None` that the last one is over.
@@ -147,30 +148,49 @@ impl Vms<'_> {
     ) -> Result<(), StoreError> {
         let (failed_at, failure) = encode_failure(failure)?;
         let statement = "UPDATE vms SET failed_at = ?2, failure = ?3 WHERE id = ?1";
-        self.update(id, move |t, id| t.execute(statement, params![id, failed_at, failure])).await
+        self.update(id, move |t, id| execute(t, statement, params![id, failed_at, failure])).await
+    }
+
+    /// Notes in one transaction that the VM is up because somebody wants it: the last failure is over.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchVm`], or the database failing.
+    pub async fn set_started(&self, id: &VmId) -> Result<(), StoreError> {
+        let statement = "UPDATE vms SET wanted_running = 1, failed_at = NULL, failure = NULL WHERE id = ?1";
+        self.update(id, |t, id| execute(t, statement, [id])).await
+    }
+
+    /// Notes in one transaction that nobody wants the VM to run any more, and its failure if it ended by one.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchVm`], or the database failing.
+    pub async fn set_ended(&self, id: &VmId, failure: Option<(FailedAt, String)>) -> Result<(), StoreError> {
+        let (failed_at, failure) = encode_failure(failure)?;
+        let statement = "UPDATE vms SET wanted_running = 0, failed_at = ?2, failure = ?3 WHERE id = ?1";
+        self.update(id, move |t, id| execute(t, statement, params![id, failed_at, failure])).await
     }
 
     /// Replaces the specification.
     ///
     /// # Errors
     /// As [`Vms::insert`], and [`StoreError::NoSuchVm`].
-    pub async fn update_spec(&self, id: &VmId, spec: VmSpec) -> Result<(), StoreError> {
+    pub async fn set_spec(&self, id: &VmId, spec: VmSpec) -> Result<(), StoreError> {
         let id = id.clone();
         self.0
             .transaction(UPDATE, move |t| {
                 check_catalogues(t, &spec)?;
-                let changed = t
-                    .execute(
-                        "UPDATE vms SET name = ?2, image = ?3, kernel = ?4, spec = ?5 WHERE id = ?1",
-                        params![
-                            id.as_str(),
-                            spec.name.as_str(),
-                            spec.image.as_str(),
-                            spec.kernel.as_str(),
-                            encode_spec(&spec)?
-                        ],
-                    )
-                    .map_err(|source| explain(UPDATE, source, Some(&spec.name), None))?;
+                let changed = execute(
+                    t,
+                    "UPDATE vms SET name = ?2, image = ?3, kernel = ?4, spec = ?5 WHERE id = ?1",
+                    params![
+                        id.as_str(),
+                        spec.name.as_str(),
+                        spec.image.as_str(),
+                        spec.kernel.as_str(),
+                        encode_spec(&spec)?
+                    ],
+                )
+                .map_err(|source| explain(UPDATE, source, Some(&spec.name), None))?;
                 if changed == 0 { Err(StoreError::NoSuchVm { id }) } else { Ok(()) }
             })
             .await
@@ -185,7 +205,7 @@ impl Vms<'_> {
         let id = id.to_string();
         self.0
             .transaction(ACTION, move |t| {
-                let deleted = t.execute("DELETE FROM vms WHERE id = ?1", [id]).map_err(doing(ACTION))?;
+                let deleted = execute(t, "DELETE FROM vms WHERE id = ?1", [id]).map_err(doing(ACTION))?;
                 Ok(deleted > 0)
             })
             .await
@@ -204,6 +224,11 @@ impl Vms<'_> {
             })
             .await
     }
+}
+
+/// Runs a statement that is prepared once in a connection's life.
+fn execute(t: &Transaction<'_>, statement: &str, values: impl rusqlite::Params) -> rusqlite::Result<usize> {
+    t.prepare_cached(statement)?.execute(values)
 }
 
 /// Foreign keys would refuse these too, but not say which one is missing.
