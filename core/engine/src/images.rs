@@ -44,13 +44,15 @@ impl Engine {
             return Err(not_there(&reference.to_string()));
         }
         let engine = self.clone();
-        self.operations().begin(OperationKind::ImagePull, reference.to_string(), move |context| async move {
-            let work = async {
-                let _lock = engine.inner.acquire.lock().await;
-                engine.pull_now(&reference, &context).await
-            };
-            context.cancellable(work).await.map(Outcome::Image)
-        })
+        self.operations()
+            .begin(OperationKind::ImagePull, reference.to_string(), move |context, _locks| async move {
+                let work = async {
+                    let _lock = engine.inner.acquire.lock().await;
+                    engine.pull_now(&reference, &context).await
+                };
+                context.cancellable(work).await.map(Outcome::Image)
+            })
+            .map(|operation| operation.id())
     }
 
     /// Imports a root filesystem tarball in an operation of its own.
@@ -61,17 +63,15 @@ impl Engine {
         let reference: Reference = reference.parse()?;
         require_absolute(&path)?;
         let engine = self.clone();
-        self.operations().begin(
-            OperationKind::ImageImport,
-            reference.to_string(),
-            move |context| async move {
+        self.operations()
+            .begin(OperationKind::ImageImport, reference.to_string(), move |context, _locks| async move {
                 let work = async {
                     let source = rootfs::TarSource::Path(path.clone());
                     engine.add_image(&reference, source, format!("import {}", path.display()), &context).await
                 };
                 context.cancellable(work).await.map(Outcome::Image)
-            },
-        )
+            })
+            .map(|operation| operation.id())
     }
 
     /// All images.
@@ -220,13 +220,15 @@ impl Engine {
             KernelSource::Debian => "debian".to_owned(),
             KernelSource::Files { kernel, .. } => kernel.display().to_string(),
         };
-        self.operations().begin(OperationKind::KernelImport, subject, move |context| async move {
-            let work = async {
-                let _lock = engine.inner.acquire.lock().await;
-                engine.add_kernel(source, &context).await
-            };
-            context.cancellable(work).await.map(Outcome::Kernel)
-        })
+        self.operations()
+            .begin(OperationKind::KernelImport, subject, move |context, _locks| async move {
+                let work = async {
+                    let _lock = engine.inner.acquire.lock().await;
+                    engine.add_kernel(source, &context).await
+                };
+                context.cancellable(work).await.map(Outcome::Kernel)
+            })
+            .map(|operation| operation.id())
     }
 
     /// All kernels.

@@ -1,20 +1,30 @@
 //! The registry of long operations: progress, wait, cancel; ended ones are kept for a while.
 //!
-//! An operation runs in a task of its own, so a client that leaves does not end it. Cancelling drops
-//! the work at its next await and runs its unwinding, which itself cannot be cancelled.
+//! ```text
+//!   begin::<T>(kind, subject, work) ──> Operation<T>: id, wait -> T, cancel      whoever began it, in the daemon
+//!          │
+//!          └─ a task of its own ──> Snapshot {progress … Outcome}: list, watch, wait(id), cancel(id)   anybody, by id
+//! ```
+//!
+//! A client that leaves does not end an operation. Cancelling drops the work at its next await and runs its unwinding,
+//! which itself cannot be cancelled.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     future::Future,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::watch;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
+use vm_locks::{Ctx, LockTable, Origin, Unlocked};
 use vm_types::{
     OperationId, VmId,
     image::{ImageRecord, KernelRecord},
@@ -26,17 +36,54 @@ use crate::error::EngineError;
 /// Ended operations that are kept for late readers.
 const KEPT: usize = 256;
 
-/// What an operation made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Stages of one operation that a slow watcher can still be told of.
+const STAGES: usize = 64;
+
+/// What an operation made, whatever its type: what is shown of it by id.
+#[derive(Debug, Clone)]
 pub enum Outcome {
     /// Nothing to show.
     Done,
     /// A VM in its new state.
     Vm(VmId),
+    /// A VM and what a restart will bring.
+    VmChanged(VmChanged),
     /// An image.
     Image(ImageRecord),
     /// A kernel.
     Kernel(KernelRecord),
+}
+
+/// What became of a change to a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmChanged {
+    /// The VM.
+    pub vm: VmId,
+    /// Names of the changed settings that a restart will bring.
+    pub needs_restart: Vec<String>,
+}
+
+macro_rules! outcomes {
+    ($($variant:ident($type:ty),)*) => {
+        $(impl From<$type> for Outcome {
+            fn from(value: $type) -> Self {
+                Self::$variant(value)
+            }
+        })*
+    };
+}
+
+outcomes! {
+    Vm(VmId),
+    VmChanged(VmChanged),
+    Image(ImageRecord),
+    Kernel(KernelRecord),
+}
+
+impl From<()> for Outcome {
+    fn from((): ()) -> Self {
+        Self::Done
+    }
 }
 
 /// Where an operation stands.
@@ -50,6 +97,13 @@ pub enum Status {
     Failed(Arc<EngineError>),
 }
 
+impl Status {
+    /// Whether it has ended.
+    pub fn ended(&self) -> bool {
+        !matches!(self, Self::Running(_))
+    }
+}
+
 /// An operation as it is now.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -61,15 +115,95 @@ pub struct Snapshot {
     pub subject: String,
     /// Seconds since the Unix epoch.
     pub begun_at: u64,
+    /// Seconds since the Unix epoch; set once it has ended.
+    pub ended_at: Option<u64>,
     /// Where it stands.
     pub status: Status,
 }
 
+/// A snapshot with the stages that came before, for watchers that were slower than the work.
 #[derive(Debug)]
-struct Operation {
-    state: watch::Sender<Snapshot>,
+struct State {
+    now: Snapshot,
+    /// The last of the stages, each with the progress it ended with; the newest one is the current one.
+    stages: VecDeque<OperationProgress>,
+    /// How many stages there were up to and including the newest.
+    reached: u64,
+    /// Counts the changes.
+    version: u64,
+}
+
+impl State {
+    fn progress(&mut self, progress: OperationProgress) {
+        let Status::Running(current) = &mut self.now.status else { return };
+        if current.stage == progress.stage {
+            self.stages.pop_back();
+        } else {
+            self.reached += 1;
+            if self.stages.len() == STAGES {
+                self.stages.pop_front();
+            }
+        }
+        self.stages.push_back(progress.clone());
+        *current = progress;
+        self.version += 1;
+    }
+
+    fn end(&mut self, status: Status) {
+        self.now.status = status;
+        self.now.ended_at = Some(seconds());
+        self.version += 1;
+    }
+}
+
+/// What the registry, the work and the handles share of one operation.
+#[derive(Debug)]
+struct Entry {
+    id: OperationId,
+    state: watch::Sender<State>,
     cancel: CancellationToken,
-    preempted: Arc<AtomicBool>,
+    preempted: AtomicBool,
+}
+
+/// An operation, as whoever began it has it. Dropping the handle leaves the operation as it is.
+#[derive(Debug)]
+pub struct Operation<T> {
+    entry: Arc<Entry>,
+    result: Arc<OnceLock<Result<T, Arc<EngineError>>>>,
+}
+
+impl<T> Clone for Operation<T> {
+    fn clone(&self) -> Self {
+        Self { entry: self.entry.clone(), result: self.result.clone() }
+    }
+}
+
+impl<T: Clone> Operation<T> {
+    /// Its name for everybody else.
+    pub fn id(&self) -> OperationId {
+        self.entry.id
+    }
+
+    /// Waits for its end; cancel-safe. The result stays as long as the handle, whatever the registry forgets.
+    ///
+    /// # Errors
+    /// That of the operation.
+    pub async fn wait(&self) -> Result<T, Arc<EngineError>> {
+        let mut receiver = self.entry.state.subscribe();
+        // The sender is in our own hands, so this ends with the operation only.
+        let _ = receiver.wait_for(|state| state.now.status.ended()).await;
+        self.result.get().cloned().unwrap_or_else(|| Err(Arc::new(vanished())))
+    }
+
+    /// Asks it to give up; an ended one is left as it is.
+    pub fn cancel(&self) {
+        self.entry.cancel.cancel();
+    }
+
+    /// As it is now.
+    pub fn snapshot(&self) -> Snapshot {
+        self.entry.state.borrow().now.clone()
+    }
 }
 
 /// Handed to the work of an operation.
@@ -77,25 +211,19 @@ struct Operation {
 pub struct OpContext {
     /// The operation.
     pub id: OperationId,
-    state: watch::Sender<Snapshot>,
-    cancel: CancellationToken,
-    preempted: Arc<AtomicBool>,
+    entry: Arc<Entry>,
 }
 
 impl OpContext {
     /// Whether it was cancelled because another operation wanted its VM, and not because nobody wants its outcome any more.
     pub fn preempted(&self) -> bool {
-        self.preempted.load(Ordering::Relaxed)
+        self.entry.preempted.load(Ordering::Relaxed)
     }
 
     /// Shows how far the work is.
     pub fn progress(&self, stage: impl Into<String>, done: u64, total: Option<u64>) {
         let progress = OperationProgress { stage: stage.into(), done, total };
-        self.state.send_modify(|snapshot| {
-            if let Status::Running(current) = &mut snapshot.status {
-                *current = progress;
-            }
-        });
+        self.entry.state.send_modify(|state| state.progress(progress));
     }
 
     /// Runs `work` unless or until the operation is cancelled.
@@ -109,13 +237,64 @@ impl OpContext {
         // Cancel-safe by contract: whatever the dropped work had begun is in a journal and is unwound by the caller.
         tokio::select! {
             biased;
-            () = self.cancel.cancelled() => Err(EngineError::Cancelled),
+            () = self.entry.cancel.cancelled() => Err(EngineError::Cancelled),
             result = work => result,
         }
     }
 }
 
-/// All operations of one daemon.
+/// Follows one operation: its state now, each stage after it, and its end.
+#[derive(Debug)]
+pub struct Watcher {
+    receiver: watch::Receiver<State>,
+    told: Option<Told>,
+}
+
+/// What a watcher has been told of.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    stages: u64,
+    version: u64,
+    end: bool,
+}
+
+impl Watcher {
+    /// The next state; `None` after the end was told. The first comes at once. A stage is never left out, unless there were
+    /// more than 64 since the last look; counts within one are as new as can be. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Snapshot> {
+        while self.told.is_none_or(|told| !told.end) {
+            if let Some(snapshot) = self.look() {
+                return Some(snapshot);
+            }
+            self.receiver.changed().await.ok()?;
+        }
+        None
+    }
+
+    /// What there is to tell without waiting.
+    fn look(&mut self) -> Option<Snapshot> {
+        let state = self.receiver.borrow_and_update();
+        let end = state.now.status.ended();
+        if let Some(told) = self.told {
+            if told.version == state.version {
+                return None;
+            }
+            let missed = usize::try_from(state.reached - told.stages).unwrap_or(usize::MAX);
+            let missed = missed.min(state.stages.len());
+            // A running operation's newest stage is what it is doing now.
+            if missed > usize::from(!end) {
+                let progress = state.stages.get(state.stages.len() - missed)?.clone();
+                self.told = Some(Told { stages: state.reached - missed as u64 + 1, ..told });
+                let status = Status::Running(progress);
+                return Some(Snapshot { status, ended_at: None, ..state.now.clone() });
+            }
+        }
+        self.told = Some(Told { stages: state.reached, version: state.version, end });
+        Some(state.now.clone())
+    }
+}
+
+/// All operations of one daemon. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Operations {
     inner: Arc<Inner>,
@@ -123,80 +302,131 @@ pub struct Operations {
 
 #[derive(Debug, Default)]
 struct Inner {
-    next: AtomicU64,
-    table: Mutex<BTreeMap<OperationId, Operation>>,
+    table: Mutex<Table>,
     tasks: TaskTracker,
+    locks: LockTable,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    last: u64,
+    entries: BTreeMap<OperationId, Arc<Entry>>,
+    /// In the order of their ends.
+    ended: VecDeque<OperationId>,
+    closed: bool,
 }
 
 impl Operations {
-    /// Begins an operation. `work` gets a context and is run in a task of its own.
+    /// The table of locks that operations hold or wait for; requests make their own roots from it.
+    pub fn locks(&self) -> &LockTable {
+        &self.inner.locks
+    }
+
+    /// Begins an operation. `work` gets a context and the right to lock, and is run in a task of its own.
     ///
     /// # Errors
     /// [`EngineError::ShuttingDown`].
-    pub fn begin<F, W>(
+    pub fn begin<T, F, W>(
         &self,
         kind: OperationKind,
         subject: impl Into<String>,
         work: W,
-    ) -> Result<OperationId, EngineError>
+    ) -> Result<Operation<T>, EngineError>
     where
-        W: FnOnce(OpContext) -> F,
-        F: Future<Output = Result<Outcome, EngineError>> + Send + 'static,
+        T: Clone + Into<Outcome> + Send + Sync + 'static,
+        W: FnOnce(OpContext, Ctx<Unlocked>) -> F + Send + 'static,
+        F: Future<Output = Result<T, EngineError>> + Send + 'static,
     {
-        if self.inner.tasks.is_closed() {
-            return Err(EngineError::ShuttingDown);
-        }
-        let id = OperationId(self.inner.next.fetch_add(1, Ordering::Relaxed) + 1);
-        let begun_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let status = Status::Running(OperationProgress { stage: "queued".into(), ..Default::default() });
-        let (state, _) = watch::channel(Snapshot { id, kind, subject: subject.into(), begun_at, status });
-        let cancel = CancellationToken::new();
-        let preempted = Arc::new(AtomicBool::new(false));
+        let subject = subject.into();
+        let what = format!("{} {subject}", <&str>::from(kind));
+        let (entry, token) = self.enter(kind, subject)?;
+        let origin = Origin::operation(entry.id.0, what);
+        let result = Arc::new(OnceLock::new());
+        let operation = Operation { entry: entry.clone(), result: result.clone() };
+        let context = OpContext { id: entry.id, entry: entry.clone() };
+        // The work in a task of its own: a panic in it becomes this operation's failure. Here its one lock context is made.
+        let task = tokio::spawn(self.inner.locks.root(origin, move |locks| work(context, locks)));
+        let operations = self.clone();
+        tokio::spawn(async move {
+            let ended = match task.await {
+                Ok(ended) => ended.map_err(Arc::new),
+                Err(error) => Err(Arc::new(EngineError::Panicked { detail: error.to_string() })),
+            };
+            let id = entry.id;
+            let status = match &ended {
+                Ok(made) => Status::Succeeded(made.clone().into()),
+                Err(error) => {
+                    tracing::warn!(operation = %id, ?kind, error = %error.chain(), "operation failed");
+                    Status::Failed(error.clone())
+                }
+            };
+            // First, so that whoever sees the end finds the result. Nobody else sets it.
+            let _ = result.set(ended);
+            entry.state.send_modify(|state| state.end(status));
+            operations.retain(id);
+            drop(token);
+        });
+        Ok(operation)
+    }
+
+    /// Registers an operation. The token keeps the daemon from going down before it is dropped.
+    fn enter(
+        &self,
+        kind: OperationKind,
+        subject: String,
+    ) -> Result<(Arc<Entry>, TaskTrackerToken), EngineError> {
+        let queued = OperationProgress { stage: "queued".into(), ..Default::default() };
         self.table(|table| {
-            let ended: Vec<_> = table
-                .iter()
-                .filter(|(_, operation)| !matches!(operation.state.borrow().status, Status::Running(_)))
-                .map(|(id, _)| *id)
-                .collect();
-            for id in ended.iter().take(ended.len().saturating_sub(KEPT)) {
-                table.remove(id);
+            if table.closed {
+                return Err(EngineError::ShuttingDown);
             }
-            table.insert(
+            table.last += 1;
+            let id = OperationId(table.last);
+            let status = Status::Running(queued.clone());
+            let now = Snapshot { id, kind, subject, begun_at: seconds(), ended_at: None, status };
+            let state = State { now, stages: VecDeque::from([queued]), reached: 1, version: 0 };
+            let entry = Arc::new(Entry {
                 id,
-                Operation { state: state.clone(), cancel: cancel.clone(), preempted: preempted.clone() },
-            );
-        });
-        let work = work(OpContext { id, state: state.clone(), cancel, preempted });
-        // The work in a task of its own: a panic in it becomes this operation's failure.
-        let task = self.inner.tasks.spawn(work);
-        self.inner.tasks.spawn(async move {
-            let result =
-                task.await.unwrap_or_else(|error| Err(EngineError::Panicked { detail: error.to_string() }));
-            if let Err(error) = &result {
-                tracing::warn!(operation = %id, ?kind, error = %error.chain(), "operation failed");
-            }
-            state.send_modify(|snapshot| {
-                snapshot.status = match result {
-                    Ok(outcome) => Status::Succeeded(outcome),
-                    Err(error) => Status::Failed(Arc::new(error)),
-                };
+                state: watch::Sender::new(state),
+                cancel: CancellationToken::new(),
+                preempted: AtomicBool::new(false),
             });
+            table.entries.insert(id, entry.clone());
+            Ok((entry, self.inner.tasks.token()))
+        })
+    }
+
+    /// Keeps an ended operation for late readers, and forgets the one that ended longest ago.
+    fn retain(&self, id: OperationId) {
+        self.table(|table| {
+            table.ended.push_back(id);
+            while table.ended.len() > KEPT {
+                if let Some(oldest) = table.ended.pop_front() {
+                    table.entries.remove(&oldest);
+                }
+            }
         });
-        Ok(id)
     }
 
     /// All that are at work and the last of the ended, oldest first.
     pub fn list(&self) -> Vec<Snapshot> {
-        self.table(|table| table.values().map(|operation| operation.state.borrow().clone()).collect())
+        self.table(|table| table.entries.values().map(|entry| entry.state.borrow().now.clone()).collect())
     }
 
-    /// Follows one; the receiver's value is its state now.
+    /// One as it is now.
     ///
     /// # Errors
     /// [`EngineError::NotFound`].
-    pub fn watch(&self, id: OperationId) -> Result<watch::Receiver<Snapshot>, EngineError> {
-        self.table(|table| table.get(&id).map(|operation| operation.state.subscribe()))
-            .ok_or_else(|| unknown(id))
+    pub fn get(&self, id: OperationId) -> Result<Snapshot, EngineError> {
+        Ok(self.entry(id)?.state.borrow().now.clone())
+    }
+
+    /// Follows one.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`].
+    pub fn watch(&self, id: OperationId) -> Result<Watcher, EngineError> {
+        Ok(Watcher { receiver: self.entry(id)?.state.subscribe(), told: None })
     }
 
     /// Asks one to give up; an ended one is left as it is.
@@ -204,82 +434,109 @@ impl Operations {
     /// # Errors
     /// [`EngineError::NotFound`].
     pub fn cancel(&self, id: OperationId) -> Result<(), EngineError> {
-        self.table(|table| table.get(&id).map(|operation| operation.cancel.cancel()))
-            .ok_or_else(|| unknown(id))
+        self.entry(id)?.cancel.cancel();
+        Ok(())
     }
 
     /// [`Self::cancel`] by another operation that wants the same VM.
     pub(crate) fn preempt(&self, id: OperationId) {
-        self.table(|table| {
-            if let Some(operation) = table.get(&id) {
-                operation.preempted.store(true, Ordering::Relaxed);
-                operation.cancel.cancel();
-            }
-        });
+        if let Ok(entry) = self.entry(id) {
+            entry.preempted.store(true, Ordering::Relaxed);
+            entry.cancel.cancel();
+        }
     }
 
-    /// Waits for the end of one; cancel-safe.
+    /// Waits for the end of one that is known by its id only; cancel-safe.
     ///
     /// # Errors
     /// That of the operation, or [`EngineError::NotFound`].
     pub async fn wait(&self, id: OperationId) -> Result<Outcome, Arc<EngineError>> {
-        let mut receiver = self.watch(id).map_err(Arc::new)?;
-        let ended = receiver.wait_for(|snapshot| !matches!(snapshot.status, Status::Running(_))).await;
-        match ended.map(|snapshot| snapshot.status.clone()) {
+        let mut receiver = self.entry(id).map_err(Arc::new)?.state.subscribe();
+        let ended = receiver.wait_for(|state| state.now.status.ended()).await;
+        match ended.map(|state| state.now.status.clone()) {
             Ok(Status::Succeeded(outcome)) => Ok(outcome),
             Ok(Status::Failed(error)) => Err(error),
-            Ok(Status::Running(_)) | Err(_) => {
-                Err(Arc::new(EngineError::Panicked { detail: "its task vanished".into() }))
-            }
+            Ok(Status::Running(_)) | Err(_) => Err(Arc::new(vanished())),
         }
     }
 
     /// Takes no more, cancels all that are at work and waits until each has unwound.
     pub async fn shut_down(&self) {
+        self.table(|table| {
+            table.closed = true;
+            table.entries.values().for_each(|entry| entry.cancel.cancel());
+        });
         self.inner.tasks.close();
-        self.table(|table| table.values().for_each(|operation| operation.cancel.cancel()));
         self.inner.tasks.wait().await;
     }
 
-    fn table<T>(&self, f: impl FnOnce(&mut BTreeMap<OperationId, Operation>) -> T) -> T {
-        // A panic under this lock leaves the map whole; there is nothing to repair.
+    fn entry(&self, id: OperationId) -> Result<Arc<Entry>, EngineError> {
+        self.table(|table| table.entries.get(&id).cloned()).ok_or_else(|| EngineError::NotFound {
+            what: "operation",
+            name: id.to_string(),
+            hint: "ended operations are kept for a while only, and none outlives the daemon".into(),
+        })
+    }
+
+    fn table<T>(&self, f: impl FnOnce(&mut Table) -> T) -> T {
+        // A panic under this lock leaves the table whole; there is nothing to repair.
         f(&mut self.inner.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 }
 
-fn unknown(id: OperationId) -> EngineError {
-    EngineError::NotFound {
-        what: "operation",
-        name: id.to_string(),
-        hint: "ended operations are kept for a while only, and none outlives the daemon".into(),
-    }
+/// A work's task ends without a result only where the runtime itself ends.
+fn vanished() -> EngineError {
+    EngineError::Panicked { detail: "its task vanished".into() }
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const KIND: OperationKind = OperationKind::VmStart;
+
+    fn stage(snapshot: &Snapshot) -> &str {
+        match &snapshot.status {
+            Status::Running(progress) => &progress.stage,
+            Status::Succeeded(_) => "succeeded",
+            Status::Failed(_) => "failed",
+        }
+    }
+
     #[tokio::test]
-    async fn a_result_can_be_read_after_the_end() {
+    async fn a_result_keeps_its_type_in_the_handle_and_can_be_read_by_id() {
         let operations = Operations::default();
-        let id = operations.begin(OperationKind::VmStart, "a", |_| async { Ok(Outcome::Done) }).unwrap();
-        assert_eq!(operations.wait(id).await.unwrap(), Outcome::Done);
-        assert_eq!(operations.wait(id).await.unwrap(), Outcome::Done);
+        let vm: VmId = "00112233aabb".parse().unwrap();
+        let operation = operations
+            .begin(KIND, "a", {
+                let vm = vm.clone();
+                move |_, _| async { Ok(vm) }
+            })
+            .unwrap();
+        assert_eq!(operation.wait().await.unwrap(), vm);
+        assert_eq!(operation.wait().await.unwrap(), vm);
+        assert!(matches!(operations.wait(operation.id()).await.unwrap(), Outcome::Vm(id) if id == vm));
+        let snapshot = operations.get(operation.id()).unwrap();
+        assert!(snapshot.ended_at.unwrap() >= snapshot.begun_at);
     }
 
     #[tokio::test]
     async fn a_cancelled_operation_unwinds_before_it_ends() {
         let operations = Operations::default();
         let (unwound, mut seen) = tokio::sync::mpsc::channel(1);
-        let id = operations
-            .begin(OperationKind::VmStart, "a", |context| async move {
-                let result = context.cancellable(std::future::pending()).await;
+        let operation = operations
+            .begin(KIND, "a", |context, _| async move {
+                let result = context.cancellable::<()>(std::future::pending()).await;
                 unwound.send(()).await.unwrap();
                 result
             })
             .unwrap();
-        operations.cancel(id).unwrap();
-        let error = operations.wait(id).await.unwrap_err();
+        operation.cancel();
+        let error = operation.wait().await.unwrap_err();
         assert!(matches!(*error, EngineError::Cancelled), "{error}");
         seen.try_recv().expect("it ended before it had unwound");
     }
@@ -287,19 +544,104 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_a_failure_of_that_operation_only() {
         let operations = Operations::default();
-        let id = operations.begin(OperationKind::VmStart, "a", |_| async { panic!("boom") }).unwrap();
-        assert!(matches!(*operations.wait(id).await.unwrap_err(), EngineError::Panicked { .. }));
-        let id = operations.begin(OperationKind::VmStart, "b", |_| async { Ok(Outcome::Done) }).unwrap();
-        assert!(operations.wait(id).await.is_ok());
+        let boom = operations.begin::<(), _, _>(KIND, "a", |_, _| async { panic!("boom") }).unwrap();
+        assert!(matches!(*boom.wait().await.unwrap_err(), EngineError::Panicked { .. }));
+        let fine = operations.begin(KIND, "b", |_, _| async { Ok(()) }).unwrap();
+        assert!(fine.wait().await.is_ok());
     }
 
     #[tokio::test]
-    async fn the_registry_is_bounded() {
+    async fn the_registry_forgets_what_ended_longest_ago_and_a_handle_nothing() {
         let operations = Operations::default();
+        let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+        let long = operations
+            .begin(KIND, "long", |_, _| async move {
+                let _ = finished.await;
+                Ok(())
+            })
+            .unwrap();
+        let mut short = Vec::new();
         for _ in 0..KEPT + 50 {
-            let id = operations.begin(OperationKind::VmStart, "a", |_| async { Ok(Outcome::Done) }).unwrap();
-            operations.wait(id).await.unwrap();
+            let operation = operations.begin(KIND, "short", |_, _| async { Ok(()) }).unwrap();
+            operation.wait().await.unwrap();
+            short.push(operation);
         }
-        assert!(operations.list().len() <= KEPT + 1);
+        finish.send(()).unwrap();
+        long.wait().await.unwrap();
+        operations.shut_down().await;
+        let kept = operations.list();
+        assert_eq!(kept.len(), KEPT);
+        assert!(kept.is_sorted_by_key(|snapshot| snapshot.id));
+        assert!(operations.get(long.id()).is_ok(), "the first to begin was the last to end");
+        assert!(matches!(operations.get(short[0].id()), Err(EngineError::NotFound { .. })));
+        short[0].wait().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_slow_watcher_is_told_every_stage_and_the_end() {
+        let operations = Operations::default();
+        let (go, gone) = tokio::sync::oneshot::channel::<()>();
+        let operation = operations
+            .begin(KIND, "a", |context, _| async move {
+                let _ = gone.await;
+                for step in ["network", "disk", "boot"] {
+                    for done in 0..100 {
+                        context.progress(step, done, Some(100));
+                    }
+                }
+                Ok(())
+            })
+            .unwrap();
+        let mut watcher = operations.watch(operation.id()).unwrap();
+        assert_eq!(stage(&watcher.next().await.unwrap()), "queued");
+        go.send(()).unwrap();
+        operation.wait().await.unwrap();
+        let mut told = Vec::new();
+        while let Some(snapshot) = watcher.next().await {
+            told.push(stage(&snapshot).to_owned());
+        }
+        assert_eq!(told, ["network", "disk", "boot", "succeeded"]);
+        let mut late = operations.watch(operation.id()).unwrap();
+        assert_eq!(stage(&late.next().await.unwrap()), "succeeded");
+        assert!(late.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_watcher_sees_each_change_of_a_running_one() {
+        let operations = Operations::default();
+        let (send, mut steps) = tokio::sync::mpsc::channel::<u64>(1);
+        let operation = operations
+            .begin(KIND, "a", |context, _| async move {
+                while let Some(step) = steps.recv().await {
+                    context.progress("bytes", step, None);
+                }
+                Ok(())
+            })
+            .unwrap();
+        let mut watcher = operations.watch(operation.id()).unwrap();
+        watcher.next().await.unwrap();
+        for step in 1..=3 {
+            send.send(step).await.unwrap();
+            let snapshot = watcher.next().await.unwrap();
+            assert!(matches!(snapshot.status, Status::Running(progress) if progress.done == step));
+        }
+        drop(send);
+        assert!(watcher.next().await.unwrap().status.ended());
+    }
+
+    #[tokio::test]
+    async fn shutting_down_waits_for_all_and_takes_no_more() {
+        let operations = Operations::default();
+        let operation = operations
+            .begin(KIND, "a", |context, _| async move {
+                let result = context.cancellable::<()>(std::future::pending()).await;
+                tokio::task::yield_now().await;
+                result
+            })
+            .unwrap();
+        operations.shut_down().await;
+        assert!(operation.snapshot().status.ended());
+        let refused = operations.begin(KIND, "b", |_, _| async { Ok(()) });
+        assert!(matches!(refused, Err(EngineError::ShuttingDown)));
     }
 }

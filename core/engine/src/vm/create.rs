@@ -66,9 +66,11 @@ impl Engine {
             return Err(vm_store::StoreError::NameTaken { name }.into());
         }
         let engine = self.clone();
-        self.operations().begin(OperationKind::VmCreate, name.to_string(), move |context| async move {
-            engine.create_now(name, request, context).await
-        })
+        self.operations()
+            .begin(OperationKind::VmCreate, name.to_string(), move |context, _locks| async move {
+                engine.create_now(name, request, context).await
+            })
+            .map(|operation| operation.id())
     }
 
     async fn create_now(

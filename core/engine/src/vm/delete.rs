@@ -25,11 +25,13 @@ impl Engine {
             });
         }
         let engine = self.clone();
-        self.operations().begin(OperationKind::VmDelete, cell.name().to_string(), move |context| async move {
-            context.progress("deleting", 0, None);
-            engine.delete_now(&cell, force, context.id).await?;
-            Ok(Outcome::Done)
-        })
+        self.operations()
+            .begin(OperationKind::VmDelete, cell.name().to_string(), move |context, _locks| async move {
+                context.progress("deleting", 0, None);
+                engine.delete_now(&cell, force, context.id).await?;
+                Ok(Outcome::Done)
+            })
+            .map(|operation| operation.id())
     }
 
     /// Cannot be cancelled: a half-deleted VM is of no use to anybody.

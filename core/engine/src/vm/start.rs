@@ -38,10 +38,12 @@ impl Engine {
     pub fn start_vm(&self, cell: Arc<Cell>) -> Result<OperationId, EngineError> {
         refuse_running(&cell)?;
         let engine = self.clone();
-        self.operations().begin(OperationKind::VmStart, cell.name().to_string(), move |context| async move {
-            engine.start_now(&cell, &context).await?;
-            Ok(Outcome::Vm(cell.id().clone()))
-        })
+        self.operations()
+            .begin(OperationKind::VmStart, cell.name().to_string(), move |context, _locks| async move {
+                engine.start_now(&cell, &context).await?;
+                Ok(Outcome::Vm(cell.id().clone()))
+            })
+            .map(|operation| operation.id())
     }
 
     pub(crate) async fn start_now(&self, cell: &Arc<Cell>, context: &OpContext) -> Result<(), EngineError> {

@@ -40,16 +40,18 @@ impl Engine {
     /// [`EngineError::ShuttingDown`].
     pub fn stop(&self, cell: Arc<Cell>, grace: Option<Duration>) -> Result<OperationId, EngineError> {
         let engine = self.clone();
-        self.operations().begin(OperationKind::VmStop, cell.name().to_string(), move |context| async move {
-            let grace = grace.unwrap_or(engine.inner.settings.stop_grace);
-            let _reserved = cell.reserve(Activity::Stopping, context.id)?;
-            if let Some(live) = cell.live() {
-                let down = engine.shut_guest_down(&cell, live, grace, &context);
-                context.cancellable(down).await?;
-                engine.finish(&cell, None).await?;
-            }
-            Ok(Outcome::Vm(cell.id().clone()))
-        })
+        self.operations()
+            .begin(OperationKind::VmStop, cell.name().to_string(), move |context, _locks| async move {
+                let grace = grace.unwrap_or(engine.inner.settings.stop_grace);
+                let _reserved = cell.reserve(Activity::Stopping, context.id)?;
+                if let Some(live) = cell.live() {
+                    let down = engine.shut_guest_down(&cell, live, grace, &context);
+                    context.cancellable(down).await?;
+                    engine.finish(&cell, None).await?;
+                }
+                Ok(Outcome::Vm(cell.id().clone()))
+            })
+            .map(|operation| operation.id())
     }
 
     /// Ends a VM at once, whatever is being done to it, in an operation of its own.
@@ -58,12 +60,14 @@ impl Engine {
     /// [`EngineError::ShuttingDown`].
     pub fn kill(&self, cell: Arc<Cell>) -> Result<OperationId, EngineError> {
         let engine = self.clone();
-        self.operations().begin(OperationKind::VmKill, cell.name().to_string(), move |context| async move {
-            let _reserved = engine.take(&cell, Activity::Stopping, context.id).await?;
-            context.progress("killing", 0, None);
-            engine.finish(&cell, None).await?;
-            Ok(Outcome::Vm(cell.id().clone()))
-        })
+        self.operations()
+            .begin(OperationKind::VmKill, cell.name().to_string(), move |context, _locks| async move {
+                let _reserved = engine.take(&cell, Activity::Stopping, context.id).await?;
+                context.progress("killing", 0, None);
+                engine.finish(&cell, None).await?;
+                Ok(Outcome::Vm(cell.id().clone()))
+            })
+            .map(|operation| operation.id())
     }
 
     /// Asks the guest, then the machine. The VMM may still run afterwards; undoing the shim kills it.
@@ -146,11 +150,11 @@ impl Engine {
                 }
                 let begun = engine.operations().begin(OperationKind::VmStop, cell.name().to_string(), {
                     let (engine, cell) = (engine.clone(), cell.clone());
-                    move |context| async move { engine.after_end(&cell, live, context.id).await }
+                    move |context, _locks| async move { engine.after_end(&cell, live, context.id).await }
                 });
                 // On its way down, the daemon leaves it to the next one.
                 let Ok(operation) = begun else { return };
-                if engine.operations().wait(operation).await.is_err() {
+                if operation.wait().await.is_err() {
                     tokio::time::sleep(RETRY).await;
                 }
             }
