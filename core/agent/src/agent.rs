@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fs,
+    fs, io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -68,6 +68,8 @@ pub(crate) struct Shared {
     pub pid1: OwnedFd,
     /// One configuration at a time.
     pub applying: tokio::sync::Mutex<()>,
+    /// One growth at a time; ext4 refuses a second.
+    pub growing: tokio::sync::Mutex<()>,
 }
 
 impl Shared {
@@ -75,6 +77,12 @@ impl Shared {
     pub(crate) fn warn(&self, warning: String) {
         console::note(&warning);
         self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(warning);
+    }
+
+    /// [`boot::grow`] of the root, one after the other.
+    pub(crate) async fn grow(&self, serial: String, at_least: u64) -> io::Result<u64> {
+        let _one = self.growing.lock().await;
+        tokio::task::spawn_blocking(move || boot::grow(&serial, at_least)).await?
     }
 
     /// Applies a configuration; the warnings are its own only.
@@ -127,6 +135,7 @@ async fn run(arguments: Arguments, pid1: OwnedFd) {
         init: watch::Sender::new(arguments.image_init.clone().map_or(Init::Own, Init::Awaited)),
         pid1,
         applying: tokio::sync::Mutex::new(()),
+        growing: tokio::sync::Mutex::new(()),
     });
     tokio::spawn(Box::pin(prepare(Arc::clone(&shared), arguments)));
     serve(&shared).await;
@@ -144,8 +153,8 @@ async fn prepare(shared: Arc<Shared>, arguments: Arguments) {
                 let serial = config.root.serial.clone();
                 let shared = Arc::clone(&shared);
                 // Beside all else: a large step takes the kernel seconds.
-                tokio::task::spawn_blocking(move || {
-                    if let Err(error) = boot::grow(&serial) {
+                tokio::spawn(async move {
+                    if let Err(error) = shared.grow(serial, 0).await {
                         shared.warn(format!("cannot grow the root filesystem: {error}"));
                     }
                 });

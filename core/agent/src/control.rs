@@ -1,7 +1,7 @@
 //! The control service of the guest channel: [`Request`] and [`Reply`] lines.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -14,8 +14,8 @@ use vm_types::guest::{
 
 use crate::{
     agent::{Init, Shared, State},
-    init,
-    link::Message,
+    boot, init,
+    link::{HOME, Message},
     machine, ssh,
 };
 
@@ -79,8 +79,23 @@ async fn answer(shared: &Shared, request: Request) -> (Reply, Option<(ShutdownKi
             let _ = tokio::task::spawn_blocking(nix::unistd::sync).await;
             Reply::Done
         }
+        Request::GrowRoot { drive_bytes } => match settled(shared).await {
+            State::Failed { code, message } => failed(&code, message),
+            _ => grow_root(shared, drive_bytes).await,
+        },
     };
     (reply, None)
+}
+
+async fn grow_root(shared: &Shared, drive_bytes: u64) -> Reply {
+    let serial = match boot::read_config(Path::new(HOME)) {
+        Ok(config) => config.root.serial,
+        Err(error) => return failed(error.code(), vm_types::report::chain(&error)),
+    };
+    match shared.grow(serial, drive_bytes).await {
+        Ok(bytes) => Reply::Grown { bytes },
+        Err(error) => failed("root.grow", format!("cannot grow the root filesystem: {error}")),
+    }
 }
 
 fn failed(code: &str, message: String) -> Reply {

@@ -1,8 +1,7 @@
 //! PID 1: boots, starts the agent, then becomes the image's init or stays as a small one.
 //!
 //! As a small init it does three things: it reaps orphans, restarts the agent, and takes the machine down when
-//! the agent asks (see [`crate::link`]) or by the signals that BusyBox's `poweroff`, `reboot` and `halt` send:
-//! `SIGUSR2`, `SIGTERM` (and `SIGINT`, control-alt-delete) and `SIGUSR1`.
+//! the agent asks (see [`crate::link`]) or by the signals with which tools ask an init, see [`asked_by`].
 
 use std::{
     os::{
@@ -193,12 +192,9 @@ fn next_event(signals: &SignalFd, agent: Option<&Agent>) -> Event {
             }
         }
         while let Ok(Some(signal)) = signals.read_signal() {
-            let kind = match Signal::try_from(signal.ssi_signo.cast_signed()) {
-                Ok(Signal::SIGUSR1 | Signal::SIGUSR2) => ShutdownKind::PowerOff,
-                Ok(Signal::SIGTERM | Signal::SIGINT) => ShutdownKind::Reboot,
-                _ => continue,
-            };
-            return Event::Shutdown { kind, grace: OWN_GRACE };
+            if let Some(kind) = asked_by(signal.ssi_signo.cast_signed()) {
+                return Event::Shutdown { kind, grace: OWN_GRACE };
+            }
         }
         let dead = reap();
         match agent {
@@ -206,6 +202,28 @@ fn next_event(signals: &SignalFd, agent: Option<&Agent>) -> Event {
             None if start.elapsed() >= PAUSE => return Event::Pause,
             _ => {}
         }
+    }
+}
+
+/// What a signal asks init for. BusyBox's `halt`, `poweroff` and `reboot` send SIGUSR1, SIGUSR2 and SIGTERM, and
+/// control-alt-delete is SIGINT. Where systemd's tools are in an image without it as init, people and scripts send its own
+/// (systemd(1), "Signals"): SIGRTMIN+3, 4 and 5, or 13, 14 and 15, for the same three. A machine cannot halt and be of use.
+fn asked_by(signal: i32) -> Option<ShutdownKind> {
+    /// As systemd's C library counts, which is not the one of this binary.
+    const RTMIN: i32 = 34;
+    const USR1: i32 = Signal::SIGUSR1 as i32;
+    const USR2: i32 = Signal::SIGUSR2 as i32;
+    const POWER: i32 = Signal::SIGPWR as i32;
+    const TERM: i32 = Signal::SIGTERM as i32;
+    const INT: i32 = Signal::SIGINT as i32;
+    match signal {
+        USR1 | USR2 | POWER => Some(ShutdownKind::PowerOff),
+        TERM | INT => Some(ShutdownKind::Reboot),
+        _ => match signal - RTMIN {
+            3 | 4 | 13 | 14 => Some(ShutdownKind::PowerOff),
+            5 | 15 => Some(ShutdownKind::Reboot),
+            _ => None,
+        },
     }
 }
 
@@ -232,5 +250,22 @@ pub(crate) fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> boo
             return false;
         }
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_signals_of_common_tools_are_understood() {
+        let asked = |signal: Signal| asked_by(signal as i32);
+        assert_eq!(asked(Signal::SIGTERM), Some(ShutdownKind::Reboot));
+        assert_eq!(asked(Signal::SIGUSR2), Some(ShutdownKind::PowerOff));
+        assert_eq!((asked_by(38), asked_by(39)), (Some(ShutdownKind::PowerOff), Some(ShutdownKind::Reboot)));
+        for other in [Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGWINCH, Signal::SIGALRM] {
+            assert_eq!(asked(other), None);
+        }
+        assert_eq!(asked_by(34), None);
     }
 }

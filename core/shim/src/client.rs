@@ -18,10 +18,10 @@ use tokio::{
 };
 use vm_types::{
     ProcessRef, VmId, VmPaths,
-    shim::{ExitRecord, ShimFailed, ShimReply, ShimRequest, ShimStarted},
+    shim::{ExitRecord, ShimFailed, ShimReply, ShimRequest, ShimSpec, ShimStarted},
 };
 
-use crate::{error::ShimError, lines, log};
+use crate::{error::ShimError, identity, lines, log};
 
 /// How long a shim may take to answer a request; it does nothing that takes time.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -45,6 +45,15 @@ pub struct ShimStatus {
     pub started_at: u64,
     /// Whether the guest's agent has answered on the channel.
     pub guest_connected: bool,
+    /// Connections to `ssh.sock` that are open now.
+    pub ssh_connections: u32,
+    /// When the last of them ended, seconds since the Unix epoch; `None` while one is open and before the first.
+    pub ssh_idle_since: Option<u64>,
+    /// Connections to `console.sock` that are open now.
+    pub console_connections: u32,
+    /// Since when nobody has been connected to `ssh.sock` or `console.sock`, from the VMM's start on, in seconds since the
+    /// Unix epoch. `None` while somebody is, and from a shim that is too old to tell: neither is idle.
+    pub idle_since: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -132,9 +141,27 @@ async fn first_line(child: &mut Child) -> Result<ShimStarted, ShimError> {
 /// [`ShimError::NotRunning`] where no shim listens; a shim that does not answer or says something else.
 pub async fn status(paths: &VmPaths) -> Result<ShimStatus, ShimError> {
     match request(paths, ShimRequest::Status).await? {
-        Some(ShimReply::Status { vm, shim, vmm, started_at, guest_connected }) => {
-            Ok(ShimStatus { vm, shim, vmm, started_at, guest_connected })
-        }
+        Some(ShimReply::Status {
+            vm,
+            shim,
+            vmm,
+            started_at,
+            guest_connected,
+            ssh_connections,
+            ssh_idle_since,
+            console_connections,
+            idle_since,
+        }) => Ok(ShimStatus {
+            vm,
+            shim,
+            vmm,
+            started_at,
+            guest_connected,
+            ssh_connections,
+            ssh_idle_since,
+            console_connections,
+            idle_since,
+        }),
         Some(other) => Err(unexpected(paths, &other)),
         // It ended between taking the request and answering it.
         None => Err(ShimError::NotRunning { socket: paths.shim_sock() }),
@@ -199,10 +226,18 @@ pub(crate) fn ended(error: &io::Error) -> bool {
 /// All shims of a run directory: one, or none.
 pub fn find(run_dir: &Path) -> Vec<ProcessRef> {
     let mut found = vm_host::process::find_by_arguments("--run-dir", run_dir);
-    found.retain(|process| {
-        vm_host::process::command_line(process.pid).get(1).is_some_and(|mode| mode == "shim")
-    });
+    found.retain(|&process| identity::is_shim_of(process, run_dir));
     found
+}
+
+/// What the shim was told that runs, or ran last; `None` where there is no such file. After `vm set`, its machine is the one
+/// that was started, not the one that is wanted.
+///
+/// # Errors
+/// A specification that cannot be read or understood.
+pub fn spec(paths: &VmPaths) -> Result<Option<ShimSpec>, ShimError> {
+    let path = paths.shim_spec();
+    vm_host::files::read_json(&path).map_err(|source| ShimError::Read { path, source })
 }
 
 /// How the last VMM ended; `None` while one runs, where none ever ran, and where its shim was killed.

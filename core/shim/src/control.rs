@@ -203,6 +203,18 @@ impl ControlClient {
         }
     }
 
+    /// Grows the root filesystem to its drive's size, which is or is about to become `drive_bytes`; returns the
+    /// filesystem's size in bytes. One that is as large already stays as it is.
+    ///
+    /// # Errors
+    /// As [`Self::hello`].
+    pub async fn grow_root(&mut self, drive_bytes: u64, limit: Duration) -> Result<u64, ControlError> {
+        match self.request("grow_root", &Request::GrowRoot { drive_bytes }, limit).await? {
+            Reply::Grown { bytes } => Ok(bytes),
+            other => Err(unexpected("grow_root", &other)),
+        }
+    }
+
     async fn request(
         &mut self,
         name: &'static str,
@@ -240,6 +252,7 @@ fn unexpected(request: &'static str, reply: &Reply) -> ControlError {
         Reply::Applied { .. } => "applied",
         Reply::ShuttingDown => "shutting down",
         Reply::Done => "done",
+        Reply::Grown { .. } => "grown",
         Reply::Error { .. } => "error",
     };
     ControlError::Unexpected { request, answer }
@@ -257,7 +270,7 @@ fn cleaned(reply: Reply) -> Reply {
         Reply::Ready { phase, warnings } => Reply::Ready { phase, warnings: clean_all(&warnings) },
         Reply::Applied { warnings } => Reply::Applied { warnings: clean_all(&warnings) },
         Reply::Error { code, message } => Reply::Error { code: clean(&code), message: clean(&message) },
-        reply @ (Reply::ShuttingDown | Reply::Done) => reply,
+        reply @ (Reply::ShuttingDown | Reply::Done | Reply::Grown { .. }) => reply,
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use vm_host::process::{self, PidFd};
 use vm_types::{Handle, Observed, ProcessRef, VmPaths};
 
-use crate::{client, error::ShimError};
+use crate::{client, error::ShimError, identity::verify};
 
 /// How long a shim is given to end by itself after it was asked to, before it is killed: time for the console's rest and
 /// the exit record.
@@ -39,7 +39,11 @@ pub async fn apply(
 pub async fn observe(run_dir: &Path) -> Observed {
     let found = client::find(run_dir);
     let Some(&shim) = found.first() else { return Observed::Absent };
-    if let Ok(Ok(status)) = timeout(LOOK, client::status(&sockets(run_dir))).await {
+    if let Ok(Ok(status)) = timeout(LOOK, client::status(&sockets(run_dir))).await
+        // One that has ended meanwhile, or that somebody else plays, is not what was found.
+        && status.shim == shim
+        && matches!(verify(&sockets(run_dir), shim, status.vmm), Ok(true))
+    {
         return Observed::Present(Handle::Processes { shim: status.shim, vmm: status.vmm });
     }
     match children(shim).first() {
@@ -122,7 +126,7 @@ fn children(shim: ProcessRef) -> Vec<ProcessRef> {
     if process::alive(shim) { children } else { Vec::new() }
 }
 
-/// The run directory's sockets are all that is used of these paths.
+/// What is in the run directory is all that is used of these paths.
 fn sockets(run_dir: &Path) -> VmPaths {
     VmPaths { run: run_dir.to_owned(), state: PathBuf::new() }
 }

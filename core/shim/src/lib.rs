@@ -4,7 +4,8 @@
 //!  vmd ──starts──> vmd shim ──parent of──> VMM            (PDEATHSIG: the VMM never outlives its shim)
 //!   │                │  ├─ stdin/stdout ── serial console ── console.log(.1), console.sock
 //!   │                │  ├─ stderr ──────── vmm.log(.1)
-//!   │                │  └─ channel.sock ── guest's agent ─── ssh.sock, control.sock
+//!   │                │  ├─ channel.sock ── guest's agent ─── ssh.sock, control.sock
+//!   │                │  ├─ events.sock ─── how the guest ended
 //!   └─ shim.sock ────┘  └─ end of the VMM: exit.json, then the shim ends
 //! ```
 //!
@@ -19,8 +20,11 @@ pub mod client;
 pub mod control;
 pub mod effect;
 pub mod error;
+pub mod identity;
 
+mod activity;
 mod console;
+mod events;
 mod lines;
 mod link;
 mod log;
@@ -28,7 +32,8 @@ mod prepare;
 mod sockets;
 mod supervise;
 
-pub use client::{console_tail, exit_record, find, kill, launch, status};
+pub use client::{ShimStatus, console_tail, exit_record, find, kill, launch, spec, status};
 pub use control::{AgentInfo, ControlClient, ControlError, connect_control};
 pub use error::{ShimError, StartError};
+pub use identity::verify;
 pub use supervise::main;

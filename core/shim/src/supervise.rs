@@ -35,9 +35,10 @@ use vm_types::{
 };
 
 use crate::{
+    activity::{Activity, Sort, Use},
     console::{self, Console},
     error::StartError,
-    lines,
+    events, lines,
     link::{self, Session},
     log::BoundedLog,
     prepare,
@@ -56,7 +57,7 @@ const OTHER_LIMIT: usize = 64;
 const _: () = assert!(SSH_LIMIT + CONTROL_LIMIT + 16 <= vm_channel::MAX_STREAMS);
 /// The longest request line in bytes.
 const REQUEST_LIMIT: usize = 4 * 1024;
-/// How long the pipes of a VMM that has ended are read, should a child of it hold them open.
+/// How long each pipe of a VMM that has ended is read, and its event socket, should a child of it hold them open.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long clients get to take what was still on its way to them when the VMM ended.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -145,8 +146,10 @@ impl Prepared {
         };
         // A VMM that finds a former one's socket may refuse to start; a client could mistake it for the new one.
         let vm_types::shim::ChannelEndpoint::VirtioSerial { socket } = &spec.launch.channel;
-        vm_host::files::remove_if_there(socket)
-            .map_err(|source| StartError::Socket { path: socket.clone(), source })?;
+        for socket in [Some(socket), spec.launch.events.as_ref()].into_iter().flatten() {
+            vm_host::files::remove_if_there(socket)
+                .map_err(|source| StartError::Socket { path: socket.clone(), source })?;
+        }
         Ok(Self { spec, paths, console_log, vmm_log, sockets, signals, lock })
     }
 
@@ -209,23 +212,36 @@ impl Running {
     async fn supervise(mut self) {
         let (session_sender, session) = watch::channel(None);
         let link = tokio::spawn(link::maintain(self.spec.launch.channel.clone(), session_sender));
+        let over = CancellationToken::new();
+        let (guest_sender, guest) = watch::channel(None);
+        let events = self.spec.launch.events.take().map(|socket| {
+            let over = over.clone();
+            tokio::spawn(async move { events::listen(&socket, over, guest_sender).await })
+        });
         let (kill, mut kills) = mpsc::channel(4);
         let tasks = TaskTracker::new();
         let ending = CancellationToken::new();
 
         let Sockets { shim, ssh, control, console } = &self.sockets;
-        let requests =
-            Requests { about: self.about.clone(), session: session.clone(), kill, ending: ending.clone() };
-        let forward = |service| {
-            let (session, ending) = (session.clone(), ending.clone());
-            move |stream| link::carry(stream, service, session.clone(), ending.clone())
+        let activity = Activity::new(self.about.started_at);
+        let requests = Requests {
+            about: self.about.clone(),
+            session: session.clone(),
+            activity: activity.clone(),
+            kill,
+            ending: ending.clone(),
         };
+        let carry = |stream, service| link::carry(stream, service, session.clone(), ending.clone());
         let serving = async {
             tokio::join!(
                 shim.serve(OTHER_LIMIT, &tasks, |stream| requests.clone().serve(stream)),
-                ssh.serve(SSH_LIMIT, &tasks, forward(Service::Ssh)),
-                control.serve(CONTROL_LIMIT, &tasks, forward(Service::Control)),
-                console.serve(OTHER_LIMIT, &tasks, |stream| self.console.serve(stream)),
+                ssh.serve(SSH_LIMIT, &tasks, |stream| {
+                    used(activity.begin(Sort::Ssh), carry(stream, Service::Ssh))
+                }),
+                control.serve(CONTROL_LIMIT, &tasks, |stream| carry(stream, Service::Control)),
+                console.serve(OTHER_LIMIT, &tasks, |stream| {
+                    used(activity.begin(Sort::Console), self.console.serve(stream))
+                }),
             )
         };
         let ended = watch_over(&mut self.child, &mut kills, &mut self.signals);
@@ -235,14 +251,16 @@ impl Running {
             status = ended => status.ok(),
         };
 
-        for mut drain in self.drains {
-            if timeout(DRAIN, &mut drain).await.is_err() {
-                drain.abort();
+        over.cancel();
+        for mut rest in events.into_iter().chain(self.drains) {
+            if timeout(DRAIN, &mut rest).await.is_err() {
+                rest.abort();
             }
         }
         let record = ExitRecord {
             vmm: self.about.vmm,
             status: status.map_or(vm_types::vm::ExitStatus::Unknown, prepare::exit_status),
+            guest: *guest.borrow(),
             at: now(),
             boot_id: vm_host::process::boot_id().unwrap_or_default(),
         };
@@ -281,11 +299,18 @@ async fn watch_over(
     }
 }
 
+/// Serves a connection, which is in use for as long as that takes.
+async fn used(in_use: Use, serving: impl Future<Output = ()>) {
+    serving.await;
+    drop(in_use);
+}
+
 /// The service of `shim.sock`.
 #[derive(Clone)]
 struct Requests {
     about: About,
     session: Session,
+    activity: Activity,
     kill: mpsc::Sender<oneshot::Sender<()>>,
     ending: CancellationToken,
 }
@@ -316,13 +341,20 @@ impl Requests {
 
     async fn answer(&self, request: ShimRequest) -> ShimReply {
         match request {
-            ShimRequest::Status => ShimReply::Status {
-                vm: self.about.vm.clone(),
-                shim: self.about.shim,
-                vmm: self.about.vmm,
-                started_at: self.about.started_at,
-                guest_connected: self.session.borrow().is_some(),
-            },
+            ShimRequest::Status => {
+                let counts = self.activity.counts();
+                ShimReply::Status {
+                    vm: self.about.vm.clone(),
+                    shim: self.about.shim,
+                    vmm: self.about.vmm,
+                    started_at: self.about.started_at,
+                    guest_connected: self.session.borrow().is_some(),
+                    ssh_connections: counts.ssh,
+                    ssh_idle_since: counts.ssh_idle_since,
+                    console_connections: counts.console,
+                    idle_since: counts.idle_since,
+                }
+            }
             ShimRequest::Kill => {
                 let (done, killed) = oneshot::channel();
                 // Nobody to take or answer it means that the VMM has ended by itself.
@@ -346,6 +378,7 @@ fn say<T: Serialize>(line: &T) -> io::Result<()> {
     stdout.flush()
 }
 
-fn now() -> u64 {
+/// Seconds since the Unix epoch.
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -19,9 +19,9 @@ use tokio::{
 use vm_host::process::{PidFd, alive};
 use vm_shim::{ControlClient, ControlError, ShimError, client, connect_control, effect};
 use vm_types::{
-    Handle, Observed, VmPaths,
+    Handle, Observed, ProcessRef, VmPaths,
     guest::control::{Phase, ShutdownKind},
-    shim::{ChannelEndpoint, LaunchPlan, ShimSpec, ShimStarted},
+    shim::{ChannelEndpoint, GuestEnd, LaunchPlan, ShimSpec, ShimStarted},
     vm::ExitStatus,
 };
 
@@ -55,7 +55,14 @@ impl Vm {
         }
         let channel = paths.channel_sock();
         let mut args = vec!["vmm".to_owned()];
-        args.extend(steps.iter().map(|step| step.replace('@', channel.to_str().unwrap())));
+        let events = paths.events_sock();
+        let places = [('@', &channel), ('%', &events)];
+        let placed = |step: &&str| {
+            places
+                .iter()
+                .fold((*step).to_owned(), |step, (mark, path)| step.replace(*mark, path.to_str().unwrap()))
+        };
+        args.extend(steps.iter().map(placed));
         let spec = ShimSpec {
             vm: "0123456789ab".parse().unwrap(),
             run_dir: paths.run.clone(),
@@ -64,7 +71,9 @@ impl Vm {
                 program: helper(),
                 args,
                 channel: ChannelEndpoint::VirtioSerial { socket: channel },
+                events: Some(events),
             },
+            machine: None,
             console_log_bytes,
             socket_group,
         };
@@ -141,6 +150,89 @@ async fn ends_are_recorded_and_nothing_but_files_of_record_is_left() {
         assert_eq!(left, ["shim.json"], "sockets are left behind");
         assert!(matches!(client::status(&vm.paths).await, Err(ShimError::NotRunning { .. })));
     }
+}
+
+#[tokio::test]
+async fn the_guests_part_in_the_end_is_recorded() {
+    let shutdown = |guest: bool, reason: &str| {
+        format!(r#"tell=% {{"event": "SHUTDOWN", "data": {{"guest": {guest}, "reason": "{reason}"}}}}"#)
+    };
+    let off = shutdown(true, "guest-shutdown");
+    for (steps, status, guest) in [
+        (vec![off.as_str(), "exit=0"], ExitStatus::Code(0), Some(GuestEnd::PowerOff)),
+        (vec![&shutdown(true, "guest-reset"), "exit=0"], ExitStatus::Code(0), Some(GuestEnd::Reboot)),
+        (vec![&shutdown(true, "guest-panic"), "exit=0"], ExitStatus::Code(0), Some(GuestEnd::Panic)),
+        (vec![&shutdown(false, "host-qmp-quit"), "exit=0"], ExitStatus::Code(0), None),
+        // It could still say so before it was gone.
+        (vec![&off, "abort"], ExitStatus::Signal(Signal::SIGABRT as i32), Some(GuestEnd::PowerOff)),
+        (vec!["tell=% not what was agreed on", "exit=5"], ExitStatus::Code(5), None),
+        // Nobody listens there.
+        (vec!["exit=0"], ExitStatus::Code(0), None),
+    ] {
+        let vm = Vm::new(&steps);
+        vm.start().await;
+        let record = until("an exit record", || client::exit_record(&vm.paths).unwrap()).await;
+        assert_eq!((record.status, record.guest), (status, guest), "{steps:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_the_very_processes_are_the_vms() {
+    let vm = Vm::new(&["hang"]);
+    let ShimStarted { shim, vmm } = vm.start().await;
+    let verify = |shim, vmm| vm_shim::verify(&vm.paths, shim, vmm).unwrap();
+    // Until it has become the helper, the VMM is a copy of the shim.
+    until("the VMM to be known", || verify(shim, vmm).then_some(())).await;
+
+    // Pids that have come to others since: by their start times, and by what they are.
+    let later = |process: ProcessRef| ProcessRef { start_ticks: process.start_ticks + 1, ..process };
+    assert!(!verify(later(shim), vmm) && !verify(shim, later(vmm)));
+    let mut stranger = Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
+    let other = vm_host::process::identify(stranger.id().unwrap()).unwrap();
+    assert!(!verify(other, vmm) && !verify(shim, other));
+    stranger.kill().await.unwrap();
+    let another = Vm::new(&["hang"]);
+    let others = another.start().await;
+    assert!(!verify(others.shim, others.vmm) && !verify(shim, others.vmm));
+
+    // The shim's child, but not the program that was to run.
+    let mut spec = vm_shim::spec(&vm.paths).unwrap().unwrap();
+    spec.launch.program = "/usr/bin/vmm".into();
+    spec.launch.args.push("--other".to_owned());
+    vm_host::files::write_json(&vm.paths.shim_spec(), 0o600, &spec).unwrap();
+    assert!(!verify(shim, vmm));
+    std::fs::remove_file(vm.paths.shim_spec()).unwrap();
+    assert_eq!(vm_shim::spec(&vm.paths).unwrap(), None);
+    assert!(verify(shim, vmm), "a lost specification disowns nobody");
+    effect::undo(&vm.paths.run, &Handle::None, LIMIT).await.unwrap();
+    assert!(!verify(shim, vmm));
+}
+
+#[tokio::test]
+async fn it_is_told_who_uses_the_vm_and_since_when_nobody_does() {
+    let vm = Vm::new(&["hang"]);
+    vm.start().await;
+    let status = async || client::status(&vm.paths).await.unwrap();
+    let counts = async |ssh, console| loop {
+        let status = status().await;
+        if (status.ssh_connections, status.console_connections) == (ssh, console) {
+            return status;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let fresh = status().await;
+    assert_eq!((fresh.ssh_idle_since, fresh.idle_since), (None, Some(fresh.started_at)));
+    let ssh = UnixStream::connect(vm.paths.ssh_sock()).await.unwrap();
+    let console = UnixStream::connect(vm.paths.console_sock()).await.unwrap();
+    let used = in_time(counts(1, 1)).await;
+    assert_eq!((used.ssh_idle_since, used.idle_since), (None, None));
+    drop(ssh);
+    let watched = in_time(counts(0, 1)).await;
+    assert!(watched.ssh_idle_since >= Some(fresh.started_at), "{watched:?}");
+    assert_eq!(watched.idle_since, None);
+    drop(console);
+    let idle = in_time(counts(0, 0)).await;
+    assert!(idle.idle_since >= watched.ssh_idle_since, "{idle:?}");
 }
 
 #[tokio::test]
@@ -310,6 +402,7 @@ async fn connections_wait_for_the_guest_and_survive_the_end_of_a_session() {
     let (mut control, agent) = connect_control(&vm.paths, LIMIT).await.unwrap();
     assert_eq!(agent.kernel_release, "6.0-test");
     control.sync(LIMIT).await.unwrap();
+    assert_eq!(control.grow_root(4096, LIMIT).await.unwrap(), 4095);
     assert!(client::status(&vm.paths).await.unwrap().guest_connected);
 }
 

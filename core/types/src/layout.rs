@@ -35,6 +35,10 @@ impl Layout {
     pub fn database(&self) -> PathBuf {
         self.state.join("vmd.db")
     }
+    /// The event log; its older half is `events.jsonl.1`.
+    pub fn events(&self) -> PathBuf {
+        self.state.join("events.jsonl")
+    }
     /// The configuration file.
     pub fn config_file(&self) -> PathBuf {
         self.config.join("config.toml")
@@ -129,6 +133,10 @@ impl VmPaths {
     /// The VMM's own control socket (QMP).
     pub fn vmm_sock(&self) -> PathBuf {
         self.run.join("vmm.sock")
+    }
+    /// Where the VMM tells its events (see [`crate::shim::LaunchPlan::events`]).
+    pub fn events_sock(&self) -> PathBuf {
+        self.run.join("events.sock")
     }
     /// The root disk.
     pub fn disk(&self) -> PathBuf {

@@ -7,9 +7,10 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ProcessRef, VmId, vm::ExitStatus};
+use crate::{ProcessRef, VmId, machine::MachineSpec, vm::ExitStatus};
 
 /// What a shim is told. Sockets and logs are those of [`crate::VmPaths`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,9 @@ pub struct ShimSpec {
     pub state_dir: PathBuf,
     /// How to start the VMM.
     pub launch: LaunchPlan,
+    /// The machine that `launch` was made of; nothing to the shim, but a daemon that returns learns from it what runs.
+    #[serde(default)]
+    pub machine: Option<MachineSpec>,
     /// Bound of the console log in bytes, both files together.
     pub console_log_bytes: u64,
     /// Group that may open `ssh.sock` and `console.sock`, if any besides root.
@@ -37,6 +41,9 @@ pub struct LaunchPlan {
     pub args: Vec<String>,
     /// How the shim reaches the guest.
     pub channel: ChannelEndpoint,
+    /// Where the VMM listens for one client to tell its events, as [`QmpEvent`] reads them.
+    #[serde(default)]
+    pub events: Option<PathBuf>,
 }
 
 /// Where the host end of a guest channel is.
@@ -95,6 +102,19 @@ pub enum ShimReply {
         started_at: u64,
         /// Whether the guest's agent has answered on the channel.
         guest_connected: bool,
+        /// Connections to `ssh.sock` that are open now.
+        #[serde(default)]
+        ssh_connections: u32,
+        /// When the last of them ended, seconds since the Unix epoch; `None` while one is open and before the first.
+        #[serde(default)]
+        ssh_idle_since: Option<u64>,
+        /// Connections to `console.sock` that are open now.
+        #[serde(default)]
+        console_connections: u32,
+        /// Since when nobody has been connected to `ssh.sock` or `console.sock`, from the VMM's start on, in seconds since
+        /// the Unix epoch. `None` while somebody is, and from a shim that is too old to tell.
+        #[serde(default)]
+        idle_since: Option<u64>,
     },
     /// To [`ShimRequest::Kill`].
     Killed,
@@ -112,8 +132,122 @@ pub struct ExitRecord {
     pub vmm: ProcessRef,
     /// How.
     pub status: ExitStatus,
+    /// What the guest did to end it, if it was the guest and the VMM could still tell. Then its status is 0, as a rule.
+    #[serde(default)]
+    pub guest: Option<GuestEnd>,
     /// When, seconds since the Unix epoch.
     pub at: u64,
     /// Host boot in which it ended (`/proc/sys/kernel/random/boot_id`).
     pub boot_id: String,
+}
+
+/// How a guest ended its machine by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestEnd {
+    /// It switched the machine off, be it that somebody inside wanted it or that it was asked to.
+    PowerOff,
+    /// It reset the machine. So does a kernel that panics before it can report that, as its command line says.
+    Reboot,
+    /// Its kernel panicked.
+    Panic,
+}
+
+impl std::fmt::Display for GuestEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::PowerOff => "the guest powered off",
+            Self::Reboot => "the guest rebooted",
+            Self::Panic => "the guest's kernel panicked",
+        })
+    }
+}
+
+/// A line of an event socket ([`LaunchPlan::events`]), as far as it tells how the guest ended. What else the QEMU Machine
+/// Protocol says there (<https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html>, events `SHUTDOWN` and
+/// `GUEST_PANICKED`) is passed over.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QmpEvent {
+    /// The event's name; `None` where the line is no event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<String>,
+    /// What it says besides.
+    #[serde(default)]
+    pub data: QmpEventData,
+}
+
+/// The data of a [`QmpEvent`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QmpEventData {
+    /// Of `SHUTDOWN`: whether the guest asked for it.
+    #[serde(default)]
+    pub guest: bool,
+    /// Of `SHUTDOWN`: `guest-shutdown`, `guest-reset`, `guest-panic`, or one of the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl QmpEvent {
+    /// How the guest ended, known after this event, where `before` was known before it. A panic is never outdone by what
+    /// follows from it.
+    pub fn guest_end(&self, before: Option<GuestEnd>) -> Option<GuestEnd> {
+        let reason = self.data.reason.as_deref().filter(|_| self.data.guest);
+        match (self.event.as_deref(), reason) {
+            _ if before == Some(GuestEnd::Panic) => before,
+            (Some("GUEST_PANICKED"), _) | (Some("SHUTDOWN"), Some("guest-panic")) => Some(GuestEnd::Panic),
+            (Some("SHUTDOWN"), Some("guest-shutdown")) => Some(GuestEnd::PowerOff),
+            (Some("SHUTDOWN"), Some("guest-reset")) => Some(GuestEnd::Reboot),
+            // The host wanted the end, or it is for a reason that this version does not know.
+            (Some("SHUTDOWN"), _) => None,
+            _ => before,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(lines: &[&str]) -> Option<GuestEnd> {
+        lines.iter().fold(None, |before, line| {
+            serde_json::from_str::<QmpEvent>(line).expect("the line is understood").guest_end(before)
+        })
+    }
+
+    #[test]
+    fn what_qemu_says_at_a_guests_end_is_understood() {
+        let stop = r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}"#;
+        let shutdown = |guest: bool, reason: &str| {
+            format!(
+                r#"{{"timestamp": {{}}, "event": "SHUTDOWN", "data": {{"guest": {guest}, "reason": "{reason}"}}}}"#
+            )
+        };
+        let end = |guest, reason| told(&[&shutdown(guest, reason), stop]);
+        assert_eq!(end(true, "guest-shutdown"), Some(GuestEnd::PowerOff));
+        assert_eq!(end(true, "guest-reset"), Some(GuestEnd::Reboot));
+        assert_eq!(end(true, "guest-panic"), Some(GuestEnd::Panic));
+        assert_eq!(end(false, "host-qmp-quit"), None);
+        assert_eq!(end(false, "host-signal"), None);
+        let panicked =
+            r#"{"event": "GUEST_PANICKED", "data": {"action": "poweroff", "info": {"type": "s390"}}}"#;
+        assert_eq!(told(&[panicked, &shutdown(true, "guest-reset")]), Some(GuestEnd::Panic));
+        assert_eq!(
+            told(&[r#"{"QMP": {"version": {}, "capabilities": []}}"#, r#"{"return": {}}"#, stop]),
+            None
+        );
+    }
+
+    #[test]
+    fn what_an_older_build_wrote_is_read() {
+        let record =
+            r#"{"vmm": {"pid": 1, "start_ticks": 2}, "status": {"code": 0}, "at": 3, "boot_id": "x"}"#;
+        assert_eq!(serde_json::from_str::<ExitRecord>(record).expect("it is a record").guest, None);
+        let status = r#"{"reply": "status", "vm": "0123456789ab", "shim": {"pid": 1, "start_ticks": 2},
+            "vmm": {"pid": 1, "start_ticks": 2}, "started_at": 3, "guest_connected": true}"#;
+        let status = serde_json::from_str::<ShimReply>(status).expect("it is a status");
+        assert!(
+            matches!(status, ShimReply::Status { ssh_connections: 0, idle_since: None, .. }),
+            "{status:?}"
+        );
+    }
 }

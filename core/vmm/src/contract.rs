@@ -13,7 +13,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
     process::{Child, ChildStdin, Command},
     sync::watch,
@@ -22,7 +22,7 @@ use tokio::{
 use vm_types::{
     VmPaths,
     machine::MachineSpec,
-    shim::{ChannelEndpoint, LaunchPlan},
+    shim::{ChannelEndpoint, GuestEnd, LaunchPlan, QmpEvent},
 };
 
 use crate::{Vmm, VmmError};
@@ -30,8 +30,9 @@ use crate::{Vmm, VmmError};
 /// Nothing in the suite takes this long unless it is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A driver with a machine whose guest greets on its console, sends back what it reads there and goes down when the
-/// power button is pressed. The directories of `paths` are there and not shared with another subject.
+/// A driver with a machine whose guest greets on its console, sends back what it reads there, powers off when the
+/// power button is pressed or it reads a line of the byte 0x0f (control-O), resets at 0x12 (control-R) and panics at 0x10
+/// (control-P). It has a writable drive. The directories of `paths` are there and not shared with another subject.
 #[derive(Debug, Clone)]
 pub struct Subject<'a> {
     /// The driver.
@@ -172,6 +173,8 @@ pub async fn everything(subject: &Subject<'_>) {
     lives_without_a_console_reader(subject).await;
     pauses_and_resumes(subject).await;
     the_power_button_reaches_the_guest(subject).await;
+    tells_how_the_guest_ended(subject).await;
+    grows_a_disk(subject).await;
     an_absent_vmm_is_an_error(subject).await;
 }
 
@@ -186,6 +189,7 @@ pub async fn plans_alike_and_touches_nothing(subject: &Subject<'_>) {
     assert!(one.program.is_absolute(), "{:?}", one.program);
     let ChannelEndpoint::VirtioSerial { socket } = &one.channel;
     assert_eq!(*socket, subject.paths.channel_sock());
+    assert_eq!(one.events, Some(subject.paths.events_sock()));
     assert_eq!(listing(&subject.paths), before);
 }
 
@@ -318,6 +322,87 @@ pub async fn the_power_button_reaches_the_guest(subject: &Subject<'_>) {
     let mut running = subject.start().await;
     button.press(&subject.paths).await.expect("it can be pressed");
     assert_eq!(running.ended().await.code(), Some(0));
+}
+
+/// The event socket says how the guest ended, and nothing where it was the host's doing.
+///
+/// # Panics
+/// Where the driver breaks it.
+pub async fn tells_how_the_guest_ended(subject: &Subject<'_>) {
+    for (typed, end) in
+        [(b"\x0f\n", GuestEnd::PowerOff), (b"\x12\n", GuestEnd::Reboot), (b"\x10\n", GuestEnd::Panic)]
+    {
+        let mut running = subject.start().await;
+        let told = listen(&subject.plan().await).await;
+        running.stdin.write_all(typed).await.expect("the console takes input");
+        assert_eq!(running.ended().await.code(), Some(0), "{end:?}");
+        assert_eq!(told.await.expect("the listener ends"), Some(end));
+    }
+    let mut running = subject.start().await;
+    let told = listen(&subject.plan().await).await;
+    subject.vmm.quit(&subject.paths).await.expect("it can be ended");
+    running.ended().await;
+    assert_eq!(told.await.expect("the listener ends"), None);
+    let mut running = subject.start().await;
+    let told = listen(&subject.plan().await).await;
+    running.kill();
+    running.ended().await;
+    assert_eq!(told.await.expect("the listener ends"), None);
+}
+
+/// Listens on the event socket to its end, as the shim does. Returns when the VMM knows.
+///
+/// # Panics
+/// Where there is no such socket, or it does not speak QMP.
+pub async fn listen(plan: &LaunchPlan) -> tokio::task::JoinHandle<Option<GuestEnd>> {
+    let socket = plan.events.as_ref().expect("the plan has an event socket");
+    let mut stream = BufReader::new(UnixStream::connect(socket).await.expect("the event socket is there"));
+    stream.write_all(b"{\"execute\": \"qmp_capabilities\"}\n").await.expect("it takes commands");
+    let mut lines = stream.lines();
+    let answered = async {
+        while let Ok(Some(line)) = lines.next_line().await {
+            if line.contains("\"return\"") {
+                return;
+            }
+        }
+        panic!("the event socket ends before it answers");
+    };
+    timeout(PATIENCE, answered).await.expect("it answers in time");
+    tokio::spawn(async move {
+        let mut end = None;
+        while let Ok(Some(line)) = lines.next_line().await {
+            end = serde_json::from_str::<QmpEvent>(&line).expect("it speaks QMP").guest_end(end);
+        }
+        end
+    })
+}
+
+/// A drive grows while the guest runs, file and all, and neither shrinks nor appears. Absent: typed.
+///
+/// # Panics
+/// Where the driver breaks it.
+pub async fn grows_a_disk(subject: &Subject<'_>) {
+    let Some(resize) = subject.vmm.resize() else {
+        let refused = subject.vmm.require_resize().err();
+        return assert!(matches!(refused, Some(VmmError::Unsupported { .. })), "{refused:?}");
+    };
+    let running = subject.start().await;
+    let drive = subject.machine.drives.first().expect("the machine has a drive");
+    let grow = async |serial, size| resize.grow_disk(&subject.paths, serial, size).await;
+    let size = || std::fs::metadata(&drive.path).map_or(0, |meta| meta.len());
+    let target = size() + 1024 * 1024;
+    for _ in 0..2 {
+        grow(&drive.serial, target).await.expect("it can be grown");
+        assert_eq!(size(), target);
+    }
+    let smaller = grow(&drive.serial, target - 512).await.expect_err("it cannot shrink");
+    assert!(matches!(smaller, VmmError::Growth { .. }) && smaller.hint().is_some(), "{smaller}");
+    let odd = grow(&drive.serial, target + 1).await.expect_err("no sector is cut");
+    assert!(matches!(odd, VmmError::Growth { .. }), "{odd}");
+    let none = grow("no-such-drive", target).await.expect_err("it is not there");
+    assert!(matches!(none, VmmError::NoDrive { .. }) && none.hint().is_some(), "{none}");
+    assert_eq!(size(), target);
+    running.finish().await;
 }
 
 /// Nobody there: every operation fails in time, with a hint.

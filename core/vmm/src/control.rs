@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use vm_types::{VmPaths, vm::VmmKind};
 
@@ -12,6 +12,8 @@ use crate::{
     qmp::{self, Qmp},
 };
 
+/// What virtio drives are counted in, in bytes (virtio 1.2, section 5.2.4).
+const SECTOR: u64 = 512;
 /// Between two attempts to reach a VMM that is starting.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -71,6 +73,20 @@ pub(crate) async fn is_paused(vmm: VmmKind, paths: &VmPaths) -> Result<bool, Vmm
     })
 }
 
+/// The name of a drive's backend.
+pub(crate) fn drive_id(serial: &str) -> String {
+    format!("drive-{serial}")
+}
+
+/// The size in bytes of a drive, as the guest sees it; `None` where there is no such drive.
+async fn drive_size(qmp: &mut Qmp, id: &str) -> Result<Option<u64>, QmpError> {
+    const COMMAND: &str = "query-block";
+    let drives = qmp.execute(COMMAND).await?;
+    let strange = || qmp::malformed(COMMAND, drives.to_string().as_bytes());
+    let drive = drives.as_array().ok_or_else(strange)?.iter().find(|drive| drive["device"] == id);
+    drive.map(|drive| drive["inserted"]["image"]["virtual-size"].as_u64().ok_or_else(strange)).transpose()
+}
+
 /// The optional interfaces of a VMM that speaks QMP.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct QmpControls(pub(crate) VmmKind);
@@ -92,5 +108,26 @@ impl crate::Pause for QmpControls {
     }
     async fn is_paused(&self, paths: &VmPaths) -> Result<bool, VmmError> {
         is_paused(self.0, paths).await
+    }
+}
+
+#[async_trait::async_trait]
+impl crate::Resize for QmpControls {
+    async fn grow_disk(&self, paths: &VmPaths, serial: &str, size_bytes: u64) -> Result<(), VmmError> {
+        let failed = |source| VmmError::Control { vmm: self.0, operation: "grow a disk", source };
+        let refused = |rule: String| VmmError::Growth { serial: serial.to_owned(), size_bytes, rule };
+        if !size_bytes.is_multiple_of(SECTOR) {
+            return Err(refused(format!("a size is a multiple of {SECTOR} bytes")));
+        }
+        let mut qmp = Qmp::connect(&paths.vmm_sock(), CONTROL_TIMEOUT).await.map_err(failed)?;
+        let id = drive_id(serial);
+        match drive_size(&mut qmp, &id).await.map_err(failed)? {
+            None => Err(VmmError::NoDrive { vmm: self.0, serial: serial.to_owned() }),
+            Some(now) if now > size_bytes => Err(refused(format!("it has {now} bytes and cannot shrink"))),
+            Some(_) => {
+                let arguments = json!({"device": id, "size": size_bytes});
+                qmp.execute_with("block_resize", arguments).await.map(drop).map_err(failed)
+            }
+        }
     }
 }

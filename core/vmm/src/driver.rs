@@ -81,6 +81,11 @@ pub trait Vmm: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Its way to change a drive's size while the guest runs, where it has one.
+    fn resize(&self) -> Option<&dyn Resize> {
+        None
+    }
+
     /// [`Self::power_button`], its absence as an error.
     ///
     /// # Errors
@@ -95,6 +100,14 @@ pub trait Vmm: Send + Sync + fmt::Debug {
     /// [`VmmError::Unsupported`].
     fn require_pause(&self) -> Result<&dyn Pause, VmmError> {
         self.pause().ok_or(VmmError::Unsupported { vmm: self.kind(), what: "pausing" })
+    }
+
+    /// [`Self::resize`], its absence as an error.
+    ///
+    /// # Errors
+    /// [`VmmError::Unsupported`].
+    fn require_resize(&self) -> Result<&dyn Resize, VmmError> {
+        self.resize().ok_or(VmmError::Unsupported { vmm: self.kind(), what: "growing a disk while it runs" })
     }
 }
 
@@ -130,6 +143,18 @@ pub trait Pause: Send + Sync {
     async fn is_paused(&self, paths: &VmPaths) -> Result<bool, VmmError>;
 }
 
+/// Changes the size of drives under a running guest.
+#[async_trait]
+pub trait Resize: Send + Sync {
+    /// Makes a drive larger and lets the guest know. Where its image is a file, that grows; a block device has to have the
+    /// size already. A drive that has this size stays as it is. What is on it, a filesystem say, does not grow with it.
+    ///
+    /// # Errors
+    /// [`VmmError::NoDrive`], [`VmmError::Growth`] for a size that is smaller or no multiple of 512 bytes, the VMM not
+    /// answering or refusing.
+    async fn grow_disk(&self, paths: &VmPaths, serial: &str, size_bytes: u64) -> Result<(), VmmError>;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,7 +184,9 @@ mod tests {
     #[test]
     fn what_a_driver_lacks_is_a_typed_error_with_a_hint() {
         let bare: &dyn Vmm = &Bare;
-        for error in [bare.require_pause().err().unwrap(), bare.require_power_button().err().unwrap()] {
+        let absent =
+            [bare.require_pause().err(), bare.require_power_button().err(), bare.require_resize().err()];
+        for error in absent.map(Option::unwrap) {
             assert!(matches!(error, VmmError::Unsupported { vmm: VmmKind::Fake, .. }), "{error}");
             assert!(error.hint().is_some());
         }

@@ -72,6 +72,24 @@ pub enum VmmError {
         /// The last attempt's failure.
         source: QmpError,
     },
+    /// A drive that is not attached cannot be changed.
+    #[error("{} has no drive with the serial {serial:?}", name(*vmm))]
+    NoDrive {
+        /// Which kind.
+        vmm: VmmKind,
+        /// The drive's serial.
+        serial: String,
+    },
+    /// A size that the drive cannot grow to.
+    #[error("the drive {serial:?} cannot be grown to {size_bytes} bytes: {rule}")]
+    Growth {
+        /// The drive's serial.
+        serial: String,
+        /// What was asked for.
+        size_bytes: u64,
+        /// Why not.
+        rule: String,
+    },
     /// The VMM could not be made to do something.
     #[error("could not {operation} through {}'s control socket", name(*vmm))]
     Control {
@@ -104,6 +122,10 @@ impl VmmError {
             Self::NotUp { .. } => {
                 Some("see the VMM's log and the VM's console for why it did not start".to_owned())
             }
+            Self::NoDrive { .. } => {
+                Some("the VM runs a machine without it; restart the VM to attach it".to_owned())
+            }
+            Self::Growth { .. } => Some("choose a size that is not below the present one".to_owned()),
             Self::Control { source, .. } => source.hint(),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   engine ── plan ──> LaunchPlan ──> shim ── spawns ──> VMM process
-//!      └───── wait_up, power button, pause, quit ──────────┘   (its own control socket)
+//!      └───── wait_up, power button, pause, grow, quit ────┘   (its own control socket)
 //! ```
 //!
 //! A driver turns a machine's shape into a command line and speaks to the VMM's control socket. It
@@ -20,7 +20,7 @@ pub mod kvm;
 pub mod qemu;
 pub mod qmp;
 
-pub use driver::{Accelerator, Availability, Pause, PowerButton, Vmm};
+pub use driver::{Accelerator, Availability, Pause, PowerButton, Resize, Vmm};
 pub use error::VmmError;
 #[cfg(feature = "fake")]
 pub use fake::{FakeBehaviour, FakeDriver};

@@ -2,7 +2,7 @@
 //! as a driver needs: greeting, capabilities, commands with ids, time-outs. Events are skipped.
 //!
 //! QEMU serves one client of a socket at a time and lets others wait, so a client connects, says what it has to
-//! say and goes. The crate `qapi` would bring the whole generated schema for half a dozen commands without arguments.
+//! say and goes. The crate `qapi` would bring the whole generated schema for half a dozen commands.
 
 use std::{
     io,
@@ -156,13 +156,21 @@ impl Qmp {
     /// # Errors
     /// Every variant of [`QmpError`] but `Connect`.
     pub async fn execute(&mut self, command: &str) -> Result<Value, QmpError> {
-        limited(self.limit, command, self.exchange(command)).await
+        self.execute_with(command, json!({})).await
     }
 
-    async fn exchange(&mut self, command: &str) -> Result<Value, QmpError> {
+    /// Runs a command with arguments, an object, and returns its value.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub async fn execute_with(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        limited(self.limit, command, self.exchange(command, arguments)).await
+    }
+
+    async fn exchange(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         let id = self.next_id;
         self.next_id += 1;
-        let mut line = json!({"execute": command, "id": id}).to_string();
+        let mut line = json!({"execute": command, "arguments": arguments, "id": id}).to_string();
         line.push('\n');
         self.writer.write_all(line.as_bytes()).await.map_err(|source| broken(command, source))?;
         loop {

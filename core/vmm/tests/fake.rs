@@ -12,11 +12,12 @@ use vm_channel::{ChannelStream, HostChannel, Service};
 use vm_types::{
     VmPaths,
     guest::control::{Phase, Reply, Request, ShutdownKind},
-    machine::MachineSpec,
+    machine::{Drive, MachineSpec},
+    shim::GuestEnd,
 };
 use vm_vmm::{
     FakeBehaviour, FakeDriver, Vmm,
-    contract::{PATIENCE, Running},
+    contract::{PATIENCE, Running, listen},
     fake::{Boot, Crash, CrashAt, End},
 };
 
@@ -47,6 +48,11 @@ impl Fake {
 
     async fn launch(&self) -> Running {
         Running::launch(&self.driver.plan(&self.machine, &self.paths).await.unwrap())
+    }
+
+    /// How the guest ends, if it tells.
+    async fn listen(&self) -> tokio::task::JoinHandle<Option<GuestEnd>> {
+        listen(&self.driver.plan(&self.machine, &self.paths).await.unwrap()).await
     }
 
     async fn up(&self) -> (Running, Control) {
@@ -114,6 +120,75 @@ async fn crashes_come_when_and_as_told() {
     let (mut running, mut control) = fake.up().await;
     assert!(matches!(control.ask(&WAIT).await, Reply::Ready { .. }));
     assert_eq!(running.ended().await.signal(), Some(11));
+}
+
+#[tokio::test]
+async fn the_guest_ends_in_any_way_at_any_moment() {
+    let planned = |at, end| FakeBehaviour { crash: Some(Crash { at, end }), ..FakeBehaviour::default() };
+    let panic = End::Guest(GuestEnd::Panic);
+    let fake = Fake::new(planned(CrashAt::Up { after_millis: 1 }, End::Signal(6)));
+    let mut running = fake.launch().await;
+    assert_eq!(running.ended().await.signal(), Some(6));
+
+    let fake = Fake::new(planned(CrashAt::AfterReady { millis: 1 }, panic));
+    let (mut running, mut control) = fake.up().await;
+    let told = fake.listen().await;
+    assert!(matches!(control.ask(&WAIT).await, Reply::Ready { .. }));
+    assert_eq!(running.ended().await.code(), Some(0));
+    assert_eq!(told.await.unwrap(), Some(GuestEnd::Panic));
+
+    // Asked to, through its agent and through the control socket.
+    let again = Request::Shutdown { kind: ShutdownKind::Reboot, grace_ms: 0 };
+    for (request, expected) in [(OFF, GuestEnd::PowerOff), (again, GuestEnd::Reboot)] {
+        let fake = Fake::new(FakeBehaviour::default());
+        let (mut running, mut control) = fake.up().await;
+        let told = fake.listen().await;
+        assert_eq!(control.ask(&request).await, Reply::ShuttingDown);
+        assert_eq!(running.ended().await.code(), Some(0));
+        assert_eq!(told.await.unwrap(), Some(expected));
+    }
+    for (end, code, signal) in
+        [(panic, Some(0), None), (End::Code(9), Some(9), None), (End::Signal(9), None, Some(9))]
+    {
+        let fake = Fake::new(FakeBehaviour::default());
+        let (mut running, _control) = fake.up().await;
+        let told = fake.listen().await;
+        FakeDriver::end(&fake.paths, end).await.unwrap();
+        let status = running.ended().await;
+        assert_eq!((status.code(), status.signal()), (code, signal));
+        assert_eq!(told.await.unwrap(), (end == panic).then_some(GuestEnd::Panic));
+    }
+    assert!(FakeDriver::end(&fake.paths, panic).await.is_err(), "it is gone");
+}
+
+#[tokio::test]
+async fn sigterm_ends_it_unless_it_is_told_to_ignore_that() {
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
+    let term = |running: &Running| kill(Pid::from_raw(running.pid() as i32), Signal::SIGTERM).unwrap();
+    let (mut running, _control) = Fake::new(FakeBehaviour::default()).up().await;
+    term(&running);
+    assert_eq!(running.ended().await.signal(), Some(15));
+    let fake = Fake::new(FakeBehaviour { ignore_sigterm: true, ..FakeBehaviour::default() });
+    let (mut running, mut control) = fake.up().await;
+    term(&running);
+    assert_eq!(control.ask(&Request::Sync).await, Reply::Done);
+    assert!(running.runs());
+}
+
+#[tokio::test]
+async fn its_root_grows_with_its_drive() {
+    let mut fake = Fake::new(FakeBehaviour::default());
+    let path = fake.paths.state.join("disk");
+    std::fs::write(&path, [0; 4096]).unwrap();
+    fake.machine.drives.push(Drive { serial: "root".to_owned(), path, read_only: false });
+    let (_running, mut control) = fake.up().await;
+    let grow = Request::GrowRoot { drive_bytes: 8192 };
+    assert!(matches!(control.ask(&grow).await, Reply::Error { code, .. } if code == "root.grow"));
+    fake.driver.require_resize().unwrap().grow_disk(&fake.paths, "root", 8192).await.unwrap();
+    assert_eq!(control.ask(&grow).await, Reply::Grown { bytes: 8192 });
 }
 
 #[tokio::test]

@@ -130,6 +130,7 @@ impl Floor {
             program: spec.launch.program.clone(),
             args: spec.launch.args.iter().map(|word| moved(word)).collect(),
             channel: ChannelEndpoint::VirtioSerial { socket: moved(&socket.to_string_lossy()).into() },
+            events: None,
         };
         // A tap of its own, beside those that the daemon makes and removes for the other runs.
         if launch.args.iter().any(|word| word.contains("ifname=")) {

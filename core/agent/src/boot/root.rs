@@ -152,32 +152,48 @@ nix::ioctl_write_ptr!(
     u64
 );
 
-/// Grows the mounted ext4 root to its drive's size, if that is larger.
+/// Grows the mounted ext4 root to its drive's size, if that is larger; returns the filesystem's size in bytes. A drive that
+/// is to have `at_least` so many bytes is waited for: the kernel hears of a change a moment after the VMM made it.
 ///
 /// # Errors
 /// Whatever reading the sizes or the kernel's online resize says.
-pub(crate) fn grow(serial: &str) -> io::Result<()> {
+pub(crate) fn grow(serial: &str, at_least: u64) -> io::Result<u64> {
     let device = device_by_serial(serial).ok_or(io::ErrorKind::NotFound)?;
     let drive = File::open(device)?;
-    let mut bytes = 0;
-    #[expect(unsafe_code, reason = "ioctl")]
-    // SAFETY: BLKGETSIZE64 stores one u64 where the pointer says, which outlives the call.
-    unsafe {
-        blkgetsize64(drive.as_raw_fd(), &raw mut bytes)?;
+    let mut bytes = size(&drive)?;
+    let deadline = Instant::now() + DRIVE_PATIENCE;
+    while bytes < at_least {
+        if Instant::now() >= deadline {
+            return Err(io::Error::other(format!("the drive has {bytes} bytes and not {at_least}")));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        bytes = size(&drive)?;
     }
     let root = File::open("/")?;
     let (block_size, blocks) = superblock(&drive)?;
     let wanted = bytes / block_size;
     // A rest smaller than a block group's metadata cannot be used.
     if wanted <= blocks {
-        return Ok(());
+        return Ok(blocks * block_size);
     }
     #[expect(unsafe_code, reason = "ioctl")]
     // SAFETY: EXT4_IOC_RESIZE_FS reads one u64 where the pointer says, which outlives the call.
     unsafe {
         ext4_resize_fs(root.as_raw_fd(), &raw const wanted)?;
     }
-    Ok(())
+    let (block_size, blocks) = superblock(&drive)?;
+    Ok(blocks * block_size)
+}
+
+/// Of a block device, in bytes.
+fn size(drive: &File) -> io::Result<u64> {
+    let mut bytes = 0;
+    #[expect(unsafe_code, reason = "ioctl")]
+    // SAFETY: BLKGETSIZE64 stores one u64 where the pointer says, which outlives the call.
+    unsafe {
+        blkgetsize64(drive.as_raw_fd(), &raw mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// Block size in bytes and number of blocks, from the superblock at byte 1024 of the drive

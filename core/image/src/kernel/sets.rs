@@ -15,7 +15,7 @@ const fn early(name: &'static str, option: &'static str, required: bool) -> Earl
 }
 
 /// In the order in which they are loaded, but that what one depends on goes before it.
-pub(super) const EARLY: [Early; 12] = [
+pub(super) const EARLY: [Early; 13] = [
     early("virtio", "CONFIG_VIRTIO", true),
     early("virtio_ring", "CONFIG_VIRTIO", true),
     early("virtio_pci", "CONFIG_VIRTIO_PCI", true),
@@ -23,6 +23,8 @@ pub(super) const EARLY: [Early; 12] = [
     early("virtio_blk", "CONFIG_VIRTIO_BLK", true),
     early("virtio_net", "CONFIG_VIRTIO_NET", true),
     early("virtio_console", "CONFIG_VIRTIO_CONSOLE", true),
+    // Reports a panic to the VMM.
+    early("pvpanic_pci", "CONFIG_PVPANIC_PCI", false),
     early("virtio_rng", "CONFIG_HW_RANDOM_VIRTIO", false),
     // ext4's check sums ask the crypto layer for "crc32c" by an alias; one of these serves it. Kernels since 6.14 have
     // it as a library and need neither.

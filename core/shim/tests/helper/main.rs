@@ -52,6 +52,7 @@ fn daemon(spec: &str, run_dir: &str) -> ExitCode {
 /// `flood=BYTES` to the console, `say=TEXT`, `stderr=TEXT`, `exit=CODE`, `abort`, `stdin` (waits for one line and says
 /// it back), `lines` (a console line for each byte that comes in on stdin), `chatter` (a console line now and then, and
 /// never a look at stdin), `hang`,
+/// `tell=SOCKET LINE` (greets the first client of an event socket and sends it the line when it has said that it listens),
 /// `guest=SOCKET` (a guest; an ssh stream that says `!` makes it drop the session), `deaf=SOCKET` (ignores its first hello).
 fn vmm(steps: &[&str]) -> ExitCode {
     let mut stdout = std::io::stdout().lock();
@@ -88,6 +89,18 @@ fn vmm(steps: &[&str]) -> ExitCode {
             "hang" => loop {
                 std::thread::park();
             },
+            "tell" => {
+                let (socket, line) = value.split_once(' ').unwrap();
+                let listener = StdListener::bind(socket).unwrap();
+                let (mut client, _) = listener.accept().unwrap();
+                client.write_all(b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n").unwrap();
+                let mut said = String::new();
+                std::io::BufRead::read_line(&mut std::io::BufReader::new(&client), &mut said).unwrap();
+                assert!(said.contains("qmp_capabilities"), "{said}");
+                client.write_all(format!("{{\"return\": {{}}}}\r\n{line}\r\n").as_bytes()).unwrap();
+                // It ends with the process, as a VMM's does.
+                std::mem::forget(client);
+            }
             "guest" => runtime().block_on(guest(value)),
             "deaf" => {
                 // The first carrier is read to its end and never answered.
@@ -163,6 +176,7 @@ async fn control(stream: ChannelStream) {
                 init: InitKind::Agent,
             },
             Request::Sync => Reply::Done,
+            Request::GrowRoot { drive_bytes } => Reply::Grown { bytes: drive_bytes - 1 },
             // Never answers these.
             Request::WaitReady { .. } => std::future::pending().await,
             Request::Shutdown { .. } => std::process::exit(0),

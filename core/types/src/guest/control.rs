@@ -51,6 +51,11 @@ pub enum Request {
     },
     /// Flush filesystems. Answered with [`Reply::Done`].
     Sync,
+    /// Grow the root filesystem to its drive's size. Answered with [`Reply::Grown`].
+    GrowRoot {
+        /// What the drive has been grown to, in bytes; the guest may see it a moment later, so it waits for this.
+        drive_bytes: u64,
+    },
 }
 
 /// How far the guest has come.
@@ -112,8 +117,13 @@ pub enum Reply {
     },
     /// To [`Request::Shutdown`].
     ShuttingDown,
-    /// Done.
+    /// To [`Request::Sync`].
     Done,
+    /// To [`Request::GrowRoot`].
+    Grown {
+        /// The filesystem's size now, in bytes. Less than the drive's by a rest too small to use.
+        bytes: u64,
+    },
     /// It could not be done.
     Error {
         /// Dotted, stable, e.g. `root.mount`.

@@ -1,5 +1,5 @@
-//! A guest of a hundred bytes that any emulator of an x86 PC boots at once: it greets on the serial port, sends back
-//! what it receives, and powers off when the power button is pressed.
+//! A guest of two hundred bytes that any emulator of an x86 PC boots at once: it greets on the serial port, sends back
+//! what it receives, powers off when the power button is pressed, and ends as [`super::Subject`] says when it is told to.
 
 /// What it says first.
 pub const GREETING: &str = "tiny guest up";
@@ -10,41 +10,71 @@ const LOAD: u32 = 0x10_0000;
 const HEADER: u32 = 32;
 
 /// x86 machine code for 32-bit protected mode, entered with interrupts off. It listens to the power button before it greets,
-/// because a press that nobody listens to is lost.
-const CODE: [u8; 82] = [
-    0x66, 0xba, 0x02, 0x06, //             mov  dx, 0x602        ACPI PM1 enable, as SeaBIOS places it
-    0x66, 0xb8, 0x00, 0x01, //             mov  ax, 0x100        power button
-    0x66, 0xef, //                         out  dx, ax
-    0xbe, 0x72, 0x00, 0x10, 0x00, //       mov  esi, message
-    0xac, //                         next: lodsb
-    0x84, 0xc0, //                         test al, al
-    0x74, 0x14, //                         jz   poll
-    0x88, 0xc3, //                         mov  bl, al
-    0x66, 0xba, 0xfd, 0x03, //       full: mov  dx, 0x3fd        16550 line status
-    0xec, //                               in   al, dx
-    0xa8, 0x20, //                         test al, 0x20         transmitter empty?
-    0x74, 0xf7, //                         jz   full
-    0x66, 0xba, 0xf8, 0x03, //             mov  dx, 0x3f8        16550 data
-    0x88, 0xd8, //                         mov  al, bl
-    0xee, //                               out  dx, al
-    0xeb, 0xe7, //                         jmp  next
-    0xf3, 0x90, //                   poll: pause
-    0x66, 0xba, 0x00, 0x06, //             mov  dx, 0x600        ACPI PM1 status
-    0x66, 0xed, //                         in   ax, dx
-    0xf6, 0xc4, 0x01, //                   test ah, 1            power button pressed?
-    0x75, 0x11, //                         jnz  off
-    0x66, 0xba, 0xfd, 0x03, //             mov  dx, 0x3fd
-    0xec, //                               in   al, dx
-    0xa8, 0x01, //                         test al, 1            anything received?
-    0x74, 0xea, //                         jz   poll
-    0x66, 0xba, 0xf8, 0x03, //             mov  dx, 0x3f8
-    0xec, //                               in   al, dx
-    0xee, //                               out  dx, al
-    0xeb, 0xe2, //                         jmp  poll
-    0x66, 0xba, 0x04, 0x06, //        off: mov  dx, 0x604        ACPI PM1 control
-    0x66, 0xb8, 0x00, 0x20, //             mov  ax, 0x2000       SLP_EN, SLP_TYP 0: off
-    0x66, 0xef, //                         out  dx, ax
-    0xeb, 0xfe, //                   stay: jmp  stay
+/// because a press that nobody listens to is lost. pvpanic-pci: <https://www.qemu.org/docs/master/specs/pvpanic.html>.
+#[rustfmt::skip]
+const CODE: [u8; 156] = [
+    0x66, 0xba, 0x02, 0x06, //                     mov  dx, 0x602        ACPI PM1 enable, as SeaBIOS places it
+    0x66, 0xb8, 0x00, 0x01, //                     mov  ax, 0x100        power button
+    0x66, 0xef, //                                 out  dx, ax
+    0xbe, 0xbc, 0x00, 0x10, 0x00, //               mov  esi, message
+    0xac, //                                 next: lodsb
+    0x84, 0xc0, //                                 test al, al
+    0x74, 0x14, //                                 jz   poll
+    0x88, 0xc3, //                                 mov  bl, al
+    0x66, 0xba, 0xfd, 0x03, //               full: mov  dx, 0x3fd        16550 line status
+    0xec, //                                       in   al, dx
+    0xa8, 0x20, //                                 test al, 0x20         transmitter empty?
+    0x74, 0xf7, //                                 jz   full
+    0x66, 0xba, 0xf8, 0x03, //                     mov  dx, 0x3f8        16550 data
+    0x88, 0xd8, //                                 mov  al, bl
+    0xee, //                                       out  dx, al
+    0xeb, 0xe7, //                                 jmp  next
+    0xf3, 0x90, //                           poll: pause
+    0x66, 0xba, 0x00, 0x06, //                     mov  dx, 0x600        ACPI PM1 status
+    0x66, 0xed, //                                 in   ax, dx
+    0xf6, 0xc4, 0x01, //                           test ah, 1            power button pressed?
+    0x75, 0x1d, //                                 jnz  off
+    0x66, 0xba, 0xfd, 0x03, //                     mov  dx, 0x3fd
+    0xec, //                                       in   al, dx
+    0xa8, 0x01, //                                 test al, 1            anything received?
+    0x74, 0xea, //                                 jz   poll
+    0x66, 0xba, 0xf8, 0x03, //                     mov  dx, 0x3f8
+    0xec, //                                       in   al, dx
+    0x3c, 0x0f, //                                 cmp  al, 0x0f
+    0x74, 0x0b, //                                 je   off
+    0x3c, 0x12, //                                 cmp  al, 0x12
+    0x74, 0x13, //                                 je   reset
+    0x3c, 0x10, //                                 cmp  al, 0x10
+    0x74, 0x18, //                                 je   panic
+    0xee, //                                       out  dx, al
+    0xeb, 0xd6, //                                 jmp  poll
+    0x66, 0xba, 0x04, 0x06, //                off: mov  dx, 0x604        ACPI PM1 control
+    0x66, 0xb8, 0x00, 0x20, //                     mov  ax, 0x2000       SLP_EN, SLP_TYP 0: off
+    0x66, 0xef, //                                 out  dx, ax
+    0xeb, 0xfe, //                           stay: jmp  stay
+    0x66, 0xba, 0xf9, 0x0c, //              reset: mov  dx, 0xcf9        ICH9 reset control
+    0xb0, 0x06, //                                 mov  al, 6            RST_CPU, SYS_RST
+    0xee, //                                       out  dx, al
+    0xeb, 0xf5, //                                 jmp  stay
+    0xb9, 0x00, 0x00, 0x00, 0x80, //        panic: mov  ecx, 0x80000000   PCI bus 0, device 0, register 0
+    0x89, 0xc8, //                           find: mov  eax, ecx
+    0x66, 0xba, 0xf8, 0x0c, //                     mov  dx, 0xcf8        PCI configuration address
+    0xef, //                                       out  dx, eax
+    0x66, 0xba, 0xfc, 0x0c, //                     mov  dx, 0xcfc        PCI configuration data
+    0xed, //                                       in   eax, dx
+    0x3d, 0x36, 0x1b, 0x11, 0x00, //               cmp  eax, 0x00111b36  pvpanic-pci?
+    0x74, 0x08, //                                 je   found
+    0x81, 0xc1, 0x00, 0x08, 0x00, 0x00, //         add  ecx, 0x800       next device
+    0xeb, 0xe5, //                                 jmp  find
+    0x89, 0xc8, //                          found: mov  eax, ecx
+    0xb0, 0x10, //                                 mov  al, 0x10         base address 0
+    0x66, 0xba, 0xf8, 0x0c, //                     mov  dx, 0xcf8
+    0xef, //                                       out  dx, eax
+    0x66, 0xba, 0xfc, 0x0c, //                     mov  dx, 0xcfc
+    0xed, //                                       in   eax, dx
+    0x24, 0xf0, //                                 and  al, 0xf0
+    0xc6, 0x00, 0x01, //                           mov  byte [eax], 1    panicked
+    0xeb, 0xc0, //                                 jmp  stay
 ];
 
 /// Its boot file: a multiboot header (Multiboot Specification 0.6.96, section 3.1), the code, the greeting.

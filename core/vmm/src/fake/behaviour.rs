@@ -1,6 +1,7 @@
 //! What a fake does besides what is asked of it.
 
 use serde::{Deserialize, Serialize};
+use vm_types::shim::GuestEnd;
 
 /// How a fake VMM and its guest behave. The default is flawless.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +15,8 @@ pub struct FakeBehaviour {
     pub ignore_shutdown: bool,
     /// Takes no notice of the power button.
     pub ignore_power_button: bool,
+    /// The process takes no notice of SIGTERM, by which it ends otherwise.
+    pub ignore_sigterm: bool,
     /// What the guest writes to its console without end, in bytes per second.
     pub console_flood_bytes_per_s: u64,
 }
@@ -46,7 +49,7 @@ impl Default for Boot {
     }
 }
 
-/// A death nobody asked for.
+/// An end nobody asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Crash {
     /// When.
@@ -61,11 +64,21 @@ pub struct Crash {
 pub enum CrashAt {
     /// Before there is any socket.
     Launch,
+    /// This long after there are sockets, however far the guest is.
+    Up {
+        /// Milliseconds.
+        after_millis: u64,
+    },
     /// Right after the first time that somebody was told the guest is ready.
     Ready,
+    /// This long after the first time that somebody was told the guest is ready.
+    AfterReady {
+        /// Milliseconds.
+        millis: u64,
+    },
 }
 
-/// How a process ends.
+/// How a process or its guest ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum End {
@@ -73,4 +86,6 @@ pub enum End {
     Code(i32),
     /// This signal number ends it.
     Signal(i32),
+    /// The guest does this; the process tells it and exits with 0.
+    Guest(GuestEnd),
 }

@@ -11,10 +11,12 @@ use vm_types::{
     vm::VmmKind,
 };
 
-use super::{FakeBehaviour, process::Arguments};
+use super::{End, FakeBehaviour, process::Arguments};
 use crate::{
-    Accelerator, Availability, Pause, PowerButton, Vmm, VmmError,
+    Accelerator, Availability, Pause, PowerButton, Resize, Vmm, VmmError,
     control::{self, QmpControls},
+    driver::CONTROL_TIMEOUT,
+    qmp::{Qmp, QmpError},
 };
 
 const KIND: VmmKind = VmmKind::Fake;
@@ -48,6 +50,21 @@ impl FakeDriver {
         self.behaviour = behaviour;
         self
     }
+
+    /// Ends a running fake, or its guest, at once and in this way. On its control socket that is the command
+    /// `{"execute": "x-end", "arguments": {"end": {"guest": "panic"}}}`.
+    ///
+    /// # Errors
+    /// The fake not answering, or being gone already.
+    pub async fn end(paths: &VmPaths, end: End) -> Result<(), VmmError> {
+        let failed = |source| VmmError::Control { vmm: KIND, operation: "end the guest", source };
+        let mut qmp = Qmp::connect(&paths.vmm_sock(), CONTROL_TIMEOUT).await.map_err(failed)?;
+        match qmp.execute_with("x-end", serde_json::json!({"end": end})).await {
+            // One that hangs up in answer has obeyed.
+            Ok(_) | Err(QmpError::HungUp { .. }) => Ok(()),
+            Err(source) => Err(failed(source)),
+        }
+    }
 }
 
 #[async_trait]
@@ -75,6 +92,8 @@ impl Vmm for FakeDriver {
             vm: machine.vm.clone(),
             channel: paths.channel_sock(),
             control: paths.vmm_sock(),
+            events: paths.events_sock(),
+            drives: machine.drives.clone(),
             behaviour: own.unwrap_or_else(|| self.behaviour.clone()),
         };
         let mut args = self.leading.clone();
@@ -83,6 +102,7 @@ impl Vmm for FakeDriver {
             program: self.program.clone(),
             args,
             channel: ChannelEndpoint::VirtioSerial { socket: paths.channel_sock() },
+            events: Some(paths.events_sock()),
         })
     }
 
@@ -99,6 +119,10 @@ impl Vmm for FakeDriver {
     }
 
     fn pause(&self) -> Option<&dyn Pause> {
+        Some(&CONTROLS)
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
         Some(&CONTROLS)
     }
 }

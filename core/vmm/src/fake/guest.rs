@@ -8,12 +8,18 @@ use tokio::{
     time::sleep_until,
 };
 use vm_channel::{ChannelStream, Service, serve_guest};
-use vm_types::guest::{
-    config,
-    control::{InitKind, Reply, Request},
+use vm_types::{
+    guest::{
+        config,
+        control::{InitKind, Reply, Request, ShutdownKind},
+    },
+    shim::GuestEnd,
 };
 
-use super::{Boot, CrashAt, End, process::World};
+use super::{
+    Boot, Crash, CrashAt, End,
+    process::{World, drive_size},
+};
 
 /// Serves one host for as long as it is connected.
 pub(super) async fn serve(mut carrier: UnixStream, world: Arc<World>) -> io::Result<()> {
@@ -54,7 +60,7 @@ async fn control(stream: ChannelStream, world: Arc<World>) -> io::Result<()> {
 }
 
 /// The reply, and how the guest ends after it if it does.
-async fn answer(request: Request, world: &World) -> (Reply, Option<End>) {
+async fn answer(request: Request, world: &Arc<World>) -> (Reply, Option<End>) {
     match request {
         Request::Hello => {
             let hello = Reply::Hello {
@@ -68,8 +74,15 @@ async fn answer(request: Request, world: &World) -> (Reply, Option<End>) {
         Request::WaitReady { phase } => match &world.behaviour.boot {
             Boot::ReadyAfter { millis } => {
                 sleep_until(world.started + Duration::from_millis(*millis)).await;
-                let crash = world.behaviour.crash.filter(|crash| crash.at == CrashAt::Ready);
-                (Reply::Ready { phase, warnings: Vec::new() }, crash.map(|crash| crash.end))
+                let end = match world.behaviour.crash {
+                    Some(Crash { at: CrashAt::Ready, end }) => Some(end),
+                    Some(Crash { at: CrashAt::AfterReady { millis }, end }) => {
+                        world.end_later(Duration::from_millis(millis), end);
+                        None
+                    }
+                    _ => None,
+                };
+                (Reply::Ready { phase, warnings: Vec::new() }, end)
             }
             Boot::Fails { code, message } => {
                 (Reply::Error { code: code.clone(), message: message.clone() }, None)
@@ -82,10 +95,26 @@ async fn answer(request: Request, world: &World) -> (Reply, Option<End>) {
         }
         // A reset ends the VMM too, as QEMU's -no-reboot does.
         Request::Shutdown { .. } if world.behaviour.ignore_shutdown => (Reply::ShuttingDown, None),
-        Request::Shutdown { .. } => {
+        Request::Shutdown { kind, .. } => {
             world.print("going down");
-            (Reply::ShuttingDown, Some(End::Code(0)))
+            let end = match kind {
+                ShutdownKind::PowerOff => GuestEnd::PowerOff,
+                ShutdownKind::Reboot => GuestEnd::Reboot,
+            };
+            (Reply::ShuttingDown, Some(End::Guest(end)))
         }
         Request::Sync => (Reply::Done, None),
+        Request::GrowRoot { drive_bytes } => (grow_root(world, drive_bytes), None),
+    }
+}
+
+/// The first drive is the root, and the fake's filesystem fills it.
+fn grow_root(world: &World, drive_bytes: u64) -> Reply {
+    let failed = |message| Reply::Error { code: "root.grow".to_owned(), message };
+    let Some(drive) = world.drives.first() else { return failed("there is no drive".to_owned()) };
+    match drive_size(&drive.path) {
+        Ok(bytes) if bytes >= drive_bytes => Reply::Grown { bytes },
+        Ok(bytes) => failed(format!("the drive has {bytes} bytes and not {drive_bytes}")),
+        Err(error) => failed(error.to_string()),
     }
 }

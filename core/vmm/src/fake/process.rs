@@ -1,7 +1,9 @@
 //! The fake's process: its sockets, its console and its end.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Seek, SeekFrom},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -10,15 +12,25 @@ use std::{
 
 use nix::sys::signal::{SigHandler, Signal, raise};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::{UnixListener, UnixStream},
+    io::{AsyncBufReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedWriteHalf, pipe},
+    },
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use vm_host::files;
-use vm_types::VmId;
+use vm_types::{
+    VmId,
+    machine::Drive,
+    shim::{GuestEnd, QmpEvent, QmpEventData},
+};
 
-use super::{CrashAt, End, FakeBehaviour, guest, monitor};
+use super::{Crash, CrashAt, End, FakeBehaviour, guest, monitor};
+
+/// How long one who is about to listen for the guest's end is waited for.
+const LISTENER: Duration = Duration::from_secs(1);
 
 /// The process's command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,16 +38,21 @@ pub(super) struct Arguments {
     pub(super) vm: VmId,
     pub(super) channel: PathBuf,
     pub(super) control: PathBuf,
+    pub(super) events: PathBuf,
+    pub(super) drives: Vec<Drive>,
     pub(super) behaviour: FakeBehaviour,
 }
 
 impl Arguments {
     pub(super) fn to_args(&self) -> Vec<String> {
         let behaviour = serde_json::to_string(&self.behaviour).unwrap_or_default();
+        let drives = serde_json::to_string(&self.drives).unwrap_or_default();
         [
             ("--vm", self.vm.to_string()),
             ("--channel", self.channel.display().to_string()),
             ("--control", self.control.display().to_string()),
+            ("--events", self.events.display().to_string()),
+            ("--drives", drives),
             ("--behaviour", behaviour),
         ]
         .into_iter()
@@ -52,6 +69,8 @@ impl Arguments {
             vm: value("--vm")?.parse().map_err(|error: vm_types::id::InvalidId| error.to_string())?,
             channel: value("--channel")?.into(),
             control: value("--control")?.into(),
+            events: value("--events")?.into(),
+            drives: serde_json::from_str(value("--drives")?).map_err(|error| format!("--drives: {error}"))?,
             behaviour: serde_json::from_str(value("--behaviour")?)
                 .map_err(|error| format!("--behaviour: {error}"))?,
         })
@@ -65,6 +84,9 @@ pub(super) struct World {
     pub(super) behaviour: FakeBehaviour,
     pub(super) started: Instant,
     pub(super) paused: watch::Sender<bool>,
+    pub(super) drives: Vec<Drive>,
+    /// Who is told how the guest ends.
+    pub(super) listener: watch::Sender<Option<OwnedWriteHalf>>,
     ending: mpsc::Sender<End>,
     console: mpsc::Sender<Output>,
 }
@@ -85,6 +107,38 @@ impl World {
     pub(super) fn end(&self, end: End) {
         // An end that is already under way comes first.
         let _ = self.ending.try_send(end);
+    }
+
+    /// Ends the process after a while.
+    pub(super) fn end_later(self: &Arc<Self>, after: Duration, end: End) {
+        let world = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            world.end(end);
+        });
+    }
+
+    /// Tells how the guest ends to whoever listens, or is about to.
+    async fn tell(&self, end: End) {
+        let (guest, reason) = match end {
+            End::Guest(GuestEnd::PowerOff) => (true, "guest-shutdown"),
+            End::Guest(GuestEnd::Reboot) => (true, "guest-reset"),
+            End::Guest(GuestEnd::Panic) => (true, "guest-panic"),
+            End::Code(0) => (false, "host-qmp-quit"),
+            End::Code(_) | End::Signal(_) => return,
+        };
+        let data = QmpEventData { guest, reason: Some(reason.to_owned()) };
+        let event = QmpEvent { event: Some("SHUTDOWN".to_owned()), data };
+        let mut line = serde_json::to_vec(&event).unwrap_or_default();
+        line.extend_from_slice(b"\r\n");
+        if guest {
+            let mut listener = self.listener.subscribe();
+            let _ = timeout(LISTENER, listener.wait_for(Option::is_some)).await;
+        }
+        // One line always fits, or nobody reads.
+        if let Some(listener) = &*self.listener.borrow() {
+            let _ = listener.try_write(&line);
+        }
     }
 
     /// Returns when virtual CPUs run.
@@ -113,12 +167,12 @@ pub fn run(args: &[String]) -> ExitCode {
         eprintln!("fake VMM: {error}");
         End::Code(1)
     });
-    // A thread of the runtime still reads stdin and cannot be stopped; the process goes without it.
     match end {
+        End::Guest(_) => std::process::exit(0),
         End::Code(code) => std::process::exit(code),
         End::Signal(number) => {
             if let Ok(signal) = Signal::try_from(number) {
-                restore_default(signal);
+                dispose(signal, SigHandler::SigDfl);
                 let _ = raise(signal);
             }
             std::process::exit(1)
@@ -128,47 +182,55 @@ pub fn run(args: &[String]) -> ExitCode {
 
 /// Rust's runtime handles SIGSEGV and SIGBUS and ignores SIGPIPE; a fake has to die of them.
 #[expect(unsafe_code, reason = "nix cannot know that a disposition is no handler")]
-fn restore_default(signal: Signal) {
-    // SAFETY: SIG_DFL runs no code of ours in signal context.
-    let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
+fn dispose(signal: Signal, disposition: SigHandler) {
+    // SAFETY: SIG_DFL and SIG_IGN, which is all that callers give, run no code of ours in signal context.
+    let _ = unsafe { nix::sys::signal::signal(signal, disposition) };
 }
 
 async fn live(arguments: Arguments) -> io::Result<End> {
-    let Arguments { vm, channel, control, behaviour } = arguments;
-    if let Some(crash) = behaviour.crash
-        && crash.at == CrashAt::Launch
-    {
-        eprintln!("fake VMM: crashing as told");
-        return Ok(crash.end);
+    let Arguments { vm, channel, control, events, drives, behaviour } = arguments;
+    if behaviour.ignore_sigterm {
+        dispose(Signal::SIGTERM, SigHandler::SigIgn);
     }
-    let (channel, control) = (listen(&channel)?, listen(&control)?);
+    if let Some(Crash { at: CrashAt::Launch, end }) = behaviour.crash {
+        eprintln!("fake VMM: crashing as told");
+        return Ok(end);
+    }
+    let (channel, control, events) = (listen(&channel)?, listen(&control)?, listen(&events)?);
     let (ending, mut ended) = mpsc::channel(1);
     let (console, output) = mpsc::channel(64);
     let (paused, _) = watch::channel(false);
-    let world = Arc::new(World { vm, behaviour, started: Instant::now(), paused, ending, console });
+    let (listener, _) = watch::channel(None);
+    let started = Instant::now();
+    let world = Arc::new(World { vm, behaviour, started, paused, drives, listener, ending, console });
 
     tokio::spawn(write_console(output));
     world.print(&format!("fake guest {} booting", world.vm));
-    tokio::spawn({
-        let world = world.clone();
-        async move { one_by_one(channel, |stream| guest::serve(stream, world.clone())).await }
-    });
-    tokio::spawn({
-        let world = world.clone();
-        async move { one_by_one(control, |stream| monitor::serve(stream, world.clone())).await }
-    });
-    tokio::spawn(echo_console(world.clone()));
+    if let Some(Crash { at: CrashAt::Up { after_millis }, end }) = world.behaviour.crash {
+        world.end_later(Duration::from_millis(after_millis), end);
+    }
+    let of = |world: &Arc<World>| world.clone();
+    tokio::spawn(one_by_one(channel, of(&world), guest::serve));
+    tokio::spawn(one_by_one(control, of(&world), monitor::serve));
+    tokio::spawn(one_by_one(events, of(&world), monitor::serve_events));
+    tokio::spawn(read_console(world.clone()));
     if world.behaviour.console_flood_bytes_per_s > 0 {
         tokio::spawn(flood_console(world.clone()));
     }
 
     let end = ended.recv().await.unwrap_or(End::Code(1));
+    world.tell(end).await;
     let (flush, flushed) = oneshot::channel();
-    if matches!(end, End::Code(0)) && world.console.send(Output::Flush(flush)).await.is_ok() {
+    if matches!(end, End::Code(0) | End::Guest(_)) && world.console.send(Output::Flush(flush)).await.is_ok() {
         // A console nobody reads must not keep the VMM alive.
         let _ = timeout(Duration::from_secs(1), flushed).await;
     }
     Ok(end)
+}
+
+/// The size of an image file or block device in bytes.
+pub(super) fn drive_size(path: &Path) -> io::Result<u64> {
+    File::open(path)?.seek(SeekFrom::End(0))
 }
 
 /// Listens as QEMU does: whatever was left there before gives way.
@@ -180,16 +242,22 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 /// Serves one client after the other, as a QEMU character device does.
 async fn one_by_one<F: Future<Output = io::Result<()>>>(
     listener: UnixListener,
-    serve: impl Fn(UnixStream) -> F,
+    world: Arc<World>,
+    serve: fn(UnixStream, Arc<World>) -> F,
 ) {
     while let Ok((stream, _)) = listener.accept().await {
         // How a client's connection broke is the client's business.
-        let _ = serve(stream).await;
+        let _ = serve(stream, world.clone()).await;
     }
 }
 
+/// Without a thread where stdout is a pipe, as a shim's is: there may be a thousand fakes on a host.
 async fn write_console(mut output: mpsc::Receiver<Output>) {
-    let mut stdout = tokio::io::stdout();
+    let mut stdout: Box<dyn AsyncWrite + Send + Unpin> =
+        match io::stdout().as_fd().try_clone_to_owned().and_then(pipe::Sender::from_owned_fd) {
+            Ok(pipe) => Box::new(pipe),
+            Err(_) => Box::new(tokio::io::stdout()),
+        };
     while let Some(item) = output.recv().await {
         // A closed console loses what is written to it; the guest runs on.
         match item {
@@ -205,11 +273,21 @@ async fn write_console(mut output: mpsc::Receiver<Output>) {
     }
 }
 
-async fn echo_console(world: Arc<World>) {
-    let mut lines = BufReader::new(tokio::io::stdin()).split(b'\n');
+/// Sends back what is typed, and does what control characters say, see [`crate::contract::Subject`].
+async fn read_console(world: Arc<World>) {
+    // Nothing but a pipe types: a null device has nothing to say, and a thread would wait for the rest.
+    let Ok(stdin) = io::stdin().as_fd().try_clone_to_owned().and_then(pipe::Receiver::from_owned_fd) else {
+        return;
+    };
+    let mut lines = BufReader::with_capacity(512, stdin).split(b'\n');
     while let Ok(Some(line)) = lines.next_segment().await {
         world.running().await;
-        world.print(&format!("echo: {}", String::from_utf8_lossy(&line).trim_end()));
+        match line.as_slice() {
+            [0x0f] => world.end(End::Guest(GuestEnd::PowerOff)),
+            [0x12] => world.end(End::Guest(GuestEnd::Reboot)),
+            [0x10] => world.end(End::Guest(GuestEnd::Panic)),
+            line => world.print(&format!("echo: {}", String::from_utf8_lossy(line).trim_end())),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use vm_types::{
     machine::{Drive, MachineSpec, Nic},
 };
 
-use crate::{Accelerator, VmmError};
+use crate::{Accelerator, VmmError, control::drive_id};
 
 /// What of the host decides about the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,8 @@ const CONSOLE: &str = if cfg!(target_arch = "aarch64") { "ttyAMA0" } else { "tty
 /// of QEMU (median of 3 on a busy host): 3.2 as it is, 2.8 with `quiet`, 2.2 with `cryptomgr.notests` too. No better, and therefore not here: `tsc=reliable`,
 /// `i8042.*`, `mitigations=off`, `nokaslr`, `8250.nr_uarts=1`, `loglevel=1`.
 const KERNEL_ARGUMENTS: &[&str] = &[
-    // A panic resets, and a reset ends the VMM.
+    // A panic resets, and a reset ends the VMM, where nobody reports the panic before: a kernel without the driver of
+    // pvpanic, or one that has not loaded it yet.
     "panic=-1",
     "quiet",
     "cryptomgr.notests",
@@ -79,13 +80,18 @@ pub fn arguments(machine: &MachineSpec, paths: &VmPaths, host: Host) -> Result<V
     line.option("-serial", "chardev:console");
     line.option("-chardev", listening("qmp", "VMM socket path", &paths.vmm_sock())?);
     line.option("-mon", "chardev=qmp,mode=control");
+    // A second monitor, which the shim holds for as long as the VMM lives: clients of the first come and go.
+    line.option("-chardev", listening("events", "event socket path", &paths.events_sock())?);
+    line.option("-mon", "chardev=events,mode=control");
     line.option("-device", "virtio-serial-pci,id=serial,disable-legacy=on,max_ports=2");
     line.option("-chardev", listening("channel", "channel socket path", &paths.channel_sock())?);
     line.option("-device", format!("virtserialport,bus=serial.0,nr=1,chardev=channel,name={CHANNEL_PORT}"));
     line.option("-device", "virtio-rng-pci,disable-legacy=on");
+    // Tells a panic from a reset; by QEMU's default action it ends the VMM at once.
+    line.option("-device", "pvpanic-pci");
 
-    for (number, drive) in machine.drives.iter().enumerate() {
-        add_drive(&mut line, number, drive)?;
+    for drive in &machine.drives {
+        add_drive(&mut line, drive)?;
     }
     for (number, nic) in machine.nics.iter().enumerate() {
         add_nic(&mut line, number, nic, host)?;
@@ -126,7 +132,7 @@ fn kernel_command_line(machine: &MachineSpec, accelerator: Accelerator) -> Resul
     Ok(words.join(" "))
 }
 
-fn add_drive(line: &mut CommandLine, number: usize, drive: &Drive) -> Result<(), VmmError> {
+fn add_drive(line: &mut CommandLine, drive: &Drive) -> Result<(), VmmError> {
     let Drive { serial, path, read_only } = drive;
     let fits = (1..=SERIAL_MAX).contains(&serial.len())
         && serial.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
@@ -136,15 +142,16 @@ fn add_drive(line: &mut CommandLine, number: usize, drive: &Drive) -> Result<(),
     let path = escape(&text("drive path", path)?);
     // Through the host's page cache, because VMs share base data; flushes are honoured. Few and noisy runs under TCG showed no
     // steady gain of io_uring, which some hosts forbid, of O_DIRECT or of an iothread over plain threads.
+    let id = drive_id(serial);
     let read_only = if *read_only { "on" } else { "off" };
     line.option(
         "-drive",
         format!(
-            "if=none,id=drive{number},file={path},format=raw,readonly={read_only},\
+            "if=none,id={id},file={path},format=raw,readonly={read_only},\
              cache=writeback,aio=threads,discard=unmap,detect-zeroes=off"
         ),
     );
-    line.option("-device", format!("virtio-blk-pci,drive=drive{number},serial={serial},disable-legacy=on"));
+    line.option("-device", format!("virtio-blk-pci,drive={id},serial={serial},disable-legacy=on"));
     Ok(())
 }
 
@@ -237,6 +244,7 @@ mod tests {
         let sockets = values(&line, "-chardev");
         assert!(sockets.contains(&"socket,id=qmp,path=/r,,un/vmm.sock,server=on,wait=off"), "{sockets:?}");
         assert!(sockets.contains(&"socket,id=channel,path=/r,,un/channel.sock,server=on,wait=off"));
+        assert!(sockets.contains(&"socket,id=events,path=/r,,un/events.sock,server=on,wait=off"));
     }
 
     #[test]
@@ -245,7 +253,7 @@ mod tests {
         let devices = values(&line, "-device");
         let has = |parts: &[&str]| devices.iter().any(|d| parts.iter().all(|part| d.contains(part)));
         assert!(has(&["virtserialport", "chardev=channel", "name=org.vmd.channel"]), "{devices:?}");
-        assert!(has(&["virtio-blk-pci", "drive=drive0", "serial=root"]), "{devices:?}");
+        assert!(has(&["virtio-blk-pci", "drive=drive-root", "serial=root"]), "{devices:?}");
         assert!(has(&["virtio-net-pci", "netdev=net0", "mac=02:00:00:00:00:01", "romfile="]), "{devices:?}");
     }
 
@@ -282,7 +290,7 @@ mod tests {
         let line = args(&machine, Accelerator::Tcg);
         let drives = values(&line, "-drive");
         assert!(drives[0].contains("readonly=off") && drives[1].contains("readonly=on"), "{drives:?}");
-        assert!(drives[1].contains("id=drive1"), "{drives:?}");
+        assert!(drives[1].contains("id=drive-data"), "{drives:?}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use vm_types::{
 
 use super::command_line::{self, Host};
 use crate::{
-    Accelerator, Availability, Pause, PowerButton, Vmm, VmmError,
+    Accelerator, Availability, Pause, PowerButton, Resize, Vmm, VmmError,
     control::{self, QmpControls},
     kvm::{self, Verdict},
 };
@@ -90,6 +90,7 @@ impl Vmm for QemuDriver {
             program: self.program()?,
             args: command_line::arguments(machine, paths, host)?,
             channel: ChannelEndpoint::VirtioSerial { socket: paths.channel_sock() },
+            events: Some(paths.events_sock()),
         })
     }
 
@@ -106,6 +107,10 @@ impl Vmm for QemuDriver {
     }
 
     fn pause(&self) -> Option<&dyn Pause> {
+        Some(&CONTROLS)
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
         Some(&CONTROLS)
     }
 }
