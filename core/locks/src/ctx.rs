@@ -65,7 +65,7 @@ impl LockTable {
             }
             let output = future.await;
             if root.held() != 0 {
-                mistake(format_args!("{} ended with {} locks held", root.origin(), root.held()));
+                mistake(format_args!("{} forgot a guard: it ended with locks held", root.origin()));
             }
             output
         }
@@ -151,8 +151,7 @@ impl<L: Level> Ctx<L> {
             mistake(format_args!("the context of {} is used outside its root", self.origin()));
         }
         if self.root.held() != self.depth {
-            let (held, depth) = (self.root.held(), self.depth);
-            mistake(format_args!("{} holds {held} locks where it should hold {depth}", self.origin()));
+            mistake(format_args!("{} forgot a guard: it holds more locks than it knows of", self.origin()));
         }
     }
 }

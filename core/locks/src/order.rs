@@ -1,12 +1,14 @@
 //! The order of the locks: every level, and after which others it may be locked. There is no other place that says so.
 
+/// Out of reach elsewhere, which keeps levels and their order in this file.
 mod sealed {
-    /// Keeps levels, and with them the order, in this file.
-    pub trait Sealed {}
+    pub trait Level {}
+    pub trait After<Held> {}
+    pub trait Paired {}
 }
 
 /// What a lock is for, which decides its place in the order. Levels are types without values.
-pub trait Level: sealed::Sealed + 'static {
+pub trait Level: sealed::Level + 'static {
     /// As people read it in the table of locks.
     const NAME: &'static str;
 }
@@ -21,18 +23,24 @@ pub trait LockAfter<Held: Level>: Level {}
 
 /// A level of which two locks may be held at once, by [`Ctx::lock_pair`](crate::Ctx::lock_pair) only.
 #[diagnostic::on_unimplemented(
-    message = "two locks of level `{Self}` are never held at once",
-    label = "not a level for pairs",
+    message = "two locks of level `{Self}` are not held at once",
+    label = "against the order of locks",
     note = "docs/locking.md has the order"
 )]
 pub trait Paired: Level {}
+
+// By way of the sealed traits and not recommended, so that the compiler says what is above instead of listing all pairs.
+#[diagnostic::do_not_recommend]
+impl<Held: Level, Next: Level + sealed::After<Held>> LockAfter<Held> for Next {}
+#[diagnostic::do_not_recommend]
+impl<Both: Level + sealed::Paired> Paired for Both {}
 
 macro_rules! levels {
     ($($(#[$doc:meta])* $level:ident,)*) => {$(
         $(#[$doc])*
         #[derive(Debug)]
         pub enum $level {}
-        impl sealed::Sealed for $level {}
+        impl sealed::Level for $level {}
         impl Level for $level {
             const NAME: &'static str = stringify!($level);
         }
@@ -41,7 +49,9 @@ macro_rules! levels {
 
 macro_rules! order {
     ($($held:ident then [$($next:ident)*];)*) => {
-        $($(impl LockAfter<$held> for $next {})*)*
+        $($(
+            impl sealed::After<$held> for $next {}
+        )*)*
 
         /// The order as data: each level with those that may be locked while it is held.
         pub const ORDER: &[(&str, &[&str])] = &[$((stringify!($held), &[$(stringify!($next)),*])),*];
@@ -82,5 +92,5 @@ order! {
 }
 
 // Two VMs or workspaces are one operation's business when one is made from the other.
-impl Paired for Vm {}
-impl Paired for Workspace {}
+impl sealed::Paired for Vm {}
+impl sealed::Paired for Workspace {}

@@ -100,7 +100,8 @@ impl LockTable {
             let key = (row.state, &row.label.name, row.label.number, ticket);
             key.cmp(&(other.state, &other.label.name, other.label.number, other_ticket))
         });
-        rows.into_iter().map(|(_, row)| row.entry()).collect()
+        let now = Instant::now();
+        rows.into_iter().map(|(_, row)| row.entry(now)).collect()
     }
 
     fn rows(&self) -> MutexGuard<'_, Rows> {
@@ -110,7 +111,7 @@ impl LockTable {
 }
 
 impl Row {
-    fn entry(self) -> LockEntry {
+    fn entry(self, now: Instant) -> LockEntry {
         let origin = self.root.origin();
         LockEntry {
             lock: self.label.name.clone(),
@@ -118,7 +119,7 @@ impl Row {
             state: self.state,
             origin: origin.to_string(),
             operation: origin.operation,
-            age_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            age_ms: u64::try_from(now.saturating_duration_since(self.since).as_millis()).unwrap_or(u64::MAX),
         }
     }
 }

@@ -1,0 +1,18 @@
+//! What is not locked while a lock of level ImageOps is held.
+
+use vm_locks::{Ctx, Lock, CreateVm, ImageOps, Vm, Workspace};
+
+async fn wrong(
+    ctx: &mut Ctx<ImageOps>,
+    vm: &Lock<Vm, ()>,
+    workspace: &Lock<Workspace, ()>,
+    create_vm: &Lock<CreateVm, ()>,
+    image_ops: &Lock<ImageOps, ()>,
+) {
+    let _ = ctx.lock(vm);
+    let _ = ctx.lock(workspace);
+    let _ = ctx.lock(create_vm);
+    let _ = ctx.lock(image_ops);
+}
+
+fn main() {}

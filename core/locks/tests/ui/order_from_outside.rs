@@ -1,0 +1,7 @@
+//! The order is in one file.
+
+use vm_locks::{LockAfter, Vm, Workspace};
+
+impl LockAfter<Vm> for Workspace {}
+
+fn main() {}
