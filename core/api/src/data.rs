@@ -217,6 +217,9 @@ pub struct OperationInfo {
     pub subject: String,
     /// When it began, seconds since the Unix epoch.
     pub begun_at: u64,
+    /// When it ended, seconds since the Unix epoch; absent while it is at work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<u64>,
     /// Where it stands.
     #[serde(flatten)]
     pub status: OperationStatus,

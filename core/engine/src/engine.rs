@@ -11,12 +11,13 @@ use std::{
 use ipnet::Ipv4Net;
 use vm_host::Runner;
 use vm_store::Store;
-use vm_types::{InstanceId, Layout, VmId, VmName, vm::VmRecord};
+use vm_types::{EventKind, InstanceId, Layout, VmId, VmName, vm::VmRecord};
 use vm_vmm::Vmm;
 
 use crate::{
     effects::{Host, Scope},
     error::EngineError,
+    events::EventLog,
     keys,
     ops::Operations,
     vm::cell::Cell,
@@ -90,6 +91,7 @@ pub(crate) struct Inner {
     pub(crate) vmm: Arc<dyn Vmm>,
     pub(crate) runner: Arc<dyn Runner>,
     pub(crate) operations: Operations,
+    pub(crate) events: EventLog,
     pub(crate) instance: InstanceId,
     pub(crate) boot_id: String,
     /// `authorized_keys` line of the daemon's own key.
@@ -144,6 +146,7 @@ impl Engine {
         })?;
         let client_public_key = keys::client(&layout.client_key(), settings.socket_group)?;
         let host_scope = Scope::host(&host, &layout, &boot_id)?;
+        let events = EventLog::open(&layout.events());
         let engine = Self {
             inner: Arc::new(Inner {
                 layout,
@@ -153,6 +156,7 @@ impl Engine {
                 vmm,
                 runner,
                 operations: Operations::default(),
+                events,
                 instance,
                 boot_id,
                 client_public_key,
@@ -166,11 +170,13 @@ impl Engine {
             }),
         };
         engine.recover().await?;
+        engine.inner.events.record(EventKind::DaemonStarted, None, None, "the daemon is up");
         Ok(engine)
     }
 
     /// Takes the bridge down if no VM is up. VMs are left alone. To be called when [`Operations::shut_down`] has ended.
     pub async fn shut_down(&self) {
+        self.inner.events.record(EventKind::DaemonStopping, None, None, "the daemon goes down; VMs go on");
         if let Err(error) = self.release_network().await {
             tracing::warn!(error = %error.chain(), "the network could not be taken down");
         }
@@ -179,6 +185,11 @@ impl Engine {
     /// Long operations.
     pub fn operations(&self) -> &Operations {
         &self.inner.operations
+    }
+
+    /// What happened.
+    pub fn events(&self) -> &EventLog {
+        &self.inner.events
     }
 
     /// Directories.

@@ -12,6 +12,7 @@
 pub mod effects;
 mod engine;
 pub mod error;
+pub mod events;
 mod images;
 pub mod journal;
 mod keys;

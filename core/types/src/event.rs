@@ -44,6 +44,8 @@ pub enum EventKind {
     VmDeleted,
     /// An image or a kernel came or went.
     CatalogueChanged,
+    /// Not in the log: told to a follower that was too slow, in place of what it missed.
+    Missed,
 }
 
 /// One thing that happened.
