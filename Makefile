@@ -31,8 +31,8 @@ test_env = VM_TEST_BIN="$(1)" VM_TEST_PROG="$(GUEST)/vm-test-prog" $(as_root) en
 # $(call put,FILE,DIRECTORY): copies what has changed; a file that is in use is replaced, not written to.
 put = cmp -s "$(1)" "$(2)/$(notdir $(1))" || install -D -m 755 -t "$(2)" "$(1)"
 
-# The fake VMM is for tests; release builds do not have it.
-workspace := --locked --workspace --features vmd/fake,vm-vmm/fake
+# The fake VMM and the failpoints are for tests; release builds do not have them.
+workspace := --locked --workspace --features vmd/fake,vmd/failpoints,vm-vmm/fake
 
 .PHONY: setup demo test test-full e2e bench lint build agent dev
 setup:

@@ -4,25 +4,25 @@
 //!   intent -> apply -> applied      undoing -> undo -> undone
 //! ```
 //!
-//! [`Scope::apply`] and [`Scope::unwind`] are the only callers of the layers' `apply` and `undo`. An
+//! [`Scope::apply`] and [`Scope::unwind`] are the only ways to the layers' `apply` and `undo`. An
 //! effect whose `apply` fails or is dropped half way stays in the journal as an intent; unwinding undoes it like an applied one.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod shims;
+
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use vm_disk::{Cow, Files};
 use vm_net::Net;
 use vm_types::{Effect, Handle, Layout, Observed};
 
+pub use self::shims::{FakeShims, HostShims, Shims};
+#[cfg(feature = "failpoints")]
+use crate::failpoint::{self, Change, Side};
 use crate::{
     error::EngineError,
     journal::{Journal, Phase, Step},
 };
-
-/// How long a shim may take to start its VMM.
-const SHIM_START: Duration = Duration::from_secs(30);
-/// How long a killed shim and VMM may take to end.
-const SHIM_END: Duration = Duration::from_secs(30);
 
 /// The layers that know how to apply each effect.
 #[derive(Debug, Clone)]
@@ -33,11 +33,25 @@ pub struct Host {
     pub cow: Arc<dyn Cow>,
     /// Directories and files.
     pub files: Files,
-    /// The program whose `shim` mode is started.
-    pub shim_program: PathBuf,
+    /// VMs' processes.
+    pub shims: Arc<dyn Shims>,
 }
 
 impl Host {
+    /// What undo will need and only the host before the change can tell.
+    async fn former(&self, effect: &Effect) -> Result<Handle, EngineError> {
+        match effect {
+            Effect::Directory { .. }
+            | Effect::File { .. }
+            | Effect::AppendedFile { .. }
+            | Effect::CowDisk { .. }
+            | Effect::Shim { .. } => Ok(Handle::None),
+            Effect::Sysctl { .. } | Effect::Bridge { .. } | Effect::Firewall { .. } | Effect::Tap { .. } => {
+                Ok(self.net.former(effect).await?)
+            }
+        }
+    }
+
     async fn apply(&self, effect: &Effect) -> Result<Handle, EngineError> {
         Ok(match effect {
             Effect::Directory { .. } | Effect::File { .. } | Effect::AppendedFile { .. } => {
@@ -45,15 +59,18 @@ impl Host {
             }
             Effect::CowDisk { .. } => self.cow.apply(effect).await?,
             Effect::Sysctl { .. } | Effect::Bridge { .. } | Effect::Firewall { .. } | Effect::Tap { .. } => {
-                self.net.apply(effect).await?
+                self.net.apply(effect).await?;
+                Handle::None
             }
-            Effect::Shim { run_dir, spec } => {
-                vm_shim::effect::apply(&self.shim_program, run_dir, spec, SHIM_START).await?
-            }
+            Effect::Shim { run_dir, spec } => self.shims.apply(run_dir, spec).await?,
         })
     }
 
-    async fn observe(&self, effect: &Effect) -> Result<Observed, EngineError> {
+    /// What the host shows of an effect.
+    ///
+    /// # Errors
+    /// The layer.
+    pub async fn observe(&self, effect: &Effect) -> Result<Observed, EngineError> {
         Ok(match effect {
             Effect::Directory { .. } | Effect::File { .. } | Effect::AppendedFile { .. } => {
                 self.files.observe(effect).await?
@@ -62,7 +79,7 @@ impl Host {
             Effect::Sysctl { .. } | Effect::Bridge { .. } | Effect::Firewall { .. } | Effect::Tap { .. } => {
                 self.net.observe(effect).await?
             }
-            Effect::Shim { run_dir, .. } => vm_shim::effect::observe(run_dir).await,
+            Effect::Shim { run_dir, .. } => self.shims.observe(run_dir).await,
         })
     }
 
@@ -75,7 +92,7 @@ impl Host {
             Effect::Sysctl { .. } | Effect::Bridge { .. } | Effect::Firewall { .. } | Effect::Tap { .. } => {
                 self.net.undo(effect, handle).await?;
             }
-            Effect::Shim { run_dir, .. } => vm_shim::effect::undo(run_dir, handle, SHIM_END).await?,
+            Effect::Shim { run_dir, .. } => self.shims.undo(run_dir, handle).await?,
         }
         Ok(())
     }
@@ -144,20 +161,33 @@ impl Scope {
             }
         }
         let started = std::time::Instant::now();
-        journal.record(&effect, phase, Step::Intent, Handle::None).map_err(failed)?;
-        match host.apply(&effect).await {
-            Ok(handle) => {
+        // What was there before us is asked once: a second time it would be our own.
+        let mut handle = match journal.open_entry(&effect.id()) {
+            Some(entry) if entry.boot_id == journal.boot_id() => entry.handle.clone(),
+            _ => host.former(&effect).await?,
+        };
+        journal.record(&effect, phase, Step::Intent, handle.clone()).map_err(failed)?;
+        let applied = async {
+            #[cfg(feature = "failpoints")]
+            failpoint::reach(&effect, Change::Apply, Side::Before)?;
+            match host.apply(&effect).await? {
+                Handle::None => {}
+                new => handle = new,
+            }
+            #[cfg(feature = "failpoints")]
+            failpoint::reach(&effect, Change::Apply, Side::After)?;
+            Ok(())
+        };
+        match applied.await {
+            Ok(()) => {
                 journal.record(&effect, phase, Step::Applied, handle.clone()).map_err(failed)?;
                 let took = started.elapsed();
                 tracing::debug!(effect = %effect.id(), ?took, "applied");
                 Ok(handle)
             }
             Err(error) => {
-                match host.undo(&effect, &Handle::None).await {
-                    Ok(()) => note(&mut journal, &effect, phase, Step::Undone),
-                    Err(undo) => {
-                        tracing::warn!(effect = %effect.id(), error = %undo.chain(), "half done, and left so")
-                    }
+                if let Err(undo) = undo(&host, &mut journal, &effect, phase, &handle).await {
+                    tracing::warn!(effect = %effect.id(), error = %undo.chain(), "half done, and left so");
                 }
                 Err(error)
             }
@@ -181,12 +211,8 @@ impl Scope {
                 continue;
             }
             let started = std::time::Instant::now();
-            note(&mut journal, &entry.effect, phase, Step::Undoing);
-            match self.host.undo(&entry.effect, &entry.handle).await {
-                Ok(()) => {
-                    note(&mut journal, &entry.effect, phase, Step::Undone);
-                    tracing::debug!(effect = %id, took = ?started.elapsed(), "undone");
-                }
+            match undo(&self.host, &mut journal, &entry.effect, phase, &entry.handle).await {
+                Ok(()) => tracing::debug!(effect = %id, took = ?started.elapsed(), "undone"),
                 Err(error) => {
                     tracing::warn!(effect = %id, error = %error.chain(), "could not be undone");
                     let failure = EngineError::Undo { id, source: Box::new(error) };
@@ -234,6 +260,24 @@ fn same(journaled: &Effect, wanted: &Effect) -> bool {
     }
 }
 
+/// Undoes one effect and journals that.
+async fn undo(
+    host: &Host,
+    journal: &mut Journal,
+    effect: &Effect,
+    phase: Phase,
+    handle: &Handle,
+) -> Result<(), EngineError> {
+    note(journal, effect, phase, Step::Undoing);
+    #[cfg(feature = "failpoints")]
+    failpoint::reach(effect, Change::Undo, Side::Before)?;
+    host.undo(effect, handle).await?;
+    #[cfg(feature = "failpoints")]
+    failpoint::reach(effect, Change::Undo, Side::After)?;
+    note(journal, effect, phase, Step::Undone);
+    Ok(())
+}
+
 /// Records a step of undoing. That it could not be written (a full disk, most likely) must not keep anything from being
 /// undone: the intent is on record, and undoing once more is no harm.
 fn note(journal: &mut Journal, effect: &Effect, phase: Phase, step: Step) {
@@ -264,7 +308,7 @@ mod tests {
             net: net.clone(),
             cow: Arc::new(FakeCow::new()),
             files: Files::new([dir.path().to_owned()]),
-            shim_program: "/nonexistent".into(),
+            shims: Arc::new(FakeShims::new()),
         };
         Bench { dir, net, host }
     }
@@ -345,6 +389,28 @@ mod tests {
         bench.net.fail_undo(false);
         scope.unwind(Phase::Start).await.unwrap();
         scope.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_setting_gets_its_former_value_back_wherever_the_daemon_died() {
+        let key = "net/ipv4/ip_forward";
+        let setting = Effect::Sysctl { key: key.into(), value: "1".into() };
+        for applied_again in [false, true] {
+            let bench = bench();
+            bench.net.set_setting(key, "0");
+            let first = scope(&bench);
+            // Dead right after the change, which no `applied` tells of.
+            let former = vm_net::Net::former(bench.net.as_ref(), &setting).await.unwrap();
+            first.journal.lock().await.record(&setting, Phase::Host, Step::Intent, former).unwrap();
+            vm_net::Net::apply(bench.net.as_ref(), &setting).await.unwrap();
+            drop(first);
+            let second = scope(&bench);
+            if applied_again {
+                second.apply(setting.clone(), Phase::Host).await.unwrap();
+            }
+            second.unwind(Phase::Host).await.unwrap();
+            assert_eq!(bench.net.setting(key), "0", "applied again: {applied_again}");
+        }
     }
 
     #[tokio::test]

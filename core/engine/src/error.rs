@@ -131,6 +131,14 @@ pub enum EngineError {
         /// Why not.
         source: Box<EngineError>,
     },
+    /// A test's failpoint.
+    #[error("the failpoint {point} says so")]
+    Injected {
+        /// The point's name.
+        point: String,
+        /// What it was told to fail with.
+        source: std::io::Error,
+    },
     /// A bug.
     #[error("a bug ended the operation: {detail}")]
     Panicked {
@@ -200,7 +208,7 @@ impl EngineError {
                 Some("`vm doctor` checks the VMM; `vm logs` shows the console; more memory (--memory) may help".into())
             }
             Self::Agent { .. } => Some("vm-agent belongs beside vmd; or set `agent` in the configuration".into()),
-            Self::Journal { source, .. } | Self::File { source, .. } => io_hint(source),
+            Self::Journal { source, .. } | Self::File { source, .. } | Self::Injected { source, .. } => io_hint(source),
             Self::Undo { .. } => Some("mend the cause, then delete the VM again or restart the daemon".into()),
             Self::Store(error) => error.hint(),
             Self::Net(error) => error.hint(),

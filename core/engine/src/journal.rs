@@ -133,6 +133,11 @@ impl Journal {
         })
     }
 
+    /// The effect of this id if it is applied or half done, in whatever boot.
+    pub fn open_entry(&self, id: &EffectId) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.effect.id() == *id)
+    }
+
     /// The host boot in which it was opened.
     pub fn boot_id(&self) -> &str {
         &self.boot_id
@@ -193,9 +198,10 @@ fn fold(entries: &mut Vec<Entry>, new: Entry) {
         (Step::Undone, Some(index)) => drop(entries.remove(index)),
         (Step::Undone, None) => {}
         (_, Some(index)) => {
-            // What undo needs must outlive a step that does not know it.
-            let handle =
-                if new.handle == Handle::None { entries[index].handle.clone() } else { new.handle.clone() };
+            // What undo needs must outlive a step that does not know it, but not the boot it is of.
+            let known = &entries[index];
+            let keep = new.handle == Handle::None && known.boot_id == new.boot_id;
+            let handle = if keep { known.handle.clone() } else { new.handle };
             entries[index] = Entry { handle, ..new };
         }
         (_, None) => entries.push(new),

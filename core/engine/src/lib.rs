@@ -13,6 +13,8 @@ pub mod effects;
 mod engine;
 pub mod error;
 pub mod events;
+#[cfg(feature = "failpoints")]
+mod failpoint;
 mod images;
 pub mod journal;
 mod keys;

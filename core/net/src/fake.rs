@@ -94,11 +94,7 @@ impl State {
     fn observe(&self, effect: &Effect) -> Result<Observed, NetError> {
         if let Effect::Sysctl { key, value } = effect {
             let present = self.setting(key);
-            return Ok(if present == *value {
-                Observed::Present(Handle::Previous { value: present })
-            } else {
-                Observed::Absent
-            });
+            return Ok(if present == *value { Observed::Present(Handle::None) } else { Observed::Absent });
         }
         Ok(match self.things.get(name(effect)?) {
             None => Observed::Absent,
@@ -132,7 +128,14 @@ impl Net for FakeNet {
         self.lock().observe(effect)
     }
 
-    async fn apply(&self, effect: &Effect) -> Result<Handle, NetError> {
+    async fn former(&self, effect: &Effect) -> Result<Handle, NetError> {
+        match effect {
+            Effect::Sysctl { key, .. } => Ok(Handle::Previous { value: self.setting(key) }),
+            _ => name(effect).map(|_| Handle::None),
+        }
+    }
+
+    async fn apply(&self, effect: &Effect) -> Result<(), NetError> {
         let mut state = self.lock();
         state.observe(effect)?;
         state.applies += 1;
@@ -140,9 +143,8 @@ impl Net for FakeNet {
             return Err(NetError::Injected { effect: effect.id() });
         }
         if let Effect::Sysctl { key, value } = effect {
-            let previous = state.setting(key);
             state.settings.insert(key.clone(), value.clone());
-            return Ok(Handle::Previous { value: previous });
+            return Ok(());
         }
         let name = name(effect)?;
         state.refuse_foreign(name, effect)?;
@@ -153,7 +155,7 @@ impl Net for FakeNet {
             return Err(NetError::Netlink { action: "find", name: bridge.clone(), source });
         }
         state.things.insert(name.to_owned(), Some(effect.clone()));
-        Ok(Handle::None)
+        Ok(())
     }
 
     async fn undo(&self, effect: &Effect, handle: &Handle) -> Result<(), NetError> {

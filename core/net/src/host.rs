@@ -175,18 +175,25 @@ impl Net for HostNet {
         }
     }
 
-    async fn apply(&self, effect: &Effect) -> Result<Handle, NetError> {
+    async fn former(&self, effect: &Effect) -> Result<Handle, NetError> {
         match effect {
-            Effect::Bridge { name, address } => self.apply_bridge(name, *address).await?,
-            Effect::Tap { name, bridge } => self.apply_tap(name, bridge).await?,
+            Effect::Bridge { .. } | Effect::Tap { .. } | Effect::Firewall { .. } => Ok(Handle::None),
+            Effect::Sysctl { .. } => sysctl(effect, |setting| setting.former()).await,
+            _ => Err(NetError::NotMine { effect: effect.id() }),
+        }
+    }
+
+    async fn apply(&self, effect: &Effect) -> Result<(), NetError> {
+        match effect {
+            Effect::Bridge { name, address } => self.apply_bridge(name, *address).await,
+            Effect::Tap { name, bridge } => self.apply_tap(name, bridge).await,
             Effect::Firewall { table, bridge, subnet } => {
                 let table = Table { name: table, bridge, subnet: *subnet };
-                self.replace_table(table, table.load(), "load").await?;
+                self.replace_table(table, table.load(), "load").await
             }
-            Effect::Sysctl { .. } => return sysctl(effect, |setting| setting.apply()).await,
-            _ => return Err(NetError::NotMine { effect: effect.id() }),
+            Effect::Sysctl { .. } => sysctl(effect, |setting| setting.apply()).await,
+            _ => Err(NetError::NotMine { effect: effect.id() }),
         }
-        Ok(Handle::None)
     }
 
     async fn undo(&self, effect: &Effect, handle: &Handle) -> Result<(), NetError> {

@@ -19,14 +19,18 @@ pub trait Net: Send + Sync + fmt::Debug {
     /// [`NetError::NotMine`], or the host cannot be asked.
     async fn observe(&self, effect: &Effect) -> Result<Observed, NetError>;
 
-    /// Makes it so.
+    /// What [`Self::undo`] will need and only the host before the change can tell: the value that a kernel setting has now.
+    /// To be asked, and written down, before [`Self::apply`].
     ///
-    /// For a kernel setting the handle holds the value that was there; applying it a second time yields our own value, so the
-    /// first handle must be kept.
+    /// # Errors
+    /// [`NetError::NotMine`], or the host cannot be asked.
+    async fn former(&self, effect: &Effect) -> Result<Handle, NetError>;
+
+    /// Makes it so.
     ///
     /// # Errors
     /// [`NetError::NotMine`], [`NetError::Foreign`], or the kernel or nft refusing; a device that was new is removed again.
-    async fn apply(&self, effect: &Effect) -> Result<Handle, NetError>;
+    async fn apply(&self, effect: &Effect) -> Result<(), NetError>;
 
     /// Takes it back. A kernel setting gets its former value only if it still has ours.
     ///

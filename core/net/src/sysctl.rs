@@ -19,16 +19,16 @@ pub(crate) struct Sysctl<'a> {
 impl Sysctl<'_> {
     pub(crate) fn observe(self) -> Result<Observed, NetError> {
         let value = self.read()?;
-        Ok(if value == self.value { Observed::Present(Handle::Previous { value }) } else { Observed::Absent })
+        Ok(if value == self.value { Observed::Present(Handle::None) } else { Observed::Absent })
     }
 
-    pub(crate) fn apply(self) -> Result<Handle, NetError> {
-        let previous = self.read()?;
+    pub(crate) fn former(self) -> Result<Handle, NetError> {
+        Ok(Handle::Previous { value: self.read()? })
+    }
+
+    pub(crate) fn apply(self) -> Result<(), NetError> {
         // Not written in vain: e.g. a write to ip_forward resets other settings.
-        if previous != self.value {
-            self.write(self.value)?;
-        }
-        Ok(Handle::Previous { value: previous })
+        if self.read()? == self.value { Ok(()) } else { self.write(self.value) }
     }
 
     pub(crate) fn undo(self, handle: &Handle) -> Result<(), NetError> {

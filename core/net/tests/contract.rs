@@ -54,7 +54,8 @@ fn firewall() -> Effect {
 
 async fn comes_and_goes(net: &dyn Net, effect: &Effect) {
     for _ in 0..2 {
-        assert_eq!(net.apply(effect).await.unwrap(), Handle::None);
+        assert_eq!(net.former(effect).await.unwrap(), Handle::None);
+        net.apply(effect).await.unwrap();
         assert_eq!(net.observe(effect).await.unwrap(), Observed::Present(Handle::None), "{}", effect.id());
     }
     for _ in 0..2 {
@@ -100,13 +101,14 @@ async fn contract(
     let setting = Effect::Sysctl { key: SETTING.to_owned(), value: "1".to_owned() };
     set("0");
     assert_eq!(net.observe(&setting).await.unwrap(), Observed::Absent);
-    let handle = net.apply(&setting).await.unwrap();
+    let handle = net.former(&setting).await.unwrap();
     assert_eq!(handle, Handle::Previous { value: "0".to_owned() });
+    net.apply(&setting).await.unwrap();
     assert!(matches!(net.observe(&setting).await.unwrap(), Observed::Present(_)));
     net.undo(&setting, &handle).await.unwrap();
     assert_eq!(get(), "0");
     net.undo(&setting, &handle).await.unwrap();
-    let handle = net.apply(&setting).await.unwrap();
+    net.apply(&setting).await.unwrap();
     set("2");
     net.undo(&setting, &handle).await.unwrap();
     assert_eq!(get(), "2");
@@ -116,7 +118,7 @@ async fn contract(
     for effect in [tap(), firewall()] {
         make_foreign(&effect);
         assert!(matches!(net.observe(&effect).await.unwrap(), Observed::Foreign(_)), "{}", effect.id());
-        for result in [net.apply(&effect).await.map(|_| ()), net.undo(&effect, &Handle::None).await] {
+        for result in [net.apply(&effect).await, net.undo(&effect, &Handle::None).await] {
             let error = result.unwrap_err();
             assert!(matches!(error, NetError::Foreign { .. }) && error.hint().is_some(), "{error:?}");
         }
@@ -130,7 +132,7 @@ async fn contract(
     let other = Effect::Directory { path: "/nowhere".into(), mode: 0o700 };
     for result in [
         net.observe(&other).await.map(|_| ()),
-        net.apply(&other).await.map(|_| ()),
+        net.apply(&other).await,
         net.undo(&other, &Handle::None).await,
     ] {
         assert!(matches!(result, Err(NetError::NotMine { .. })), "{result:?}");

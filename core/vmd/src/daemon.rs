@@ -100,7 +100,7 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
         net: Arc::new(HostNet::new(runner.clone())),
         cow: Arc::new(HostCow::probe(config.disk.backend, &layout.images(), &layout.state.join("vms"))?),
         files: Files::new([layout.run.clone(), layout.state.clone()]),
-        shim_program: own,
+        shims: Arc::new(vm_engine::effects::HostShims::new(own)),
     };
     let settings = config.settings(group);
     let parts = Parts { layout: layout.clone(), settings, store, host, vmm, runner };

@@ -26,7 +26,9 @@ fn kind(error: &EngineError) -> ErrorKind {
         EngineError::VmmDied { .. } => ErrorKind::VmmDied,
         EngineError::Agent { .. } => ErrorKind::NotInstalled,
         EngineError::Key { .. } | EngineError::Undo { .. } => ErrorKind::HostFailure,
-        EngineError::Journal { source, .. } | EngineError::File { source, .. } => io(source),
+        EngineError::Journal { source, .. }
+        | EngineError::File { source, .. }
+        | EngineError::Injected { source, .. } => io(source),
         EngineError::Panicked { .. } => ErrorKind::Internal,
         EngineError::Store(error) => store(error),
         EngineError::Net(error) => net(error),

@@ -141,6 +141,7 @@ impl Engine {
             run_dir: paths.run.clone(),
             state_dir: paths.state.clone(),
             launch: self.inner.vmm.plan(&machine, &paths).await?,
+            machine: Some(machine),
             console_log_bytes: settings.console_log_bytes,
             socket_group: settings.socket_group,
         };

@@ -1,0 +1,166 @@
+//! The failpoints: every kind of effect has all four, and a step that fails at one leaves nothing behind.
+//!
+//! A process of its own, for failpoints are the process's.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use strum::VariantArray;
+use vm_disk::{FakeCow, Files};
+use vm_engine::{
+    EngineError,
+    effects::{FakeShims, Host, Scope},
+    journal::Phase,
+};
+use vm_net::FakeNet;
+use vm_types::{Effect, EffectKind, Layout, Observed, VmId};
+
+const POINTS: [&str; 4] = ["apply.before", "apply.after", "undo.before", "undo.after"];
+
+struct Bench {
+    dir: tempfile::TempDir,
+    host: Host,
+    scope: Scope,
+}
+
+fn bench() -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let host = Host {
+        net: Arc::new(FakeNet::new()),
+        cow: Arc::new(FakeCow::new()),
+        files: Files::new([root.to_owned()]),
+        shims: Arc::new(FakeShims::new()),
+    };
+    let layout = Layout { run: root.join("run"), state: root.join("state"), config: root.join("config") };
+    std::fs::create_dir_all(layout.journals()).unwrap();
+    let id: VmId = "0123456789ab".parse().unwrap();
+    let scope = Scope::vm(&host, &layout, &id, "boot").unwrap();
+    Bench { dir, host, scope }
+}
+
+/// An effect of each kind: whoever adds one must say here how it looks.
+fn sample(kind: EffectKind, dir: &Path) -> Effect {
+    let (bridge, mode) = ("vmbr-aaaa".to_owned(), 0o700);
+    let subnet = "10.9.0.0/24".parse().unwrap();
+    match kind {
+        EffectKind::Directory => Effect::Directory { path: dir.join("directory"), mode },
+        EffectKind::File => Effect::File { path: dir.join("file"), mode, content: b"x".to_vec() },
+        EffectKind::AppendedFile => {
+            let base = dir.join("base");
+            std::fs::write(&base, "x").unwrap();
+            Effect::AppendedFile { path: dir.join("appended"), mode, base, tail: b"y".to_vec() }
+        }
+        EffectKind::CowDisk => {
+            Effect::CowDisk { base: dir.join("base"), path: dir.join("disk"), size_bytes: 1 << 20 }
+        }
+        EffectKind::Sysctl => Effect::Sysctl { key: "net/ipv4/ip_forward".into(), value: "1".into() },
+        EffectKind::Bridge => Effect::Bridge { name: bridge, address: "10.9.0.1/24".parse().unwrap() },
+        EffectKind::Firewall => Effect::Firewall { table: "vmd_aaaa".into(), bridge, subnet },
+        EffectKind::Tap => Effect::Tap { name: "vtaaaa0001".into(), bridge },
+        EffectKind::Shim => Effect::Shim { run_dir: dir.join("run"), spec: dir.join("spec") },
+    }
+}
+
+/// What it stands on.
+async fn ground(bench: &Bench, kind: EffectKind) {
+    if kind == EffectKind::Tap {
+        let bridge = sample(EffectKind::Bridge, bench.dir.path());
+        bench.scope.apply(bridge, Phase::Host).await.unwrap();
+    }
+}
+
+fn point(kind: EffectKind, point: &str) -> String {
+    let kind: &str = kind.into();
+    format!("effect.{kind}.{point}")
+}
+
+async fn present(bench: &Bench, effect: &Effect) -> bool {
+    matches!(bench.host.observe(effect).await.unwrap(), Observed::Present(_))
+}
+
+#[tokio::test]
+async fn every_kind_of_effect_has_a_point_on_both_sides_of_both_changes() {
+    let _scenario = fail::FailScenario::setup();
+    for &kind in EffectKind::VARIANTS {
+        let bench = bench();
+        ground(&bench, kind).await;
+        let reached: Vec<_> = POINTS.iter().map(|_| Arc::new(AtomicUsize::new(0))).collect();
+        for (name, count) in POINTS.iter().zip(&reached) {
+            let count = count.clone();
+            let count = move || {
+                count.fetch_add(1, Ordering::Relaxed);
+            };
+            fail::cfg_callback(point(kind, name), count).unwrap();
+        }
+        let seen = || reached.iter().map(|count| count.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        bench.scope.apply(sample(kind, bench.dir.path()), Phase::Start).await.unwrap();
+        assert_eq!(seen(), [1, 1, 0, 0], "{kind:?} applied");
+        bench.scope.unwind(Phase::Start).await.unwrap();
+        assert_eq!(seen(), [1, 1, 1, 1], "{kind:?} undone");
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_fails_on_either_side_is_undone_at_once() {
+    let _scenario = fail::FailScenario::setup();
+    for &kind in EffectKind::VARIANTS {
+        for (point_name, errno) in [
+            ("apply.before", nix::libc::ENOSPC),
+            ("apply.after", nix::libc::EBUSY),
+            ("apply.after", nix::libc::EPERM),
+        ] {
+            let bench = bench();
+            ground(&bench, kind).await;
+            let effect = sample(kind, bench.dir.path());
+            let name = point(kind, point_name);
+            let word = match errno {
+                nix::libc::ENOSPC => "ENOSPC",
+                nix::libc::EBUSY => "EBUSY",
+                _ => "EPERM",
+            };
+            fail::cfg(&name, &format!("return({word})")).unwrap();
+            let error = bench.scope.apply(effect.clone(), Phase::Start).await.unwrap_err();
+            assert!(
+                matches!(&error, EngineError::Injected { point, source }
+                    if *point == name && source.raw_os_error() == Some(errno)),
+                "{error}"
+            );
+            assert!(!present(&bench, &effect).await, "{name} left it there");
+            fail::remove(&name);
+            bench.scope.unwind(Phase::Host).await.unwrap();
+            bench.scope.close().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_undone_is_undone_by_the_next_attempt() {
+    let _scenario = fail::FailScenario::setup();
+    for &kind in EffectKind::VARIANTS {
+        for name in ["undo.before", "undo.after"] {
+            let bench = bench();
+            ground(&bench, kind).await;
+            let effect = sample(kind, bench.dir.path());
+            // The rollback of a failed step fails too.
+            fail::cfg(point(kind, "apply.after"), "return(EBUSY)").unwrap();
+            fail::cfg(point(kind, name), "return(EBUSY)").unwrap();
+            bench.scope.apply(effect.clone(), Phase::Start).await.unwrap_err();
+            bench.scope.unwind(Phase::Start).await.unwrap_err();
+            assert!(bench.scope.close().await.is_err(), "{kind:?} would be forgotten");
+            fail::remove(point(kind, "apply.after"));
+            fail::remove(point(kind, name));
+            bench.scope.unwind(Phase::Start).await.unwrap();
+            assert!(!present(&bench, &effect).await, "{kind:?}");
+            bench.scope.unwind(Phase::Host).await.unwrap();
+            bench.scope.close().await.unwrap();
+        }
+    }
+}
