@@ -47,6 +47,12 @@ pub trait Cow: Send + Sync + fmt::Debug {
     /// Any [`DiskError`]; nothing is left behind.
     async fn apply(&self, effect: &Effect) -> Result<Handle, DiskError>;
 
+    /// Makes a disk that no VMM has open larger; one that is as large already is left as it is. What is on it does not grow with it.
+    ///
+    /// # Errors
+    /// [`DiskError::NotMine`], [`DiskError::Foreign`], or the file cannot be changed.
+    async fn grow(&self, effect: &Effect, size_bytes: u64) -> Result<(), DiskError>;
+
     /// Removes the disk.
     ///
     /// # Errors

@@ -109,6 +109,22 @@ impl Cow for FakeCow {
         Ok(Handle::None)
     }
 
+    async fn grow(&self, effect: &Effect, size: u64) -> Result<(), DiskError> {
+        let disk = CowDisk::of(effect)?;
+        match self.lock().entries.get_mut(disk.path) {
+            Some(Entry::Disk { size_bytes }) => *size_bytes = size.max(*size_bytes),
+            Some(Entry::Foreign) => {
+                let what = "somebody else's".to_owned();
+                return Err(DiskError::Foreign { path: disk.path.to_owned(), what });
+            }
+            None => {
+                let source = std::io::ErrorKind::NotFound.into();
+                return Err(DiskError::Io { action: "grow", path: disk.path.to_owned(), source });
+            }
+        }
+        Ok(())
+    }
+
     async fn undo(&self, effect: &Effect, _handle: &Handle) -> Result<(), DiskError> {
         let disk = CowDisk::of(effect)?;
         let mut state = self.lock();

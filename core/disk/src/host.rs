@@ -160,6 +160,24 @@ impl Cow for HostCow {
         in_background(effect, move |effect| this.make(CowDisk::of(effect)?, &claim)).await
     }
 
+    async fn grow(&self, effect: &Effect, size_bytes: u64) -> Result<(), DiskError> {
+        CowDisk::of(effect)?;
+        in_background(effect, move |effect| {
+            let path = CowDisk::of(effect)?.path;
+            let file = OpenOptions::new().write(true).custom_flags(nix::libc::O_NOFOLLOW).open(path);
+            let file = file.map_err(|source| failed("open", path, source))?;
+            let about = file.metadata().map_err(|source| failed("look at", path, source))?;
+            if !about.is_file() {
+                return Err(DiskError::Foreign { path: path.to_owned(), what: "it is no regular file".into() });
+            }
+            if about.len() < size_bytes {
+                file.set_len(size_bytes).map_err(|source| failed("grow", path, source))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     async fn undo(&self, effect: &Effect, _handle: &Handle) -> Result<(), DiskError> {
         CowDisk::of(effect)?;
         in_background(effect, |effect| {

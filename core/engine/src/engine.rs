@@ -10,14 +10,16 @@ use std::{
 
 use ipnet::Ipv4Net;
 use vm_host::Runner;
+use vm_locks::{CreateVm, ImageOps, Initramfs, Lock, LockTable, Network};
 use vm_store::Store;
-use vm_types::{EventKind, InstanceId, Layout, VmId, VmName, vm::VmRecord};
+use vm_types::{EventKind, InstanceId, Layout, OperationId, VmId, VmName, vm::VmRecord};
 use vm_vmm::Vmm;
 
 use crate::{
     effects::{Host, Scope},
     error::EngineError,
     events::EventLog,
+    flights::Flights,
     keys,
     ops::Operations,
     vm::cell::Cell,
@@ -98,15 +100,15 @@ pub(crate) struct Inner {
     pub(crate) client_public_key: String,
     pub(crate) cells: Mutex<HashMap<VmId, Arc<Cell>>>,
     /// Names and addresses are chosen under it.
-    pub(crate) create: tokio::sync::Mutex<()>,
-    /// Images and kernels are put into the store and taken out of it under it; held for moments.
-    pub(crate) catalogue: tokio::sync::Mutex<()>,
-    /// Pulls happen under it, one at a time; it may be held for minutes.
-    pub(crate) acquire: tokio::sync::Mutex<()>,
+    pub(crate) create: Lock<CreateVm, ()>,
+    /// Images and kernels are put into the store and taken out of it under it.
+    pub(crate) catalogue: Lock<ImageOps, ()>,
     /// The kernels' shared initramfs files are made under it.
-    pub(crate) initramfs: tokio::sync::Mutex<()>,
+    pub(crate) initramfs: Lock<Initramfs, ()>,
     /// The host's network is changed under it.
-    pub(crate) network: tokio::sync::Mutex<()>,
+    pub(crate) network: Lock<Network, ()>,
+    /// Images and kernels that are being acquired.
+    pub(crate) flights: Flights,
     pub(crate) host_scope: Scope,
 }
 
@@ -161,15 +163,16 @@ impl Engine {
                 boot_id,
                 client_public_key,
                 cells: Mutex::default(),
-                create: tokio::sync::Mutex::default(),
-                catalogue: tokio::sync::Mutex::default(),
-                acquire: tokio::sync::Mutex::default(),
-                initramfs: tokio::sync::Mutex::default(),
-                network: tokio::sync::Mutex::default(),
+                create: Lock::new("names and addresses", ()),
+                catalogue: Lock::new("catalogue", ()),
+                initramfs: Lock::new("initramfs", ()),
+                network: Lock::new("network", ()),
+                flights: Flights::default(),
                 host_scope,
             }),
         };
-        engine.recover().await?;
+        let recovering = engine.clone();
+        engine.locks().root("recovery", async move |mut ctx| recovering.recover(&mut ctx).await).await?;
         engine.inner.events.record(EventKind::DaemonStarted, None, None, "the daemon is up");
         Ok(engine)
     }
@@ -177,9 +180,28 @@ impl Engine {
     /// Takes the bridge down if no VM is up. VMs are left alone. To be called when [`Operations::shut_down`] has ended.
     pub async fn shut_down(&self) {
         self.inner.events.record(EventKind::DaemonStopping, None, None, "the daemon goes down; VMs go on");
-        if let Err(error) = self.release_network().await {
+        let engine = self.clone();
+        let released =
+            self.locks().root("shutdown", async move |mut ctx| engine.release_network(&mut ctx).await).await;
+        if let Err(error) = released {
             tracing::warn!(error = %error.chain(), "the network could not be taken down");
         }
+    }
+
+    /// The table of all locks that are held or waited for.
+    pub fn locks(&self) -> &LockTable {
+        self.operations().locks()
+    }
+
+    /// Tells of something that happened to a VM.
+    pub(crate) fn event(
+        &self,
+        kind: EventKind,
+        cell: &Cell,
+        operation: Option<OperationId>,
+        message: String,
+    ) {
+        self.inner.events.record(kind, Some((cell.id(), cell.name())), operation, message);
     }
 
     /// Long operations.

@@ -7,7 +7,7 @@ use vm_image::ImageError;
 use vm_net::NetError;
 use vm_shim::{ControlError, ShimError};
 use vm_store::StoreError;
-use vm_types::{EffectId, VmName, vm::ExitStatus};
+use vm_types::{EffectId, VmName, shim::GuestEnd, vm::ExitStatus};
 use vm_vmm::VmmError;
 
 /// An engine's error.
@@ -84,6 +84,14 @@ pub enum EngineError {
         status: ExitStatus,
         /// What the VMM said.
         log: String,
+        /// The console's end.
+        console: String,
+    },
+    /// The guest ended its machine while it was started, or by a panic.
+    #[error("{how}{}", tail(.console))]
+    GuestEnded {
+        /// How.
+        how: GuestEnd,
         /// The console's end.
         console: String,
     },
@@ -191,7 +199,8 @@ impl EngineError {
         match self {
             Self::NotFound { hint, .. } | Self::InvalidArgument { hint, .. } => Some(hint.clone()),
             Self::WrongState { name, wanted, .. } => Some(match *wanted {
-                "started" => format!("`vm show {name}` tells more; `vm ssh {name}` logs in to a running one"),
+                "started" => format!("`vm show {name}` tells more; `vm ssh {name}` logs in to a running one, `vm resume {name}` lets a paused one run"),
+                "paused" => format!("start it first with `vm start {name}`"),
                 "deleted" => format!("stop it first with `vm stop {name}`, or use `vm delete --force {name}`"),
                 _ => format!("`vm show {name}` tells more"),
             }),
@@ -207,6 +216,10 @@ impl EngineError {
             Self::VmmDied { .. } => {
                 Some("`vm doctor` checks the VMM; `vm logs` shows the console; more memory (--memory) may help".into())
             }
+            Self::GuestEnded { how: GuestEnd::Panic, .. } => {
+                Some("`vm logs` shows the whole console; more memory (--memory) or another kernel may help".into())
+            }
+            Self::GuestEnded { .. } => Some("`vm logs` shows the whole console".into()),
             Self::Agent { .. } => Some("vm-agent belongs beside vmd; or set `agent` in the configuration".into()),
             Self::Journal { source, .. } | Self::File { source, .. } | Self::Injected { source, .. } => io_hint(source),
             Self::Undo { .. } => Some("mend the cause, then delete the VM again or restart the daemon".into()),

@@ -8,6 +8,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 use vm_image::{ProgressSink, Reference, kernel, rootfs};
+use vm_locks::{Ctx, Unlocked};
 use vm_types::{
     KernelId, OperationId,
     image::{ImageRecord, KernelRecord},
@@ -18,6 +19,9 @@ use crate::{
     Engine, EngineError,
     ops::{OpContext, Outcome},
 };
+
+/// What acquiring kernels is called.
+const KERNEL_FLIGHT: &str = "kernel";
 
 /// Where a kernel comes from.
 #[derive(Debug, Clone)]
@@ -45,10 +49,10 @@ impl Engine {
         }
         let engine = self.clone();
         self.operations()
-            .begin(OperationKind::ImagePull, reference.to_string(), move |context, _locks| async move {
+            .begin(OperationKind::ImagePull, reference.to_string(), move |context, mut ctx| async move {
                 let work = async {
-                    let _lock = engine.inner.acquire.lock().await;
-                    engine.pull_now(&reference, &context).await
+                    let _flight = engine.inner.flights.board(&mut ctx, format!("image {reference}")).await;
+                    engine.pull_now(&mut ctx, &reference, &context).await
                 };
                 context.cancellable(work).await.map(Outcome::Image)
             })
@@ -64,10 +68,18 @@ impl Engine {
         require_absolute(&path)?;
         let engine = self.clone();
         self.operations()
-            .begin(OperationKind::ImageImport, reference.to_string(), move |context, _locks| async move {
+            .begin(OperationKind::ImageImport, reference.to_string(), move |context, mut ctx| async move {
                 let work = async {
                     let source = rootfs::TarSource::Path(path.clone());
-                    engine.add_image(&reference, source, format!("import {}", path.display()), &context).await
+                    engine
+                        .add_image(
+                            &mut ctx,
+                            &reference,
+                            source,
+                            format!("import {}", path.display()),
+                            &context,
+                        )
+                        .await
                 };
                 context.cancellable(work).await.map(Outcome::Image)
             })
@@ -86,8 +98,8 @@ impl Engine {
     ///
     /// # Errors
     /// No such image, or a VM that uses it.
-    pub async fn delete_image(&self, name: &str) -> Result<(), EngineError> {
-        let _lock = self.inner.catalogue.lock().await;
+    pub async fn delete_image(&self, ctx: &mut Ctx<Unlocked>, name: &str) -> Result<(), EngineError> {
+        let _catalogue = ctx.lock(&self.inner.catalogue).await;
         let images = self.inner.store.images();
         let image = self.find_image(name).await?.ok_or_else(|| not_there(name))?;
         let by_reference = image.references.iter().any(|known| Some(known) == normal(name).as_ref());
@@ -127,6 +139,7 @@ impl Engine {
     /// The image, acquired first if it is not there and can be.
     pub(crate) async fn require_image(
         &self,
+        ctx: &mut Ctx<Unlocked>,
         name: &str,
         context: &OpContext,
     ) -> Result<ImageRecord, EngineError> {
@@ -135,11 +148,11 @@ impl Engine {
         }
         match name.parse::<Reference>() {
             Ok(reference @ Reference::Debian { .. }) => {
-                let _lock = self.inner.acquire.lock().await;
-                // Somebody else may have acquired it while the lock was awaited.
+                let _flight = self.inner.flights.board(ctx, format!("image {reference}")).await;
+                // Somebody else may have acquired it meanwhile.
                 match self.find_image(name).await? {
                     Some(image) => Ok(image),
-                    None => self.pull_now(&reference, context).await,
+                    None => self.pull_now(ctx, &reference, context).await,
                 }
             }
             Ok(Reference::Named { .. }) => Err(not_there(name)),
@@ -159,19 +172,25 @@ impl Engine {
         if is_digest(name) { Ok(images.by_digest(name).await?) } else { Ok(None) }
     }
 
-    async fn pull_now(&self, reference: &Reference, context: &OpContext) -> Result<ImageRecord, EngineError> {
+    async fn pull_now(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        reference: &Reference,
+        context: &OpContext,
+    ) -> Result<ImageRecord, EngineError> {
         let Reference::Debian { suite } = reference else { return Err(not_there(&reference.to_string())) };
         let scratch = self.inner.layout.scratch();
         let sink = sink(context, &format!("{reference}: "));
         let tarball = vm_image::debian::pull(self.inner.runner.as_ref(), suite, &scratch, sink).await?;
         let source = rootfs::TarSource::Path(tarball.path().to_owned());
-        let added = self.add_image(reference, source, format!("mmdebstrap {suite}"), context).await;
+        let added = self.add_image(ctx, reference, source, format!("mmdebstrap {suite}"), context).await;
         drop(tarball);
         added
     }
 
     async fn add_image(
         &self,
+        ctx: &mut Ctx<Unlocked>,
         reference: &Reference,
         tar: rootfs::TarSource,
         source: String,
@@ -182,7 +201,7 @@ impl Engine {
         let sink = sink(context, &format!("{reference}: "));
         let built = rootfs::build(self.inner.runner.as_ref(), tar, &staged, &layout.scratch(), sink).await?;
         let path = layout.image_rootfs(&built.digest);
-        let _lock = self.inner.catalogue.lock().await;
+        let _catalogue = ctx.lock(&self.inner.catalogue).await;
         let known = self.inner.store.images().by_digest(built.digest.hex()).await?;
         if known.is_some() && path.exists() {
             // VMs may be using the file that is there; the same content need not replace it.
@@ -221,10 +240,10 @@ impl Engine {
             KernelSource::Files { kernel, .. } => kernel.display().to_string(),
         };
         self.operations()
-            .begin(OperationKind::KernelImport, subject, move |context, _locks| async move {
+            .begin(OperationKind::KernelImport, subject, move |context, mut ctx| async move {
                 let work = async {
-                    let _lock = engine.inner.acquire.lock().await;
-                    engine.add_kernel(source, &context).await
+                    let _flight = engine.inner.flights.board(&mut ctx, KERNEL_FLIGHT).await;
+                    engine.add_kernel(&mut ctx, source, &context).await
                 };
                 context.cancellable(work).await.map(Outcome::Kernel)
             })
@@ -243,8 +262,8 @@ impl Engine {
     ///
     /// # Errors
     /// No such kernel, or a VM that uses it.
-    pub async fn delete_kernel(&self, name: &str) -> Result<(), EngineError> {
-        let _lock = self.inner.catalogue.lock().await;
+    pub async fn delete_kernel(&self, ctx: &mut Ctx<Unlocked>, name: &str) -> Result<(), EngineError> {
+        let _catalogue = ctx.lock(&self.inner.catalogue).await;
         let kernels = self.inner.store.kernels();
         let kernel = kernels.get(name).await?.ok_or_else(|| no_kernel(name))?;
         kernels.delete(&kernel.id).await?;
@@ -265,6 +284,7 @@ impl Engine {
     /// The kernel that is named, else the default one, acquired first if there is none at all.
     pub(crate) async fn require_kernel(
         &self,
+        ctx: &mut Ctx<Unlocked>,
         name: Option<&str>,
         context: &OpContext,
     ) -> Result<KernelRecord, EngineError> {
@@ -275,15 +295,16 @@ impl Engine {
         if let Some(kernel) = kernels.default().await? {
             return Ok(kernel);
         }
-        let _lock = self.inner.acquire.lock().await;
+        let _flight = self.inner.flights.board(ctx, KERNEL_FLIGHT).await;
         match kernels.default().await? {
             Some(kernel) => Ok(kernel),
-            None => self.add_kernel(KernelSource::Debian, context).await,
+            None => self.add_kernel(ctx, KernelSource::Debian, context).await,
         }
     }
 
     async fn add_kernel(
         &self,
+        ctx: &mut Ctx<Unlocked>,
         source: KernelSource,
         context: &OpContext,
     ) -> Result<KernelRecord, EngineError> {
@@ -300,7 +321,7 @@ impl Engine {
             }
         };
         let installed = kernel::install(files, &inner.layout.kernels()).await?;
-        let _lock = inner.catalogue.lock().await;
+        let _catalogue = ctx.lock(&inner.catalogue).await;
         let default = inner.store.kernels().default().await?.is_none_or(|default| default.id == installed.id);
         let record =
             KernelRecord { id: installed.id, release: installed.release, source, created_at: now(), default };
@@ -310,8 +331,12 @@ impl Engine {
 
     /// The initramfs all VMs of a kernel share: the agent and the kernel's modules. It is made anew where the agent is another than
     /// last time, so that an upgraded daemon never boots an old agent.
-    pub(crate) async fn initramfs_base(&self, id: &KernelId) -> Result<PathBuf, EngineError> {
-        let _one_at_a_time = self.inner.initramfs.lock().await;
+    pub(crate) async fn initramfs_base(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        id: &KernelId,
+    ) -> Result<PathBuf, EngineError> {
+        let _one_at_a_time = ctx.lock(&self.inner.initramfs).await;
         let directory = self.inner.layout.kernel(id);
         let agent_path = self.inner.settings.agent.clone();
         let make = move || {

@@ -6,8 +6,8 @@
 //!                                     Store (intent)            journal + handles.json (what is)
 //! ```
 //!
-//! Long work reserves its VM by the state in its [`vm::cell::Cell`] and holds no lock meanwhile; images and kernels
-//! are made under one lock of their own. It knows drivers only by their traits.
+//! Long work reserves its VM by the state in its [`vm::cell::Cell`] and holds no lock meanwhile. Locks are typed: `vm-locks` has
+//! their order, and whoever may take long asks for a context that holds none. It knows drivers only by their traits.
 
 pub mod effects;
 mod engine;
@@ -15,6 +15,7 @@ pub mod error;
 pub mod events;
 #[cfg(feature = "failpoints")]
 mod failpoint;
+mod flights;
 mod images;
 pub mod journal;
 mod keys;

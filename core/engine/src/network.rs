@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
+use vm_locks::{Ctx, Unlocked};
 use vm_types::Effect;
 
 use crate::{Engine, EngineError, engine::SubnetChoice, journal::Phase, vm::cell::Cell};
@@ -49,22 +50,29 @@ impl Engine {
     }
 
     /// Gives a VM that is off another address if the subnet is no longer the one it was made in.
-    pub(crate) async fn move_into(&self, cell: &Cell, subnet: Ipv4Net) -> Result<(), EngineError> {
+    pub(crate) async fn move_into(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        cell: &Cell,
+        subnet: Ipv4Net,
+    ) -> Result<(), EngineError> {
         if cell.record().address.is_none_or(|address| subnet.contains(&address)) {
             return Ok(());
         }
-        let _one_at_a_time = self.inner.create.lock().await;
+        let mut held = cell.lock(ctx).await;
+        let (writer, ctx) = held.split();
+        let _names = ctx.lock(&self.inner.create).await;
         let address = self.free_address().await?;
         self.inner.store.vms().set_address(cell.id(), Some(address)).await?;
         tracing::info!(vm = %cell.name(), %address, "moved to the subnet that is now the daemon's");
-        cell.change_record(|record| record.address = Some(address));
+        writer.change_record(|record| record.address = Some(address));
         Ok(())
     }
 
     /// Bridge, firewall and forwarding: looked at, and made where they are not there or not as they should be.
-    pub(crate) async fn ensure_network(&self) -> Result<Network, EngineError> {
+    pub(crate) async fn ensure_network(&self, ctx: &mut Ctx<Unlocked>) -> Result<Network, EngineError> {
         let inner = &self.inner;
-        let _one_at_a_time = inner.network.lock().await;
+        let _one_at_a_time = ctx.lock(&inner.network).await;
         let subnet = self.subnet().await?;
         let stranded = self.all().into_iter().find(|cell| {
             cell.live().is_some() && cell.record().address.is_some_and(|address| !subnet.contains(&address))
@@ -99,8 +107,8 @@ impl Engine {
     }
 
     /// Takes the network down unless a VM that is up, or may be, stands on it.
-    pub(crate) async fn release_network(&self) -> Result<(), EngineError> {
-        let _one_at_a_time = self.inner.network.lock().await;
+    pub(crate) async fn release_network(&self, ctx: &mut Ctx<Unlocked>) -> Result<(), EngineError> {
+        let _one_at_a_time = ctx.lock(&self.inner.network).await;
         if self.all().iter().any(|cell| cell.live().is_some() && cell.record().address.is_some()) {
             return Ok(());
         }
@@ -109,9 +117,9 @@ impl Engine {
 
     /// What the former daemon or the former boot left. Called when all VMs that live are known: under them nothing is taken away,
     /// and what is half done is made whole by the next start.
-    pub(crate) async fn recover_network(&self) {
+    pub(crate) async fn recover_network(&self, ctx: &mut Ctx<Unlocked>) {
         if self.inner.host_scope.has_stale(Phase::Host).await
-            && let Err(error) = self.release_network().await
+            && let Err(error) = self.release_network(ctx).await
         {
             tracing::warn!(error = %error.chain(), "leftovers of a former network");
         }

@@ -9,9 +9,17 @@
 //! ```
 
 pub mod cell;
+pub mod change;
 pub mod create;
 mod delete;
+mod ended;
 mod guest;
 mod recover;
 mod start;
+pub mod state;
 mod stop;
+
+/// Seconds since the Unix epoch.
+pub(crate) fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -160,14 +160,19 @@ impl Vms<'_> {
         self.update(id, |t, id| execute(t, statement, [id])).await
     }
 
-    /// Notes in one transaction that nobody wants the VM to run any more, and its failure if it ended by one.
+    /// Notes in one transaction that the VM has ended, whether somebody wants it to run nevertheless, and its failure if it ended by one.
     ///
     /// # Errors
     /// [`StoreError::NoSuchVm`], or the database failing.
-    pub async fn set_ended(&self, id: &VmId, failure: Option<(FailedAt, String)>) -> Result<(), StoreError> {
+    pub async fn set_ended(
+        &self,
+        id: &VmId,
+        wanted: bool,
+        failure: Option<(FailedAt, String)>,
+    ) -> Result<(), StoreError> {
         let (failed_at, failure) = encode_failure(failure)?;
-        let statement = "UPDATE vms SET wanted_running = 0, failed_at = ?2, failure = ?3 WHERE id = ?1";
-        self.update(id, move |t, id| execute(t, statement, params![id, failed_at, failure])).await
+        let statement = "UPDATE vms SET wanted_running = ?2, failed_at = ?3, failure = ?4 WHERE id = ?1";
+        self.update(id, move |t, id| execute(t, statement, params![id, wanted, failed_at, failure])).await
     }
 
     /// Replaces the specification.

@@ -121,10 +121,10 @@ async fn a_start_and_an_end_are_noted_at_once() {
     assert_eq!((seen.wanted_running, seen.failure), (true, None));
 
     let died = Some((FailedAt::Run, "signal 11".to_owned()));
-    store.vms().set_ended(&web.id, died.clone()).await.unwrap();
+    store.vms().set_ended(&web.id, false, died.clone()).await.unwrap();
     let seen = other.vms().get(&web.id).await.unwrap().unwrap();
     assert_eq!((seen.wanted_running, seen.failure), (false, died));
-    store.vms().set_ended(&web.id, None).await.unwrap();
+    store.vms().set_ended(&web.id, false, None).await.unwrap();
     assert_eq!(other.vms().get(&web.id).await.unwrap().unwrap().failure, None);
     assert_eq!(other.vms().get(&db.id).await.unwrap().unwrap(), db, "the other VM is as it was");
 }
@@ -196,7 +196,7 @@ async fn a_vm_that_is_not_there_is_told_by_every_setter() {
         vms.set_failure(&ghost, None).await,
         vms.set_address(&ghost, None).await,
         vms.set_started(&ghost).await,
-        vms.set_ended(&ghost, None).await,
+        vms.set_ended(&ghost, false, None).await,
         vms.set_spec(&ghost, vm(9, "ghost").spec).await,
     ] {
         assert!(matches!(result, Err(StoreError::NoSuchVm { .. })), "{result:?}");

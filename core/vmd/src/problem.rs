@@ -23,7 +23,7 @@ fn kind(error: &EngineError) -> ErrorKind {
         EngineError::ShuttingDown => ErrorKind::ShuttingDown,
         EngineError::AddressesExhausted { .. } => ErrorKind::NoSpace,
         EngineError::GuestUnresponsive { .. } | EngineError::Guest { .. } => ErrorKind::GuestUnresponsive,
-        EngineError::VmmDied { .. } => ErrorKind::VmmDied,
+        EngineError::VmmDied { .. } | EngineError::GuestEnded { .. } => ErrorKind::VmmDied,
         EngineError::Agent { .. } => ErrorKind::NotInstalled,
         EngineError::Key { .. } | EngineError::Undo { .. } => ErrorKind::HostFailure,
         EngineError::Journal { source, .. }
@@ -131,6 +131,8 @@ fn vmm(error: &VmmError) -> ErrorKind {
         VmmError::NotInstalled { .. } => ErrorKind::NotInstalled,
         VmmError::BadMachine { .. } => ErrorKind::InvalidArgument,
         VmmError::NotUp { .. } => ErrorKind::VmmDied,
+        VmmError::Growth { .. } => ErrorKind::InvalidArgument,
+        VmmError::NoDrive { .. } => ErrorKind::Internal,
         VmmError::Probe { .. }
         | VmmError::NoVersion { .. }
         | VmmError::Behaviour { .. }

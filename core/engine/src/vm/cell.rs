@@ -1,15 +1,23 @@
 //! What is known of one VM now, and who works on it.
+//!
+//! Everybody may look; only who holds the VM's lock may change what is seen ([`Writer`]). Long work holds no lock: it
+//! reserves the VM ([`Reserved`]), and whoever comes next finds it taken.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU32, Ordering},
+};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use vm_locks::{Ctx, Held, Lock, LockAfter, Unlocked, Vm};
 use vm_types::{
     Layout, OperationId, ProcessRef, VmId, VmName, VmPaths,
-    vm::{ExitStatus, FailedAt, VmRecord, VmState},
+    vm::{ExitStatus, VmRecord, VmState},
 };
 
-use crate::{effects::Scope, error::EngineError};
+use super::state::{Request, Verdict};
+use crate::{Engine, EngineError, effects::Scope};
 
 /// What an operation is doing to a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +30,8 @@ pub enum Activity {
     Stopping,
     /// Deleting it.
     Deleting,
+    /// Something that leaves it up or off, as it was.
+    Changing,
 }
 
 /// A VMM that runs.
@@ -33,39 +43,84 @@ pub struct Live {
     pub vmm: ProcessRef,
     /// Start, seconds since the Unix epoch.
     pub since: u64,
+    /// Virtual CPUs it was started with.
+    pub cpus: u32,
+    /// Memory it was started with, MiB.
+    pub memory_mib: u64,
+}
+
+/// Whether a VMM runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Power {
+    Off { last_exit: Option<ExitStatus> },
+    On { live: Live, paused: bool },
 }
 
 #[derive(Debug)]
-struct Inner {
+struct Shared {
     record: VmRecord,
+    power: Power,
     activity: Option<(Activity, OperationId)>,
-    live: Option<Live>,
-    last_exit: Option<ExitStatus>,
     deleted: bool,
 }
 
-/// One VM. The lock inside is held for single reads and writes only, never across an await.
+impl Shared {
+    /// From the work on it, else from the VMM process, else from how that ended.
+    fn state(&self) -> VmState {
+        match (self.activity, &self.power) {
+            (Some((Activity::Creating, operation)), _) => VmState::Creating { operation },
+            (Some((Activity::Starting, operation)), _) => VmState::Starting { operation },
+            (Some((Activity::Stopping, operation)), _) => VmState::Stopping { operation },
+            (Some((Activity::Deleting, operation)), _) => VmState::Deleting { operation },
+            (Some((Activity::Changing, _)) | None, Power::On { live, paused: false }) => {
+                VmState::Running { pid: live.vmm.pid, since: live.since }
+            }
+            (Some((Activity::Changing, _)) | None, Power::On { live, paused: true }) => {
+                VmState::Paused { pid: live.vmm.pid, since: live.since }
+            }
+            (Some((Activity::Changing, _)) | None, Power::Off { last_exit }) => match &self.record.failure {
+                Some((at, cause)) => VmState::Failed { at: *at, cause: cause.clone() },
+                None if !self.record.complete => VmState::Defined,
+                None => VmState::Stopped { last_exit: last_exit.clone() },
+            },
+        }
+    }
+}
+
+/// One VM.
 #[derive(Debug)]
 pub struct Cell {
     id: VmId,
     name: VmName,
     layout: Layout,
     pub(crate) scope: Scope,
-    inner: Mutex<Inner>,
+    lock: Lock<Vm, Writer>,
+    /// Held for single reads and writes, never across an await.
+    shared: Arc<Mutex<Shared>>,
     released: Notify,
     gone: CancellationToken,
+    restarts: AtomicU32,
 }
+
+/// The right to change what is known of a VM; guarded by the VM's lock.
+#[derive(Debug)]
+pub(crate) struct Writer(Arc<Mutex<Shared>>);
 
 impl Cell {
     pub(crate) fn new(record: VmRecord, scope: Scope, layout: Layout) -> Self {
+        let (id, name) = (record.id.clone(), record.spec.name.clone());
+        let power = Power::Off { last_exit: None };
+        let shared = Arc::new(Mutex::new(Shared { record, power, activity: None, deleted: false }));
         Self {
-            id: record.id.clone(),
-            name: record.spec.name.clone(),
+            lock: Lock::new(format!("vm {name}"), Writer(shared.clone())),
+            id,
+            name,
             layout,
             scope,
-            inner: Mutex::new(Inner { record, activity: None, live: None, last_exit: None, deleted: false }),
+            shared,
             released: Notify::new(),
             gone: CancellationToken::new(),
+            restarts: AtomicU32::new(0),
         }
     }
 
@@ -86,55 +141,66 @@ impl Cell {
 
     /// What it should be.
     pub fn record(&self) -> VmRecord {
-        self.with(|inner| inner.record.clone())
+        self.look(|shared| shared.record.clone())
     }
 
-    /// What it is: from the work on it, else from the VMM process, else from how that ended.
+    /// Looks at what it should be without copying it.
+    pub(crate) fn with_record<T>(&self, look: impl FnOnce(&VmRecord) -> T) -> T {
+        self.look(|shared| look(&shared.record))
+    }
+
+    /// What it is.
     pub fn state(&self) -> VmState {
-        self.with(|inner| {
-            if let Some((activity, operation)) = inner.activity {
-                return match activity {
-                    Activity::Creating => VmState::Creating { operation },
-                    Activity::Starting => VmState::Starting { operation },
-                    Activity::Stopping => VmState::Stopping { operation },
-                    Activity::Deleting => VmState::Deleting { operation },
-                };
-            }
-            if let Some(live) = inner.live {
-                return VmState::Running { pid: live.vmm.pid, since: live.since };
-            }
-            match &inner.record.failure {
-                Some((at, cause)) => VmState::Failed { at: *at, cause: cause.clone() },
-                None => VmState::Stopped { last_exit: inner.last_exit.clone() },
-            }
-        })
+        self.look(Shared::state)
     }
 
     /// The VMM that runs.
     pub fn live(&self) -> Option<Live> {
-        self.with(|inner| inner.live)
+        self.look(|shared| match &shared.power {
+            Power::On { live, .. } => Some(*live),
+            Power::Off { .. } => None,
+        })
     }
 
-    pub(crate) fn set_live(&self, live: Option<Live>) {
-        self.with(|inner| inner.live = live);
+    /// Whether its CPUs are halted.
+    pub(crate) fn paused(&self) -> bool {
+        self.look(|shared| matches!(shared.power, Power::On { paused: true, .. }))
     }
 
-    pub(crate) fn set_last_exit(&self, exit: Option<ExitStatus>) {
-        self.with(|inner| inner.last_exit = exit);
+    /// The reference of its image.
+    pub(crate) fn image(&self) -> String {
+        self.with_record(|record| record.spec.image_reference.clone())
     }
 
-    pub(crate) fn change_record(&self, change: impl FnOnce(&mut VmRecord)) {
-        self.with(|inner| change(&mut inner.record));
+    /// Restarts in a row that did not hold.
+    pub(crate) fn restarts(&self) -> u32 {
+        self.restarts.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_failure(&self, failure: Option<(FailedAt, String)>) {
-        self.change_record(|record| record.failure = failure);
+    /// One more of them; how many there were before.
+    pub(crate) fn count_restart(&self) -> u32 {
+        self.restarts.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Nothing can be reserved any more.
-    pub(crate) fn set_deleted(&self) {
-        self.with(|inner| inner.deleted = true);
-        self.gone.cancel();
+    pub(crate) fn forget_restarts(&self) {
+        self.restarts.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether it is off although it is to be up: its policy will start it again.
+    pub(crate) fn awaits_restart(&self) -> bool {
+        self.live().is_none() && self.with_record(|record| record.wanted_running)
+    }
+
+    /// Names of settings that differ between the VM that runs and what it should be.
+    pub fn needs_restart(&self) -> Vec<String> {
+        let Some(live) = self.live() else { return Vec::new() };
+        self.with_record(|record| {
+            let changed = [
+                ("cpus", live.cpus != record.spec.cpus),
+                ("memory", live.memory_mib != record.spec.memory_mib),
+            ];
+            changed.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned()).collect()
+        })
     }
 
     /// Cancelled when the VM has been deleted.
@@ -142,34 +208,9 @@ impl Cell {
         self.gone.clone()
     }
 
-    /// Reserves the VM for one operation until the result is dropped.
-    ///
-    /// # Errors
-    /// [`EngineError::Busy`] where another one has it.
-    pub(crate) fn reserve(
-        self: &Arc<Self>,
-        activity: Activity,
-        operation: OperationId,
-    ) -> Result<Reserved, EngineError> {
-        self.with(|inner| {
-            if inner.deleted {
-                return Err(EngineError::NotFound {
-                    what: "VM",
-                    name: self.name.to_string(),
-                    hint: "it has just been deleted; `vm ls` lists all VMs".into(),
-                });
-            }
-            if let Some((current, _)) = inner.activity {
-                return Err(EngineError::Busy { name: self.name.clone(), state: current.word() });
-            }
-            inner.activity = Some((activity, operation));
-            Ok(Reserved { cell: self.clone() })
-        })
-    }
-
     /// The operation that has the VM.
     pub(crate) fn operation(&self) -> Option<OperationId> {
-        self.with(|inner| inner.activity.map(|(_, operation)| operation))
+        self.look(|shared| shared.activity.map(|(_, operation)| operation))
     }
 
     /// Ends when nobody has the VM, or at once. Somebody else may have it again by then.
@@ -183,32 +224,138 @@ impl Cell {
         }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
-        // Each closure is a few assignments; a panic cannot leave it half done in a way that matters.
-        f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    /// The VM's lock: for decisions about it and for writing them down.
+    pub(crate) async fn lock<'c, L>(&self, ctx: &'c mut Ctx<L>) -> Held<'c, Vm, Writer>
+    where
+        Vm: LockAfter<L>,
+        L: vm_locks::Level,
+    {
+        ctx.lock(&self.lock).await
+    }
+
+    /// Nothing can be reserved any more.
+    pub(crate) fn set_gone(&self, writer: &mut Writer) {
+        writer.shared().deleted = true;
+        self.gone.cancel();
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&Shared) -> T) -> T {
+        // Changes are a few assignments each; a panic cannot leave one half done in a way that matters.
+        look(&self.shared.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl Activity {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Creating => "creating",
-            Self::Starting => "starting",
-            Self::Stopping => "stopping",
-            Self::Deleting => "deleting",
+impl Writer {
+    pub(crate) fn set_on(&mut self, live: Live, paused: bool) {
+        self.shared().power = Power::On { live, paused };
+    }
+
+    pub(crate) fn set_off(&mut self, last_exit: Option<ExitStatus>) {
+        self.shared().power = Power::Off { last_exit };
+    }
+
+    pub(crate) fn set_paused(&mut self, now: bool) {
+        if let Power::On { paused, .. } = &mut self.shared().power {
+            *paused = now;
         }
     }
+
+    pub(crate) fn change_record(&mut self, change: impl FnOnce(&mut VmRecord)) {
+        change(&mut self.shared().record);
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a request for a VM led to.
+#[derive(Debug)]
+pub(crate) enum Admitted {
+    /// It is the operation's until this is dropped.
+    Reserved(Reserved),
+    /// There is nothing to do.
+    Already,
 }
 
 /// A VM reserved for one operation.
 #[derive(Debug)]
 pub(crate) struct Reserved {
     cell: Arc<Cell>,
+    operation: OperationId,
+}
+
+impl Reserved {
+    /// A VM that nobody else knows yet.
+    pub(crate) fn new(cell: &Arc<Cell>, activity: Activity, operation: OperationId) -> Self {
+        cell.shared.lock().unwrap_or_else(PoisonError::into_inner).activity = Some((activity, operation));
+        Self { cell: cell.clone(), operation }
+    }
+
+    /// The VM.
+    pub(crate) fn cell(&self) -> &Arc<Cell> {
+        &self.cell
+    }
+
+    /// Goes on with something else, without anybody coming in between.
+    pub(crate) fn turn(&self, activity: Activity) {
+        self.cell.shared.lock().unwrap_or_else(PoisonError::into_inner).activity =
+            Some((activity, self.operation));
+    }
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.cell.with(|inner| inner.activity = None);
+        // Without the VM's lock: whoever holds it and has found the VM taken is told so, as a moment ago.
+        self.cell.shared.lock().unwrap_or_else(PoisonError::into_inner).activity = None;
         self.cell.released.notify_waiters();
+    }
+}
+
+impl Engine {
+    /// Reserves a VM for a request if its state allows that, taking it from another operation where the request is of that kind.
+    ///
+    /// # Errors
+    /// [`EngineError::WrongState`], [`EngineError::Busy`], or [`EngineError::NotFound`] for one that was deleted meanwhile.
+    pub(crate) async fn reserve(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        cell: &Arc<Cell>,
+        request: Request,
+        activity: Activity,
+        operation: OperationId,
+    ) -> Result<Admitted, EngineError> {
+        loop {
+            let other = {
+                let writer = cell.lock(ctx).await;
+                let mut shared = writer.shared();
+                if shared.deleted {
+                    return Err(EngineError::NotFound {
+                        what: "VM",
+                        name: cell.name.to_string(),
+                        hint: "it has just been deleted; `vm ls` lists all VMs".into(),
+                    });
+                }
+                let state = shared.state();
+                let changing = matches!(shared.activity, Some((Activity::Changing, _)));
+                match request.verdict(&state, changing) {
+                    Verdict::Proceed => {
+                        shared.activity = Some((activity, operation));
+                        return Ok(Admitted::Reserved(Reserved { cell: cell.clone(), operation }));
+                    }
+                    Verdict::Already => return Ok(Admitted::Already),
+                    Verdict::Refuse => return Err(request.refused(&cell.name, &state)),
+                    Verdict::Busy => {
+                        let state = if changing { "being changed" } else { state.word() };
+                        return Err(EngineError::Busy { name: cell.name.clone(), state });
+                    }
+                    Verdict::TakeOver => shared.activity.map(|(_, other)| other),
+                }
+            };
+            if let Some(other) = other {
+                self.operations().preempt(other);
+            }
+            cell.free().await;
+        }
     }
 }

@@ -1,25 +1,20 @@
 //! Making a VM: image and kernel at hand, then name and address, then keys and disk.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
+use vm_locks::{Ctx, Unlocked};
 use vm_types::{
-    Effect, OperationId, VmId, VmName,
+    Effect, EventKind, OperationId, VmId, VmName,
     id::InvalidId,
     operation::OperationKind,
-    vm::{FailedAt, NetworkMode, Owner, VmRecord, VmSpec},
+    vm::{FailedAt, NetworkMode, Owner, RestartPolicy, VmRecord, VmSpec},
 };
 
-use super::cell::{Activity, Cell, Reserved};
-use crate::{
-    Engine, EngineError,
-    journal::Phase,
-    keys,
-    ops::{OpContext, Outcome},
+use super::{
+    cell::{Activity, Cell, Reserved},
+    now,
 };
+use crate::{Engine, EngineError, journal::Phase, keys, ops::OpContext};
 
 /// What was asked for; `None` means the configuration's.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +37,12 @@ pub struct CreateRequest {
     pub labels: BTreeMap<String, String>,
     /// Delete the VM when this process ends.
     pub owner: Option<Owner>,
+    /// Never, if absent.
+    pub restart: Option<RestartPolicy>,
+    /// Delete it when it is this many seconds old; 0 means never.
+    pub ttl_seconds: Option<u64>,
+    /// Stop it after this many idle seconds; 0 means never.
+    pub idle_stop_seconds: Option<u64>,
     /// Start it too.
     pub start: bool,
 }
@@ -50,6 +51,16 @@ pub struct CreateRequest {
 const CPUS_MAX: u32 = 255;
 const MEMORY_MIN_MIB: u64 = 64;
 const DISK_MAX: u64 = 16 << 40;
+
+/// Image and kernel are at hand and all is decided; nothing was made.
+struct Settled {
+    spec: VmSpec,
+}
+
+/// Written down with id, name and address, found by everybody, and ours alone.
+struct Registered {
+    reserved: Reserved,
+}
 
 impl Engine {
     /// Makes a VM in an operation of its own.
@@ -66,59 +77,60 @@ impl Engine {
             return Err(vm_store::StoreError::NameTaken { name }.into());
         }
         let engine = self.clone();
-        self.operations()
-            .begin(OperationKind::VmCreate, name.to_string(), move |context, _locks| async move {
-                engine.create_now(name, request, context).await
-            })
-            .map(|operation| operation.id())
+        let operation = self.operations().begin(
+            OperationKind::VmCreate,
+            name.to_string(),
+            move |context, mut ctx| async move { engine.create_now(&mut ctx, name, request, context).await },
+        )?;
+        Ok(operation.id())
     }
 
     async fn create_now(
         &self,
+        ctx: &mut Ctx<Unlocked>,
         name: VmName,
         request: CreateRequest,
         context: OpContext,
-    ) -> Result<Outcome, EngineError> {
+    ) -> Result<VmId, EngineError> {
         let ephemeral = request.owner.is_some();
         let start = request.start;
-        let spec = context.cancellable(self.settle(name, request, &context)).await?;
+        let settled = context.cancellable(Settled::new(self, ctx, name, request, &context)).await?;
         // From the record on, giving up means undoing, so this short step is not cancellable.
-        let (cell, reserved) = self.register(spec, &context).await?;
-        let made = context.cancellable(self.make(&cell, &context)).await;
-        if let Err(error) = made {
-            // What cannot be undone keeps the record, so that the VM can still be deleted.
-            if let Err(undo) = self.remove_all(&cell).await {
-                tracing::warn!(vm = %cell.name(), error = %undo.chain(), "its creation could not be undone");
-                self.note_failure(&cell, FailedAt::Create, &undo).await;
-            }
-            return Err(error);
-        }
-        drop(reserved);
+        let cell = settled.register(self, ctx, &context).await?.make(self, ctx, &context).await?;
+        self.event(EventKind::VmCreated, &cell, Some(context.id), format!("created from {}", cell.image()));
         self.watch_owner(&cell);
-        if start && let Err(error) = self.start_now(&cell, &context).await {
+        if start && let Err(error) = self.start_now(ctx, &cell, &context).await {
             // Nobody will come back for it, unless another operation has just taken it over.
             let given_up = matches!(error, EngineError::Cancelled) && !context.preempted();
             if (ephemeral || given_up)
-                && let Err(undo) = self.delete_now(&cell, true, context.id).await
+                && let Err(undo) = self.delete_now(ctx, &cell, true, context.id).await
             {
                 tracing::warn!(vm = %cell.name(), error = %undo.chain(), "it could not be deleted");
             }
             return Err(error);
         }
-        Ok(Outcome::Vm(cell.id().clone()))
+        Ok(cell.id().clone())
     }
 
+    fn make_up_name(&self) -> Result<VmName, EngineError> {
+        let name = format!("vm-{}", keys::random_hex(3)?);
+        name.parse().map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })
+    }
+}
+
+impl Settled {
     /// Settles what the VM will be; acquires image and kernel if need be.
-    async fn settle(
-        &self,
+    async fn new(
+        engine: &Engine,
+        ctx: &mut Ctx<Unlocked>,
         name: VmName,
         request: CreateRequest,
         context: &OpContext,
-    ) -> Result<VmSpec, EngineError> {
-        let settings = &self.inner.settings;
+    ) -> Result<Self, EngineError> {
+        let settings = &engine.inner.settings;
         let reference = request.image.unwrap_or_else(|| settings.default_image.clone());
-        let image = self.require_image(&reference, context).await?;
-        let kernel = self.require_kernel(request.kernel.as_deref(), context).await?;
+        let image = engine.require_image(ctx, &reference, context).await?;
+        let kernel = engine.require_kernel(ctx, request.kernel.as_deref(), context).await?;
         let disk_bytes = match request.disk_bytes {
             Some(bytes) if bytes < image.size_bytes => {
                 return Err(EngineError::InvalidArgument {
@@ -129,7 +141,7 @@ impl Engine {
             Some(bytes) => bytes.next_multiple_of(1 << 20),
             None => settings.default_disk_bytes.max(image.size_bytes),
         };
-        Ok(VmSpec {
+        let spec = VmSpec {
             name,
             image_reference: reference,
             image: image.digest,
@@ -140,21 +152,26 @@ impl Engine {
             network: request.network.unwrap_or_default(),
             labels: request.labels,
             owner: request.owner,
-            restart: Default::default(),
-            idle_stop_seconds: None,
-            expires_at: None,
-        })
+            restart: request.restart.unwrap_or_default(),
+            idle_stop_seconds: request.idle_stop_seconds.filter(|seconds| *seconds > 0),
+            expires_at: request
+                .ttl_seconds
+                .filter(|seconds| *seconds > 0)
+                .map(|ttl| now().saturating_add(ttl)),
+        };
+        Ok(Self { spec })
     }
 
     /// Gives the VM its id and address and writes it down as begun.
     async fn register(
-        &self,
-        spec: VmSpec,
+        self,
+        engine: &Engine,
+        ctx: &mut Ctx<Unlocked>,
         context: &OpContext,
-    ) -> Result<(Arc<Cell>, Reserved), EngineError> {
-        let _one_at_a_time = self.inner.create.lock().await;
-        let address = match spec.network {
-            NetworkMode::Nat => Some(self.free_address().await?),
+    ) -> Result<Registered, EngineError> {
+        let _names = ctx.lock(&engine.inner.create).await;
+        let address = match self.spec.network {
+            NetworkMode::Nat => Some(engine.free_address().await?),
             NetworkMode::None => None,
         };
         let id: VmId = keys::random_hex(6)?
@@ -162,25 +179,55 @@ impl Engine {
             .map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })?;
         let record = VmRecord {
             id,
-            spec,
+            spec: self.spec,
             address,
-            created_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            created_at: now(),
             complete: false,
             wanted_running: false,
             failure: None,
         };
-        let cell = self.new_cell(record.clone())?;
-        let reserved = cell.reserve(Activity::Creating, context.id)?;
-        if let Err(error) = self.inner.store.vms().insert(record).await {
+        let cell = engine.new_cell(record.clone())?;
+        let reserved = Reserved::new(&cell, Activity::Creating, context.id);
+        if let Err(error) = engine.inner.store.vms().insert(record).await {
             cell.scope.close().await?;
             return Err(error.into());
         }
-        self.publish(&cell);
-        Ok((cell, reserved))
+        engine.publish(&cell);
+        Ok(Registered { reserved })
     }
+}
 
+impl Registered {
+    /// Makes what the VM is made of, or leaves nothing of it. What cannot be undone keeps the record, so that the VM can
+    /// still be deleted.
+    async fn make(
+        self,
+        engine: &Engine,
+        ctx: &mut Ctx<Unlocked>,
+        context: &OpContext,
+    ) -> Result<Arc<Cell>, EngineError> {
+        let cell = self.reserved.cell().clone();
+        match context.cancellable(engine.make(ctx, &cell, context)).await {
+            Ok(()) => Ok(cell),
+            Err(error) => {
+                if let Err(undo) = engine.remove_all(ctx, &cell).await {
+                    tracing::warn!(vm = %cell.name(), error = %undo.chain(), "its creation could not be undone");
+                    engine.note_failure(ctx, &cell, FailedAt::Create, &undo).await;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Engine {
     /// Keys and disk.
-    async fn make(&self, cell: &Cell, context: &OpContext) -> Result<(), EngineError> {
+    async fn make(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        cell: &Cell,
+        context: &OpContext,
+    ) -> Result<(), EngineError> {
         let record = cell.record();
         let paths = cell.paths();
         context.progress("making the disk", 0, None);
@@ -194,39 +241,35 @@ impl Engine {
             size_bytes: record.spec.disk_bytes,
         };
         cell.scope.apply(disk, Phase::Create).await?;
+        let mut writer = cell.lock(ctx).await;
         self.inner.store.vms().set_complete(cell.id()).await?;
-        cell.change_record(|record| record.complete = true);
+        writer.change_record(|record| record.complete = true);
         Ok(())
-    }
-
-    fn make_up_name(&self) -> Result<VmName, EngineError> {
-        let name = format!("vm-{}", keys::random_hex(3)?);
-        name.parse().map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })
     }
 }
 
 fn check(request: &CreateRequest) -> Result<(), EngineError> {
+    check_shape(request.cpus, request.memory_mib, request.disk_bytes)
+}
+
+/// Bounds of what a machine can be; `None` is not looked at.
+pub(super) fn check_shape(
+    cpus: Option<u32>,
+    memory_mib: Option<u64>,
+    disk_bytes: Option<u64>,
+) -> Result<(), EngineError> {
     let bad = |message: String, hint: String| Err(EngineError::InvalidArgument { message, hint });
-    match request.cpus {
-        Some(cpus) if !(1..=CPUS_MAX).contains(&cpus) => {
-            return bad(format!("{cpus} CPUs are not possible"), format!("1 to {CPUS_MAX} are"));
+    match (cpus, memory_mib, disk_bytes) {
+        (Some(cpus), ..) if !(1..=CPUS_MAX).contains(&cpus) => {
+            bad(format!("{cpus} CPUs are not possible"), format!("1 to {CPUS_MAX} are"))
         }
-        _ => {}
-    }
-    match request.memory_mib {
-        Some(memory) if memory < MEMORY_MIN_MIB => {
-            return bad(
-                format!("{memory} MiB of memory are too little to boot"),
-                format!("give at least {MEMORY_MIN_MIB}M; 512M is a good beginning"),
-            );
+        (_, Some(memory), _) if memory < MEMORY_MIN_MIB => bad(
+            format!("{memory} MiB of memory are too little to boot"),
+            format!("give at least {MEMORY_MIN_MIB}M; 512M is a good beginning"),
+        ),
+        (.., Some(bytes)) if bytes > DISK_MAX => {
+            bad(format!("a disk of {bytes} bytes is too large"), "16T is the most".into())
         }
-        _ => {}
+        _ => Ok(()),
     }
-    match request.disk_bytes {
-        Some(bytes) if bytes > DISK_MAX => {
-            return bad(format!("a disk of {bytes} bytes is too large"), "16T is the most".into());
-        }
-        _ => {}
-    }
-    Ok(())
 }

@@ -3,10 +3,15 @@
 use std::sync::Arc;
 
 use vm_host::process::PidFd;
-use vm_types::{OperationId, operation::OperationKind, vm::FailedAt};
+use vm_locks::{Ctx, Unlocked};
+use vm_types::{EventKind, OperationId, operation::OperationKind, vm::FailedAt};
 
-use super::cell::{Activity, Cell, Reserved};
-use crate::{Engine, EngineError, journal::Phase, ops::Outcome};
+use super::{
+    cell::{Activity, Admitted, Cell},
+    start,
+    state::Request,
+};
+use crate::{Engine, EngineError, journal::Phase, ops::Operation};
 
 /// Between two attempts to delete a VM whose owner has ended.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(5);
@@ -16,95 +21,83 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::WrongState`] for one that is up, without `force`.
-    pub fn delete(&self, cell: Arc<Cell>, force: bool) -> Result<OperationId, EngineError> {
-        if cell.live().is_some() && !force {
-            return Err(EngineError::WrongState {
-                name: cell.name().clone(),
-                state: cell.state().word(),
-                wanted: "deleted",
-            });
-        }
+    pub fn delete(&self, cell: Arc<Cell>, force: bool) -> Result<Operation<()>, EngineError> {
+        start::refuse(&cell, Request::Delete { force })?;
         let engine = self.clone();
-        self.operations()
-            .begin(OperationKind::VmDelete, cell.name().to_string(), move |context, _locks| async move {
+        self.operations().begin(
+            OperationKind::VmDelete,
+            cell.name().to_string(),
+            move |context, mut ctx| async move {
                 context.progress("deleting", 0, None);
-                engine.delete_now(&cell, force, context.id).await?;
-                Ok(Outcome::Done)
-            })
-            .map(|operation| operation.id())
+                engine.delete_now(&mut ctx, &cell, force, context.id).await
+            },
+        )
     }
 
     /// Cannot be cancelled: a half-deleted VM is of no use to anybody.
     pub(crate) async fn delete_now(
         &self,
+        ctx: &mut Ctx<Unlocked>,
         cell: &Arc<Cell>,
         force: bool,
         operation: OperationId,
     ) -> Result<(), EngineError> {
-        let _reserved = if force {
-            self.take(cell, Activity::Deleting, operation).await?
-        } else {
-            cell.reserve(Activity::Deleting, operation)?
-        };
-        if cell.live().is_some() && !force {
-            return Err(EngineError::WrongState {
-                name: cell.name().clone(),
-                state: "running",
-                wanted: "deleted",
-            });
-        }
-        if let Err(error) = self.remove_all(cell).await {
-            self.note_failure(cell, FailedAt::Delete, &error).await;
+        let request = Request::Delete { force };
+        let admitted = self.reserve(ctx, cell, request, Activity::Deleting, operation).await?;
+        let Admitted::Reserved(_reserved) = admitted else { return Ok(()) };
+        if let Err(error) = self.remove_all(ctx, cell).await {
+            self.note_failure(ctx, cell, FailedAt::Delete, &error).await;
             return Err(error);
         }
+        self.event(EventKind::VmDeleted, cell, Some(operation), "deleted".into());
         Ok(())
     }
 
     /// Shows a failure from now on. That it cannot be written down is logged: the failure itself is what its caller must know.
-    pub(crate) async fn note_failure(&self, cell: &Cell, at: FailedAt, error: &EngineError) {
+    pub(crate) async fn note_failure(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        cell: &Cell,
+        at: FailedAt,
+        error: &EngineError,
+    ) {
         let failure = Some((at, error.chain()));
-        cell.set_failure(failure.clone());
-        if let Err(error) = self.inner.store.vms().set_failure(cell.id(), failure).await {
-            tracing::warn!(vm = %cell.name(), %error, "its failure could not be written down");
+        {
+            let mut writer = cell.lock(ctx).await;
+            writer.change_record(|record| record.failure = failure.clone());
+            if let Err(error) = self.inner.store.vms().set_failure(cell.id(), failure).await {
+                tracing::warn!(vm = %cell.name(), %error, "its failure could not be written down");
+            }
         }
+        self.event(EventKind::VmFailed, cell, None, error.chain());
     }
 
     /// Undoes all effects of a reserved VM, then forgets it.
-    pub(crate) async fn remove_all(&self, cell: &Arc<Cell>) -> Result<(), EngineError> {
-        // A daemon that dies from here on finds an incomplete VM and goes on removing it. Where even this cannot be written
-        // (a full disk), removing is what makes room.
-        cell.change_record(|record| record.complete = false);
-        if let Err(error) = self.inner.store.vms().set_incomplete(cell.id()).await {
-            tracing::warn!(vm = %cell.name(), %error, "the deletion could not be written down");
-        }
-        cell.scope.unwind(Phase::Start).await?;
-        cell.set_live(None);
-        cell.scope.unwind(Phase::Create).await?;
-        cell.scope.close().await?;
-        self.inner.store.vms().delete(cell.id()).await?;
-        cell.set_deleted();
-        self.cells().remove(cell.id());
-        Ok(())
-    }
-
-    /// Reserves a VM even from another operation, which is cancelled and waited for.
-    pub(crate) async fn take(
+    pub(crate) async fn remove_all(
         &self,
+        ctx: &mut Ctx<Unlocked>,
         cell: &Arc<Cell>,
-        activity: Activity,
-        operation: OperationId,
-    ) -> Result<Reserved, EngineError> {
-        loop {
-            match cell.reserve(activity, operation) {
-                Err(EngineError::Busy { .. }) => {
-                    if let Some(other) = cell.operation() {
-                        self.operations().preempt(other);
-                    }
-                    cell.free().await;
-                }
-                result => return result,
+    ) -> Result<(), EngineError> {
+        {
+            // A daemon that dies from here on finds an incomplete VM and goes on removing it. Where even this cannot be written
+            // (a full disk), removing is what makes room.
+            let mut writer = cell.lock(ctx).await;
+            writer.change_record(|record| record.complete = false);
+            if let Err(error) = self.inner.store.vms().set_incomplete(cell.id()).await {
+                tracing::warn!(vm = %cell.name(), %error, "the deletion could not be written down");
             }
         }
+        cell.scope.unwind(Phase::Start).await?;
+        if cell.live().is_some() {
+            cell.lock(ctx).await.set_off(None);
+        }
+        cell.scope.unwind(Phase::Create).await?;
+        cell.scope.close().await?;
+        let mut writer = cell.lock(ctx).await;
+        self.inner.store.vms().delete(cell.id()).await?;
+        cell.set_gone(&mut writer);
+        self.cells().remove(cell.id());
+        Ok(())
     }
 
     /// Deletes the VM when the process that made it for itself has ended. Ends when the VM is gone.
@@ -130,7 +123,7 @@ impl Engine {
             while let Ok(cell) = engine.find(id.as_str()) {
                 tracing::info!(vm = %cell.name(), owner = owner.process.pid, "deleted: its owner has ended");
                 let Ok(operation) = engine.delete(cell, true) else { return };
-                if engine.operations().wait(operation).await.is_err() {
+                if operation.wait().await.is_err() {
                     tokio::time::sleep(RETRY).await;
                 }
             }

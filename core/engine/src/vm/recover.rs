@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use vm_host::process;
+use vm_locks::{Ctx, Unlocked};
 use vm_types::{
     VmId,
     vm::{FailedAt, VmRecord},
@@ -10,7 +11,7 @@ use vm_types::{
 
 use super::{
     cell::{Cell, Live},
-    start,
+    ended, start,
 };
 use crate::{Engine, EngineError, effects::Scope, journal::Phase};
 
@@ -22,13 +23,16 @@ impl Engine {
     ///
     /// # Errors
     /// The store.
-    pub(crate) async fn recover(&self) -> Result<(), EngineError> {
+    pub(crate) async fn recover(&self, ctx: &mut Ctx<Unlocked>) -> Result<(), EngineError> {
         let records = self.inner.store.vms().list().await?;
         let known: Vec<VmId> = records.iter().map(|record| record.id.clone()).collect();
         for record in records {
-            self.recover_vm(record).await?;
+            self.recover_vm(ctx, record).await?;
         }
-        self.recover_network().await;
+        for cell in self.all().into_iter().filter(|cell| cell.awaits_restart()) {
+            self.restart_later(&cell);
+        }
+        self.recover_network(ctx).await;
         self.sweep().await?;
         for id in self.journaled() {
             if !known.contains(&id)
@@ -40,23 +44,23 @@ impl Engine {
         Ok(())
     }
 
-    async fn recover_vm(&self, record: VmRecord) -> Result<(), EngineError> {
+    async fn recover_vm(&self, ctx: &mut Ctx<Unlocked>, record: VmRecord) -> Result<(), EngineError> {
         let cell = self.new_cell(record)?;
         self.publish(&cell);
-        if let Err(error) = self.recover_cell(&cell).await {
+        if let Err(error) = self.recover_cell(ctx, &cell).await {
             tracing::warn!(vm = %cell.name(), error = %error.chain(), "could not be recovered");
             let at = if cell.record().complete { FailedAt::Stop } else { FailedAt::Delete };
-            self.note_failure(&cell, at, &error).await;
+            self.note_failure(ctx, &cell, at, &error).await;
         }
         self.watch_owner(&cell);
         Ok(())
     }
 
-    async fn recover_cell(&self, cell: &Arc<Cell>) -> Result<(), EngineError> {
+    async fn recover_cell(&self, ctx: &mut Ctx<Unlocked>, cell: &Arc<Cell>) -> Result<(), EngineError> {
         let record = cell.record();
         if !record.complete {
             tracing::info!(vm = %cell.name(), "removed: it was half made or half deleted");
-            return self.remove_all(cell).await;
+            return self.remove_all(ctx, cell).await;
         }
         let processes = cell.scope.processes().await;
         match processes {
@@ -65,30 +69,41 @@ impl Engine {
                 let since = vm_shim::status(&cell.paths())
                     .await
                     .map_or(record.created_at, |status| status.started_at);
-                let live = Live { shim, vmm, since };
+                let machine = vm_shim::spec(&cell.paths()).ok().flatten().and_then(|spec| spec.machine);
+                let (cpus, memory_mib) = machine
+                    .map_or((record.spec.cpus, record.spec.memory_mib), |machine| {
+                        (machine.cpus, machine.memory_mib)
+                    });
+                let live = Live { shim, vmm, since, cpus, memory_mib };
                 tracing::info!(vm = %cell.name(), pid = vmm.pid, "adopted");
-                cell.set_live(Some(live));
-                self.watch_vmm(cell.clone(), live);
+                let paused = match self.inner.vmm.pause() {
+                    Some(pause) => pause.is_paused(&cell.paths()).await.unwrap_or(false),
+                    None => false,
+                };
+                cell.lock(ctx).await.set_on(live, paused);
+                self.watch_vmm(cell, live);
             }
             Some((shim, vmm)) if record.wanted_running => {
                 // The shim may still be writing how its VMM ended.
                 let _ = tokio::time::timeout(LAST_WORDS, start::ended(vmm, shim)).await;
-                let failure = self.judge_end(cell);
-                self.finish(cell, failure).await?;
+                let end = ended::judge_end(cell);
+                let again = end.wants_restart(record.spec.restart);
+                self.finish(ctx, cell, end.failure(), again).await?;
             }
             Some(_) => {
                 let failure = Some((FailedAt::Start, "the daemon ended while it booted".to_owned()));
-                self.finish(cell, failure).await?;
+                self.finish(ctx, cell, failure, false).await?;
             }
             None if record.wanted_running => {
                 // The host was booted meanwhile, or the record of the start was lost with it.
-                self.finish(cell, Some((FailedAt::Run, "it ended with the host or its shim".to_owned())))
-                    .await?;
+                let end = ended::End::Failed("it ended with the host or its shim".to_owned());
+                let again = end.wants_restart(record.spec.restart);
+                self.finish(ctx, cell, end.failure(), again).await?;
             }
             None => cell.scope.unwind(Phase::Start).await?,
         }
         if cell.live().is_none() && cell.paths().exit_record().exists() {
-            cell.set_last_exit(Some(start::exit_status(&cell.paths())));
+            cell.lock(ctx).await.set_off(Some(start::exit_status(&cell.paths())));
         }
         Ok(())
     }

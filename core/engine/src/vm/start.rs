@@ -1,34 +1,39 @@
 //! Starting a VM: network, run directory, initramfs, tap, shim with VMM, and waiting for the agent.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use vm_host::process::PidFd;
+use vm_locks::{Ctx, Unlocked};
 use vm_shim::ControlError;
 use vm_types::{
-    Effect, Handle, OperationId, ProcessRef, VmPaths,
+    Effect, EventKind, Handle, OperationId, ProcessRef, VmPaths,
     guest::control::Phase as GuestPhase,
     machine::{Drive, MachineSpec, Nic},
     operation::OperationKind,
-    shim::ShimSpec,
-    vm::{ExitStatus, FailedAt, VmRecord},
+    shim::{GuestEnd, ShimSpec},
+    vm::{ExitStatus, FailedAt, VmRecord, VmState},
 };
 
 use super::{
-    cell::{Activity, Cell, Live},
+    cell::{Activity, Admitted, Cell, Live, Reserved},
     guest::{self, Place, ROOT_SERIAL},
+    now,
+    state::{Request, Verdict},
 };
-use crate::{
-    Engine, EngineError,
-    journal::Phase,
-    keys,
-    ops::{OpContext, Outcome},
-};
+use crate::{Engine, EngineError, journal::Phase, keys, ops::OpContext};
 
 /// How much of the console an error carries.
 const TAIL_BYTES: u64 = 2048;
+
+/// The VM's place on the host is made: run directory, network, tap, initramfs.
+struct Placed {
+    nics: Vec<Nic>,
+}
+
+/// Shim and VMM run.
+struct Launched {
+    live: Live,
+}
 
 impl Engine {
     /// Starts a VM in an operation of its own.
@@ -36,43 +41,61 @@ impl Engine {
     /// # Errors
     /// [`EngineError::WrongState`] for one that is up.
     pub fn start_vm(&self, cell: Arc<Cell>) -> Result<OperationId, EngineError> {
-        refuse_running(&cell)?;
+        refuse(&cell, Request::Start)?;
         let engine = self.clone();
-        self.operations()
-            .begin(OperationKind::VmStart, cell.name().to_string(), move |context, _locks| async move {
-                engine.start_now(&cell, &context).await?;
-                Ok(Outcome::Vm(cell.id().clone()))
-            })
-            .map(|operation| operation.id())
+        let operation = self.operations().begin(
+            OperationKind::VmStart,
+            cell.name().to_string(),
+            move |context, mut ctx| async move {
+                engine.start_now(&mut ctx, &cell, &context).await?;
+                Ok(cell.id().clone())
+            },
+        )?;
+        Ok(operation.id())
     }
 
-    pub(crate) async fn start_now(&self, cell: &Arc<Cell>, context: &OpContext) -> Result<(), EngineError> {
-        let _reserved = cell.reserve(Activity::Starting, context.id)?;
-        refuse_running(cell)?;
-        if !cell.record().complete {
-            return Err(EngineError::WrongState {
-                name: cell.name().clone(),
-                state: "half made or half deleted",
-                wanted: "started",
-            });
+    pub(crate) async fn start_now(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        cell: &Arc<Cell>,
+        context: &OpContext,
+    ) -> Result<(), EngineError> {
+        let admitted = self.reserve(ctx, cell, Request::Start, Activity::Starting, context.id).await?;
+        match admitted {
+            Admitted::Reserved(reserved) => self.start_reserved(ctx, &reserved, context).await,
+            Admitted::Already => Ok(()),
+        }
+    }
+
+    /// Brings a VM up that is ours alone, or leaves nothing of the attempt.
+    pub(crate) async fn start_reserved(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        reserved: &Reserved,
+        context: &OpContext,
+    ) -> Result<(), EngineError> {
+        reserved.turn(Activity::Starting);
+        let cell = reserved.cell();
+        if !cell.with_record(|record| record.complete) {
+            return Err(Request::Start.refused(cell.name(), &VmState::Defined));
         }
         // Leftovers of a former run that could not be undone then.
         cell.scope.unwind(Phase::Start).await?;
         let up = async {
-            let live = context.cancellable(self.bring_up(cell, context)).await?;
-            let store = self.inner.store.vms();
-            store.set_failure(cell.id(), None).await?;
-            store.set_wanted_running(cell.id(), true).await?;
+            let live = context.cancellable(self.bring_up(ctx, cell, context)).await?;
+            let mut writer = cell.lock(ctx).await;
+            self.inner.store.vms().set_started(cell.id()).await?;
+            writer.change_record(|record| {
+                record.failure = None;
+                record.wanted_running = true;
+            });
+            writer.set_on(live, false);
             Ok(live)
         };
         match up.await {
             Ok(live) => {
-                cell.change_record(|record| {
-                    record.failure = None;
-                    record.wanted_running = true;
-                });
-                cell.set_live(Some(live));
-                self.watch_vmm(cell.clone(), live);
+                self.watch_vmm(cell, live);
+                self.event(EventKind::VmStarted, cell, Some(context.id), "started".into());
                 Ok(())
             }
             Err(error) => {
@@ -81,28 +104,39 @@ impl Engine {
                     tracing::warn!(vm = %cell.name(), error = %undo.chain(), "its start could not be undone");
                 }
                 if !matches!(error, EngineError::Cancelled) {
-                    self.note_failure(cell, FailedAt::Start, &error).await;
+                    self.note_failure(ctx, cell, FailedAt::Start, &error).await;
                 }
                 Err(error)
             }
         }
     }
 
-    async fn bring_up(&self, cell: &Cell, context: &OpContext) -> Result<Live, EngineError> {
-        let paths = cell.paths();
-        let settings = &self.inner.settings;
+    async fn bring_up(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        cell: &Cell,
+        context: &OpContext,
+    ) -> Result<Live, EngineError> {
         context.progress("starting", 0, None);
-        let network = match cell.record().address {
+        let launched = Placed::new(self, ctx, cell).await?.launch(self, ctx, cell).await?;
+        context.progress("booting", 0, None);
+        launched.wait(self, ctx, cell).await
+    }
+}
+
+impl Placed {
+    async fn new(engine: &Engine, ctx: &mut Ctx<Unlocked>, cell: &Cell) -> Result<Self, EngineError> {
+        let paths = cell.paths();
+        let network = match cell.with_record(|record| record.address) {
             Some(_) => {
-                let network = self.ensure_network().await?;
-                self.move_into(cell, network.subnet).await?;
+                let network = engine.ensure_network(ctx).await?;
+                engine.move_into(ctx, cell, network.subnet).await?;
                 Some(network)
             }
             None => None,
         };
         let record = cell.record();
-
-        let initramfs = self.initramfs_base(&record.spec.kernel).await?;
+        let initramfs = engine.initramfs_base(ctx, &record.spec.kernel).await?;
         let place = record.address.zip(network).map(|(address, network)| Place {
             subnet: network.subnet,
             gateway: network.gateway,
@@ -114,9 +148,9 @@ impl Engine {
         cell.scope.apply(Effect::Directory { path: paths.run.clone(), mode: 0o711 }, Phase::Start).await?;
         let mut nics = Vec::new();
         if let Some(place) = &place {
-            let name = self.tap_name(place);
+            let name = engine.tap_name(place);
             nics.push(Nic { tap: name.clone(), mac: place.mac.clone() });
-            let bridge = vm_net::names::bridge_name(&self.inner.instance);
+            let bridge = vm_net::names::bridge_name(&engine.inner.instance);
             cell.scope.apply(Effect::Tap { name, bridge }, Phase::Start).await?;
         }
         let host_key = std::fs::read_to_string(paths.host_key()).map_err(|error| EngineError::Key {
@@ -124,7 +158,7 @@ impl Engine {
             path: paths.host_key(),
             source: Box::new(error),
         })?;
-        let config = guest::config(&record, place.as_ref(), host_key, &self.inner.client_public_key);
+        let config = guest::config(&record, place.as_ref(), host_key, &engine.inner.client_public_key);
         let segment = Effect::AppendedFile {
             path: paths.initramfs(),
             mode: 0o600,
@@ -134,16 +168,26 @@ impl Engine {
             })?,
         };
         cell.scope.apply(segment, Phase::Start).await?;
+        Ok(Self { nics })
+    }
 
-        let machine = self.machine(&record, &paths, nics);
+    async fn launch(
+        self,
+        engine: &Engine,
+        _: &mut Ctx<Unlocked>,
+        cell: &Cell,
+    ) -> Result<Launched, EngineError> {
+        let (record, paths) = (cell.record(), cell.paths());
+        let machine = engine.machine(&record, &paths, self.nics);
+        let (cpus, memory_mib) = (machine.cpus, machine.memory_mib);
         let spec = ShimSpec {
             vm: record.id.clone(),
             run_dir: paths.run.clone(),
             state_dir: paths.state.clone(),
-            launch: self.inner.vmm.plan(&machine, &paths).await?,
+            launch: engine.inner.vmm.plan(&machine, &paths).await?,
             machine: Some(machine),
-            console_log_bytes: settings.console_log_bytes,
-            socket_group: settings.socket_group,
+            console_log_bytes: engine.inner.settings.console_log_bytes,
+            socket_group: engine.inner.settings.socket_group,
         };
         let content = serde_json::to_vec(&spec).map_err(|error| EngineError::Panicked {
             detail: format!("the shim's specification: {error}"),
@@ -155,8 +199,16 @@ impl Engine {
         let Handle::Processes { shim, vmm } = cell.scope.apply(shim, Phase::Start).await? else {
             return Err(EngineError::Panicked { detail: "a started shim has no processes".into() });
         };
+        Ok(Launched { live: Live { shim, vmm, since: now(), cpus, memory_mib } })
+    }
+}
 
-        context.progress("booting", 0, None);
+impl Launched {
+    /// Waits until the guest's agent answers; no lock is held meanwhile.
+    async fn wait(self, engine: &Engine, _: &mut Ctx<Unlocked>, cell: &Cell) -> Result<Live, EngineError> {
+        let paths = cell.paths();
+        let limit = engine.inner.settings.start_timeout;
+        let Live { shim, vmm, .. } = self.live;
         // Cancel-safe: both arms only wait.
         tokio::select! {
             biased;
@@ -164,22 +216,24 @@ impl Engine {
                 ended?;
                 Err(died(&paths))
             }
-            ready = agent_ready(&paths, settings.start_timeout) => match ready {
-                Ok(()) => Ok(Live { shim, vmm, since: now() }),
+            ready = agent_ready(&paths, limit) => match ready {
+                Ok(()) => Ok(Live { since: now(), ..self.live }),
                 Err(ControlError::NotRunning { .. }) => {
                     // The shim closes its sockets only when the VMM has ended.
                     ended(vmm, shim).await?;
                     Err(died(&paths))
                 }
                 Err(ControlError::TimedOut { .. }) => Err(EngineError::GuestUnresponsive {
-                    seconds: settings.start_timeout.as_secs(),
+                    seconds: limit.as_secs(),
                     console: console(&paths),
                 }),
                 Err(source) => Err(EngineError::Guest { what: "finish its start", source }),
             },
         }
     }
+}
 
+impl Engine {
     fn machine(&self, record: &VmRecord, paths: &VmPaths, nics: Vec<Nic>) -> MachineSpec {
         MachineSpec {
             vm: record.id.clone(),
@@ -208,12 +262,12 @@ impl Engine {
     }
 }
 
-fn refuse_running(cell: &Cell) -> Result<(), EngineError> {
-    match cell.live() {
-        Some(_) => {
-            Err(EngineError::WrongState { name: cell.name().clone(), state: "running", wanted: "started" })
-        }
-        None => Ok(()),
+/// Refuses at once what the state does not allow and waiting would not change.
+pub(super) fn refuse(cell: &Cell, request: Request) -> Result<(), EngineError> {
+    let state = cell.state();
+    match request.verdict(&state, false) {
+        Verdict::Refuse => Err(request.refused(cell.name(), &state)),
+        _ => Ok(()),
     }
 }
 
@@ -243,25 +297,33 @@ pub(super) async fn ended(vmm: ProcessRef, shim: ProcessRef) -> Result<(), Engin
     Ok(())
 }
 
-/// How the VMM ended, from the shim's record.
-pub(super) fn exit_status(paths: &VmPaths) -> ExitStatus {
+/// How the VMM ended and what the guest had to do with it, from the shim's record.
+pub(super) fn exit(paths: &VmPaths) -> (ExitStatus, Option<GuestEnd>) {
     match vm_shim::exit_record(paths) {
-        Ok(Some(record)) => record.status,
-        Ok(None) => ExitStatus::Unknown,
+        Ok(Some(record)) => (record.status, record.guest),
+        Ok(None) => (ExitStatus::Unknown, None),
         Err(error) => {
             tracing::warn!(%error, "unreadable exit record");
-            ExitStatus::Unknown
+            (ExitStatus::Unknown, None)
         }
     }
 }
 
+/// [`exit`], the status alone.
+pub(super) fn exit_status(paths: &VmPaths) -> ExitStatus {
+    exit(paths).0
+}
+
 pub(super) fn died(paths: &VmPaths) -> EngineError {
-    let log = std::fs::read_to_string(paths.vmm_log()).unwrap_or_default();
-    let lines: Vec<_> = log.lines().rev().take(5).collect();
-    EngineError::VmmDied {
-        status: exit_status(paths),
-        log: lines.into_iter().rev().collect::<Vec<_>>().join("\n"),
-        console: console(paths),
+    let console = console(paths);
+    match exit(paths) {
+        (_, Some(how)) => EngineError::GuestEnded { how, console },
+        (status, None) => {
+            let log = std::fs::read_to_string(paths.vmm_log()).unwrap_or_default();
+            let lines: Vec<_> = log.lines().rev().take(5).collect();
+            let log = lines.into_iter().rev().collect::<Vec<_>>().join("\n");
+            EngineError::VmmDied { status, log, console }
+        }
     }
 }
 
@@ -270,8 +332,4 @@ fn console(paths: &VmPaths) -> String {
     let bytes = vm_shim::console_tail(paths, TAIL_BYTES).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     text.chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()).collect()
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -1,4 +1,4 @@
-//! Stopping a VM, killing it, and what follows when a VMM ends by itself.
+//! Stopping a VM, killing it, and stopping it to start it again.
 //!
 //! ```text
 //!   agent shuts the guest down ── grace ──> power button ──> kill
@@ -6,32 +6,27 @@
 
 use std::{sync::Arc, time::Duration};
 
+use nix::sys::signal::Signal;
 use tokio::time::timeout;
-use vm_host::process;
+use vm_host::process::{self, PidFd};
+use vm_locks::{Ctx, Unlocked};
 use vm_types::{
-    OperationId,
-    guest::control::ShutdownKind,
-    operation::OperationKind,
-    vm::{ExitStatus, FailedAt},
+    EventKind, OperationId, guest::control::ShutdownKind, operation::OperationKind, vm::FailedAt,
 };
 
 use super::{
-    cell::{Activity, Cell, Live},
+    cell::{Activity, Admitted, Cell, Live},
     start,
+    state::Request,
 };
-use crate::{
-    Engine, EngineError,
-    journal::Phase,
-    ops::{OpContext, Outcome},
-};
+use crate::{Engine, EngineError, journal::Phase, ops::OpContext};
 
 /// How long an agent may take to answer that it shuts down.
 const ANSWER: Duration = Duration::from_secs(10);
-
 /// What a guest may take beyond its grace to kill what is left, unmount and power off: killed before, its filesystem is not clean.
 const UNMOUNT: Duration = Duration::from_secs(15);
-/// Between two attempts to watch or clean up after a VMM.
-const RETRY: Duration = Duration::from_secs(1);
+/// What it may take after its power button, pressed when its agent has not brought it down.
+const BUTTON: Duration = Duration::from_secs(10);
 
 impl Engine {
     /// Shuts a VM down in an operation of its own; one that is off already is left so.
@@ -39,19 +34,46 @@ impl Engine {
     /// # Errors
     /// [`EngineError::ShuttingDown`].
     pub fn stop(&self, cell: Arc<Cell>, grace: Option<Duration>) -> Result<OperationId, EngineError> {
+        start::refuse(&cell, Request::Stop)?;
         let engine = self.clone();
-        self.operations()
-            .begin(OperationKind::VmStop, cell.name().to_string(), move |context, _locks| async move {
-                let grace = grace.unwrap_or(engine.inner.settings.stop_grace);
-                let _reserved = cell.reserve(Activity::Stopping, context.id)?;
-                if let Some(live) = cell.live() {
-                    let down = engine.shut_guest_down(&cell, live, grace, &context);
-                    context.cancellable(down).await?;
-                    engine.finish(&cell, None).await?;
+        let operation = self.operations().begin(
+            OperationKind::VmStop,
+            cell.name().to_string(),
+            move |context, mut ctx| async move {
+                let ctx = &mut ctx;
+                let admitted =
+                    engine.reserve(ctx, &cell, Request::Stop, Activity::Stopping, context.id).await?;
+                if let Admitted::Reserved(_reserved) = admitted {
+                    engine.bring_down(ctx, &cell, grace, &context).await?;
                 }
-                Ok(Outcome::Vm(cell.id().clone()))
-            })
-            .map(|operation| operation.id())
+                Ok(cell.id().clone())
+            },
+        )?;
+        Ok(operation.id())
+    }
+
+    /// Stops a VM, if it is up, and starts it, in one operation: nobody comes in between.
+    ///
+    /// # Errors
+    /// [`EngineError::ShuttingDown`].
+    pub fn restart(&self, cell: Arc<Cell>, grace: Option<Duration>) -> Result<OperationId, EngineError> {
+        start::refuse(&cell, Request::Restart)?;
+        let engine = self.clone();
+        let operation = self.operations().begin(
+            OperationKind::VmRestart,
+            cell.name().to_string(),
+            move |context, mut ctx| async move {
+                let ctx = &mut ctx;
+                let admitted =
+                    engine.reserve(ctx, &cell, Request::Restart, Activity::Stopping, context.id).await?;
+                if let Admitted::Reserved(reserved) = admitted {
+                    engine.bring_down(ctx, &cell, grace, &context).await?;
+                    engine.start_reserved(ctx, &reserved, &context).await?;
+                }
+                Ok(cell.id().clone())
+            },
+        )?;
+        Ok(operation.id())
     }
 
     /// Ends a VM at once, whatever is being done to it, in an operation of its own.
@@ -60,137 +82,145 @@ impl Engine {
     /// [`EngineError::ShuttingDown`].
     pub fn kill(&self, cell: Arc<Cell>) -> Result<OperationId, EngineError> {
         let engine = self.clone();
-        self.operations()
-            .begin(OperationKind::VmKill, cell.name().to_string(), move |context, _locks| async move {
-                let _reserved = engine.take(&cell, Activity::Stopping, context.id).await?;
+        let operation = self.operations().begin(
+            OperationKind::VmKill,
+            cell.name().to_string(),
+            move |context, mut ctx| async move {
+                let ctx = &mut ctx;
                 context.progress("killing", 0, None);
-                engine.finish(&cell, None).await?;
-                Ok(Outcome::Vm(cell.id().clone()))
-            })
-            .map(|operation| operation.id())
+                // First of all, and needing nobody's consent: whoever works on the VM sees its end and unwinds the sooner.
+                if let Some(live) = cell.live() {
+                    kill_at_once(&cell, live);
+                }
+                let admitted =
+                    engine.reserve(ctx, &cell, Request::Kill, Activity::Stopping, context.id).await?;
+                if let Admitted::Reserved(_reserved) = admitted {
+                    let was_up = cell.live().is_some();
+                    engine.finish(ctx, &cell, kept_failure(&cell), false).await?;
+                    if was_up {
+                        engine.event(EventKind::VmStopped, &cell, Some(context.id), "killed".into());
+                    }
+                }
+                Ok(cell.id().clone())
+            },
+        )?;
+        Ok(operation.id())
+    }
+
+    /// Shuts a reserved VM down if it is up, and undoes what a former run has left.
+    async fn bring_down(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        cell: &Arc<Cell>,
+        grace: Option<Duration>,
+        context: &OpContext,
+    ) -> Result<(), EngineError> {
+        let Some(live) = cell.live() else {
+            return self.finish(ctx, cell, kept_failure(cell), false).await;
+        };
+        let grace = grace.unwrap_or(self.inner.settings.stop_grace);
+        context.progress("shutting down", 0, None);
+        context.cancellable(self.shut_guest_down(ctx, cell, live, grace)).await?;
+        self.finish(ctx, cell, None, false).await?;
+        self.event(EventKind::VmStopped, cell, Some(context.id), "stopped".into());
+        Ok(())
     }
 
     /// Asks the guest, then the machine. The VMM may still run afterwards; undoing the shim kills it.
     async fn shut_guest_down(
         &self,
+        ctx: &mut Ctx<Unlocked>,
         cell: &Cell,
         live: Live,
         grace: Duration,
-        context: &OpContext,
     ) -> Result<(), EngineError> {
-        context.progress("shutting down", 0, None);
         let paths = cell.paths();
+        if cell.paused() {
+            // A halted guest hears nothing.
+            self.let_run(ctx, cell).await?;
+        }
         let asked = async {
             let (mut control, _) = vm_shim::connect_control(&paths, ANSWER).await?;
             control.shutdown(ShutdownKind::PowerOff, grace, ANSWER).await
         };
         let mut ended = std::pin::pin!(start::ended(live.vmm, live.shim));
-        if let Err(error) = asked.await {
-            tracing::warn!(vm = %cell.name(), %error, "the guest's agent does not shut down; pressing the power button");
-            if let Some(button) = self.inner.vmm.power_button()
-                && let Err(error) = button.press(&paths).await
-            {
-                tracing::warn!(vm = %cell.name(), error = %EngineError::from(error).chain(), "no power button");
+        let mut left = grace;
+        match asked.await {
+            Ok(()) => match timeout(grace + UNMOUNT, &mut ended).await {
+                Ok(result) => return result,
+                Err(_) => {
+                    tracing::warn!(vm = %cell.name(), ?grace, "not down within its grace; pressing the power button");
+                    left = BUTTON;
+                }
+            },
+            Err(error) => {
+                tracing::warn!(vm = %cell.name(), %error, "the guest's agent does not shut down; pressing the power button");
             }
         }
-        match timeout(grace + UNMOUNT, &mut ended).await {
+        match self.inner.vmm.power_button() {
+            Some(button) => {
+                if let Err(error) = button.press(&paths).await {
+                    tracing::warn!(vm = %cell.name(), error = %EngineError::from(error).chain(), "no power button");
+                }
+            }
+            None => left = Duration::ZERO,
+        }
+        match timeout(left, &mut ended).await {
             Ok(result) => result,
             Err(_) => {
-                tracing::warn!(vm = %cell.name(), ?grace, "not down within its grace; killed");
+                tracing::warn!(vm = %cell.name(), "not down after all; killed");
                 Ok(())
             }
         }
     }
 
-    /// Undoes all that a run needed; kills what still runs.
+    /// Undoes all that a run needed; kills what still runs. `wanted` says whether it is to be up again.
     pub(crate) async fn finish(
         &self,
+        ctx: &mut Ctx<Unlocked>,
         cell: &Cell,
         failure: Option<(FailedAt, String)>,
+        wanted: bool,
     ) -> Result<(), EngineError> {
-        let store = self.inner.store.vms();
         // The host first: a full disk, where the store cannot write, must not keep a VM from being stopped.
         let ran = cell.live();
         let unwound = cell.scope.unwind(Phase::Start).await;
-        if let Some(live) = ran {
-            cell.set_last_exit(Some(start::exit_status(&cell.paths())));
-            if !process::alive(live.vmm) && !process::alive(live.shim) {
-                cell.set_live(None);
-            }
-        }
-        cell.change_record(|record| record.wanted_running = false);
         let failure = match &unwound {
             Ok(()) => failure,
             Err(error) => Some((FailedAt::Stop, error.chain())),
         };
-        cell.set_failure(failure.clone());
-        let noted = async {
-            // In this order: a daemon that dies in between finds a VM that should run and does not, and judges its end anew.
-            store.set_failure(cell.id(), failure).await?;
-            store.set_wanted_running(cell.id(), false).await
+        let noted = {
+            let mut writer = cell.lock(ctx).await;
+            if let Some(live) = ran
+                && !process::alive(live.vmm)
+                && !process::alive(live.shim)
+            {
+                writer.set_off(Some(start::exit_status(&cell.paths())));
+            }
+            writer.change_record(|record| {
+                record.wanted_running = wanted;
+                record.failure = failure.clone();
+            });
+            self.inner.store.vms().set_ended(cell.id(), wanted, failure).await
         };
-        let noted = noted.await;
         unwound?;
         Ok(noted?)
     }
+}
 
-    /// Notices the VMM's end at once and cleans up after it.
-    pub(crate) fn watch_vmm(&self, cell: Arc<Cell>, live: Live) {
-        let engine = self.clone();
-        tokio::spawn(async move {
-            while let Err(error) = start::ended(live.vmm, live.shim).await {
-                tracing::error!(vm = %cell.name(), error = %error.chain(), "its VMM cannot be watched; trying again");
-                tokio::time::sleep(RETRY).await;
-            }
-            loop {
-                // Whoever works on the VM now sees the end too; afterwards it may be up again, or gone.
-                cell.free().await;
-                if cell.live() != Some(live) {
-                    return;
-                }
-                let begun = engine.operations().begin(OperationKind::VmStop, cell.name().to_string(), {
-                    let (engine, cell) = (engine.clone(), cell.clone());
-                    move |context, _locks| async move { engine.after_end(&cell, live, context.id).await }
-                });
-                // On its way down, the daemon leaves it to the next one.
-                let Ok(operation) = begun else { return };
-                if operation.wait().await.is_err() {
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
-        });
+/// What failed before and has nothing to do with this request stays to be seen.
+fn kept_failure(cell: &Cell) -> Option<(FailedAt, String)> {
+    match cell.live() {
+        Some(_) => None,
+        None => cell.with_record(|record| record.failure.clone()),
     }
+}
 
-    async fn after_end(
-        &self,
-        cell: &Arc<Cell>,
-        live: Live,
-        operation: OperationId,
-    ) -> Result<Outcome, EngineError> {
-        let _reserved = match cell.reserve(Activity::Stopping, operation) {
-            Ok(reserved) => reserved,
-            // Somebody was faster and cleans up, or has deleted it.
-            Err(EngineError::Busy { .. } | EngineError::NotFound { .. }) => return Ok(Outcome::Done),
-            Err(error) => return Err(error),
-        };
-        if cell.live() == Some(live) {
-            let failure = self.judge_end(cell);
-            self.finish(cell, failure).await?;
-        }
-        Ok(Outcome::Vm(cell.id().clone()))
-    }
-
-    /// A VMM that ends with 0 was powered off from within; anything else is a failure.
-    pub(crate) fn judge_end(&self, cell: &Cell) -> Option<(FailedAt, String)> {
-        match start::exit_status(&cell.paths()) {
-            ExitStatus::Code(0) => {
-                tracing::info!(vm = %cell.name(), "powered off from within");
-                None
-            }
-            status => {
-                tracing::warn!(vm = %cell.name(), %status, "its VMM ended");
-                Some((FailedAt::Run, start::died(&cell.paths()).chain()))
-            }
-        }
+/// The shim does not outlive its VMM; undoing its effect waits for both.
+fn kill_at_once(cell: &Cell, live: Live) {
+    let killed =
+        PidFd::open(live.vmm).and_then(|held| held.map_or(Ok(()), |held| held.kill(Signal::SIGKILL)));
+    if let Err(error) = killed {
+        tracing::warn!(vm = %cell.name(), %error, "its VMM could not be killed at once");
     }
 }

@@ -1,7 +1,7 @@
 //! Namespace `daemon`.
 
 use jsonrpsee::core::{RpcResult, async_trait};
-use vm_api::{API_VERSION, DaemonStatus, Finding, rpc::DaemonServer};
+use vm_api::{API_VERSION, DaemonStatus, Finding, LockInfo, LockState, OperationId, rpc::DaemonServer};
 
 use super::server::Context;
 use crate::doctor;
@@ -22,7 +22,25 @@ impl DaemonServer for Context {
             config_file: layout.config_file(),
             vms: vms.len(),
             running: vms.iter().filter(|cell| cell.live().is_some()).count(),
+            resources: Default::default(),
         })
+    }
+
+    async fn locks(&self) -> RpcResult<Vec<LockInfo>> {
+        let entries = self.engine.locks().snapshot().into_iter();
+        Ok(entries
+            .map(|entry| LockInfo {
+                lock: entry.lock,
+                level: entry.level,
+                state: match entry.state {
+                    vm_locks::LockState::Held => LockState::Held,
+                    vm_locks::LockState::Waiting => LockState::Waiting,
+                },
+                holder: entry.origin,
+                operation: entry.operation.map(OperationId),
+                age_ms: entry.age_ms,
+            })
+            .collect())
     }
 
     async fn stop(&self) -> RpcResult<()> {

@@ -20,6 +20,8 @@ impl ImageServer for Context {
     }
 
     async fn delete(&self, image: String) -> RpcResult<()> {
-        self.engine.delete_image(&image).await.map_err(wire)
+        let engine = self.engine.clone();
+        let work = async move |mut ctx| engine.delete_image(&mut ctx, &image).await;
+        self.engine.locks().root("request image.delete", work).await.map_err(wire)
     }
 }

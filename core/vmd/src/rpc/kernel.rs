@@ -21,6 +21,8 @@ impl KernelServer for Context {
     }
 
     async fn delete(&self, kernel: String) -> RpcResult<()> {
-        self.engine.delete_kernel(&kernel).await.map_err(wire)
+        let engine = self.engine.clone();
+        let work = async move |mut ctx| engine.delete_kernel(&mut ctx, &kernel).await;
+        self.engine.locks().root("request kernel.delete", work).await.map_err(wire)
     }
 }

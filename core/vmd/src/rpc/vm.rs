@@ -9,11 +9,12 @@ use jsonrpsee::{
 };
 use tokio::{io::AsyncReadExt, net::UnixStream};
 use vm_api::{
-    Begun, ConsoleChunk, CreateVm, ErrorKind, GuestAccess, Problem, StopVm, VmInfo, VmState, rpc::VmServer,
+    Begun, ConsoleChunk, CreateVm, ErrorKind, GuestAccess, Problem, PruneVms, SetVm, StopVm, VmInfo, VmState,
+    rpc::VmServer,
 };
 use vm_engine::{
     Engine, EngineError,
-    vm::{cell::Cell, create::CreateRequest},
+    vm::{cell::Cell, change::SetRequest, create::CreateRequest},
 };
 use vm_types::vm::Owner;
 
@@ -48,6 +49,10 @@ pub(super) fn info(engine: &Engine, cell: &Cell) -> VmInfo {
         network: record.spec.network,
         address: record.address,
         labels: record.spec.labels,
+        restart: record.spec.restart,
+        expires_at: record.spec.expires_at,
+        idle_stop_seconds: record.spec.idle_stop_seconds,
+        needs_restart: cell.needs_restart(),
         ephemeral: record.spec.owner.is_some(),
         created_at: record.created_at,
         vmm: engine.vmm_name(),
@@ -87,6 +92,9 @@ impl VmServer for Context {
             network: params.network,
             labels: params.labels,
             owner,
+            restart: params.restart,
+            ttl_seconds: params.ttl_seconds,
+            idle_stop_seconds: params.idle_stop_seconds,
             start: params.start,
         };
         let operation = self.engine.create(request).map_err(wire)?;
@@ -107,9 +115,40 @@ impl VmServer for Context {
         Ok(Begun { operation: self.engine.kill(self.find(&vm)?).map_err(wire)? })
     }
 
+    async fn restart(&self, vm: String, params: StopVm) -> RpcResult<Begun> {
+        let grace = params.grace_seconds.map(Duration::from_secs);
+        Ok(Begun { operation: self.engine.restart(self.find(&vm)?, grace).map_err(wire)? })
+    }
+
+    async fn pause(&self, vm: String) -> RpcResult<Begun> {
+        Ok(Begun { operation: self.engine.pause(self.find(&vm)?).map_err(wire)? })
+    }
+
+    async fn resume(&self, vm: String) -> RpcResult<Begun> {
+        Ok(Begun { operation: self.engine.resume(self.find(&vm)?).map_err(wire)? })
+    }
+
+    async fn set(&self, vm: String, params: SetVm) -> RpcResult<Begun> {
+        let request = SetRequest {
+            cpus: params.cpus,
+            memory_mib: params.memory_mib,
+            disk_bytes: params.disk_bytes,
+            labels: params.labels,
+            restart: params.restart,
+            ttl_seconds: params.ttl_seconds,
+            idle_stop_seconds: params.idle_stop_seconds,
+        };
+        Ok(Begun { operation: self.engine.set(self.find(&vm)?, request).map_err(wire)? })
+    }
+
+    async fn prune(&self, params: PruneVms) -> RpcResult<Begun> {
+        let _ = params;
+        Err(wire(EngineError::ShuttingDown))
+    }
+
     async fn delete(&self, vm: String, force: bool) -> RpcResult<Begun> {
         let operation = self.engine.delete(self.find(&vm)?, force).map_err(wire)?;
-        Ok(Begun { operation })
+        Ok(Begun { operation: operation.id() })
     }
 
     async fn list(&self) -> RpcResult<Vec<VmInfo>> {
@@ -128,7 +167,8 @@ impl VmServer for Context {
                 ErrorKind::WrongState,
                 format!("VM {} is {}; nobody can log in", cell.name(), state.word()),
             );
-            problem.hint = Some(format!("start it with `vm start {}`", cell.name()));
+            let verb = if matches!(state, VmState::Paused { .. }) { "resume" } else { "start" };
+            problem.hint = Some(format!("{verb} it with `vm {verb} {}`", cell.name()));
             return Err(problem.into());
         }
         Ok(GuestAccess {
