@@ -158,6 +158,19 @@ fn takes(status: &str, signal: i32) -> bool {
     (mask("SigBlk:") | mask("SigCgt:")) & 1 << (signal - 1) != 0
 }
 
+/// Whether proc_pid_syscall(5) is of a process that waits in sigtimedwait(2). Then the kernel shows the signals that it waits
+/// for, which it blocks at all other times, as not blocked.
+fn waits_for_signals(syscall: &str) -> bool {
+    let number = syscall.split_ascii_whitespace().next().and_then(|number| number.parse().ok());
+    number == Some(libc::SYS_rt_sigtimedwait)
+}
+
+/// Whether PID 1 listens to a signal now, as far as can be seen.
+fn init_listens(signal: i32) -> bool {
+    fs::read_to_string("/proc/1/status").is_ok_and(|status| takes(&status, signal))
+        || fs::read_to_string("/proc/1/syscall").is_ok_and(|syscall| waits_for_signals(&syscall))
+}
+
 /// Sends PID 1 a signal once it takes that, or after [`START`], then again and again: an init that is still starting may
 /// yet throw it away. Harmless to one that is going down. Ends with the machine, or when it is of no use.
 ///
@@ -165,9 +178,7 @@ fn takes(status: &str, signal: i32) -> bool {
 /// A message, if PID 1 takes no signal.
 async fn signal_init(signal: i32) -> Result<(), String> {
     let deadline = tokio::time::Instant::now() + START;
-    while !fs::read_to_string("/proc/1/status").is_ok_and(|status| takes(&status, signal))
-        && tokio::time::Instant::now() < deadline
-    {
+    while !init_listens(signal) && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     for pause in AGAIN {
@@ -256,5 +267,14 @@ mod tests {
         let status = "Name:\tinit\nSigPnd:\t0000000000000000\nSigBlk:\t0000000000000800\nSigIgn:\t0000000000000001\nSigCgt:\t0000002000004000\n";
         assert!(takes(status, 12) && takes(status, 15) && takes(status, 38), "blocked, caught, real-time");
         assert!(!takes(status, 1) && !takes(status, 10) && !takes("", 12));
+    }
+
+    #[test]
+    fn one_that_fetches_its_signals_is_seen_to_wait_for_them() {
+        let syscall =
+            |number: libc::c_long| format!("{number} 0x4c0 0x7ffc 0x0 0x8 0x0 0x0 0x7ffcb3c8 0x4f8e2a\n");
+        assert!(waits_for_signals(&syscall(libc::SYS_rt_sigtimedwait)));
+        assert!(!waits_for_signals(&syscall(libc::SYS_wait4)));
+        assert!(!waits_for_signals("running\n") && !waits_for_signals(""));
     }
 }
