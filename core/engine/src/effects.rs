@@ -9,7 +9,7 @@
 
 mod shims;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use vm_disk::{Cow, Files};
@@ -23,6 +23,9 @@ use crate::{
     error::EngineError,
     journal::{Journal, Phase, Step},
 };
+
+/// From the end of a phase until its outcome is written for readers.
+const SOON: Duration = Duration::from_millis(200);
 
 /// The layers that know how to apply each effect.
 #[derive(Debug, Clone)]
@@ -194,6 +197,29 @@ impl Scope {
         }
     }
 
+    /// Says that a phase has ended: what is open now is what the VM lives on.
+    pub async fn settle(&self) {
+        let mut journal = self.journal.lock().await;
+        self.rest(&mut journal);
+    }
+
+    /// Closes the journal, and has its fold written where nobody waits for it.
+    fn rest(&self, journal: &mut Journal) {
+        if !journal.rest() {
+            return;
+        }
+        let (journal, path) = (self.journal.clone(), self.path.clone());
+        tokio::spawn(async move {
+            // What is deleted by then, or has changed again, is not written in vain.
+            tokio::time::sleep(SOON).await;
+            let mut journal = journal.lock_owned().await;
+            let settled = tokio::task::spawn_blocking(move || journal.settle()).await;
+            if let Ok(Err(error)) = settled {
+                tracing::warn!(journal = %path.display(), %error, "its handles could not be written");
+            }
+        });
+    }
+
     /// Undoes all of a phase, newest first. Goes on past an effect that cannot be undone, which stays in the journal.
     ///
     /// # Errors
@@ -220,6 +246,7 @@ impl Scope {
                 }
             }
         }
+        self.rest(&mut journal);
         first_error.map_or(Ok(()), Err)
     }
 
@@ -328,6 +355,23 @@ mod tests {
 
     async fn there(bench: &Bench, effect: &Effect) -> bool {
         matches!(bench.host.observe(effect).await.unwrap(), Observed::Present(_))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_fold_is_written_soon_after_a_phase_has_ended() {
+        let bench = bench();
+        let scope = scope(&bench);
+        let handles = bench.dir.path().join("h.json");
+        scope.apply(bridge(), Phase::Start).await.unwrap();
+        scope.settle().await;
+        assert!(!handles.exists(), "nobody waits for it");
+        while !handles.exists() {
+            tokio::time::sleep(SOON).await;
+        }
+        assert!(std::fs::read_to_string(&handles).unwrap().contains("vmbr-aaaa"));
+        scope.unwind(Phase::Start).await.unwrap();
+        scope.close().await.unwrap();
+        assert!(!handles.exists());
     }
 
     #[tokio::test]

@@ -2,19 +2,25 @@
 //!
 //! ```text
 //!   journal.jsonl   append-only, one step a line, written before the step it announces is taken
-//!   handles.json    its fold: what is applied or half done now; replaced whole after each step
+//!   handles.json    its fold: what is applied or half done; replaced whole soon after a phase has ended
 //! ```
 //!
-//! A line that was written survives the daemon. It must survive a power cut only where it announces something that does so too: the
-//! intent of a file or disk is flushed, nothing else is. What such a cut can take away is an `applied` or `undone`, and
-//! undoing once more what is not there is no harm.
+//! A line that was written survives the daemon. It must survive a power cut only where it announces a directory or disk that
+//! does so too and that nobody else can tell of; those are flushed, nothing else is. What such a cut can take away otherwise
+//! is void after it, or lies below a directory that is on record; and undoing once more what is not there is no harm.
 //!
-//! The journal is the truth, `handles.json` a convenience for readers; loading folds the journal anew. A torn last
-//! line is what a crash in the middle of an append leaves: the step it announced was not taken, so it is dropped.
+//! The journal is the truth: loading folds it anew. `handles.json` is for readers, and for the day on which the journal is
+//! damaged: what only it knows then counts as half done. A torn last line is what a crash in the middle of an append leaves: the
+//! step it announced was not taken, so it is dropped.
+//!
+//! The file is open while a phase is under way and closed where it ends ([`Journal::rest`]), so a VM that nobody works on costs
+//! no descriptor. [`Journal::settle`] follows where nobody waits for it, for it flushes: it replaces `handles.json`, and rewrites
+//! a journal that has grown as its fold.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -23,7 +29,11 @@ use serde::{Deserialize, Serialize};
 use vm_host::files;
 use vm_types::{Effect, EffectId, Handle};
 
+/// Of `handles.json`. A newer one is not read.
 const HANDLES_VERSION: u32 = 1;
+
+/// A journal that has grown beyond this is rewritten: after a few starts.
+const COMPACT_BYTES: u64 = 16 << 10;
 
 /// Which part of a VM's life an effect belongs to; unwinding undoes one phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,33 +84,58 @@ struct Line {
     entry: Entry,
 }
 
-#[derive(Serialize)]
-struct Handles<'a> {
+/// What `handles.json` says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Handles {
     version: u32,
-    boot_id: &'a str,
-    effects: &'a [Entry],
+    boot_id: String,
+    effects: Vec<Entry>,
 }
 
-/// An open journal. One owner; every method is one durable step.
+impl Handles {
+    /// Nothing where the file is not there, not readable, damaged or of a later version: the journal has it all.
+    fn read(path: &Path) -> Vec<Entry> {
+        match files::read_json::<Self>(path) {
+            Ok(Some(handles)) if handles.version == HANDLES_VERSION => handles.effects,
+            Ok(Some(handles)) => {
+                tracing::warn!(path = %path.display(), version = handles.version, "handles of another version");
+                Vec::new()
+            }
+            Ok(None) => Vec::new(),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "unreadable handles");
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// A journal. One owner; every method is one durable step.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
     handles: PathBuf,
     boot_id: String,
-    file: File,
+    /// Open while a phase is under way.
+    file: Option<File>,
+    length: u64,
+    /// Whether there were steps since `handles.json` was written.
+    unsettled: bool,
+    /// Whether somebody is about to write it.
+    settling: bool,
     /// In the order in which they were first intended.
     entries: Vec<Entry>,
 }
 
 impl Journal {
-    /// Opens or begins a journal and folds it.
+    /// Reads a journal and folds it. One that is not there is begun by its first step.
     ///
     /// # Errors
-    /// Reading or creating it. A line that is no step is logged and passed over.
+    /// Reading it. A line that is no step is logged and passed over.
     pub fn open(path: &Path, handles: &Path, boot_id: &str) -> io::Result<Self> {
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        let (bytes, mut damaged) = match std::fs::read(path) {
+            Ok(bytes) => (bytes, false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (Vec::new(), true),
             Err(error) => return Err(error),
         };
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
@@ -110,15 +145,31 @@ impl Journal {
                 Ok(line) => fold(&mut entries, line.entry),
                 // One damaged line must not make the VM, or the daemon, unusable: the others still say what to undo.
                 Err(error) => {
-                    tracing::error!(journal = %path.display(), %error, "an unreadable step was passed over")
+                    tracing::error!(journal = %path.display(), %error, "an unreadable step was passed over");
+                    damaged = true;
                 }
             }
         }
-        let file = OpenOptions::new().create(true).append(true).open(path)?;
-        if whole < bytes.len() {
-            file.set_len(whole as u64)?;
+        if damaged {
+            for entry in Handles::read(handles) {
+                if !entries.iter().any(|known| known.effect.id() == entry.effect.id()) {
+                    entries.push(Entry { step: Step::Undoing, ..entry });
+                }
+            }
         }
-        Ok(Self { path: path.into(), handles: handles.into(), boot_id: boot_id.into(), file, entries })
+        if whole < bytes.len() {
+            OpenOptions::new().write(true).open(path)?.set_len(whole as u64)?;
+        }
+        Ok(Self {
+            path: path.into(),
+            handles: handles.into(),
+            boot_id: boot_id.into(),
+            file: None,
+            length: whole as u64,
+            unsettled: false,
+            settling: false,
+            entries,
+        })
     }
 
     /// What is applied or half done, in the order in which it was begun.
@@ -149,33 +200,87 @@ impl Journal {
     /// Writing; an [`Step::Intent`] is then void, and what it announces must not be done.
     pub fn record(&mut self, effect: &Effect, phase: Phase, step: Step, handle: Handle) -> io::Result<()> {
         let entry = Entry { effect: effect.clone(), phase, step, handle, boot_id: self.boot_id.clone() };
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let mut line = serde_json::to_vec(&Line { at, id: effect.id(), entry: entry.clone() })?;
-        line.push(b'\n');
+        let line = line(&entry)?;
         if step != Step::Intent {
             fold(&mut self.entries, entry.clone());
         }
         self.append(&line)?;
-        if step == Step::Intent && effect.outlives_reboot() {
-            self.file.sync_data()?;
-        }
         if step == Step::Intent {
+            if phase == Phase::Create && matches!(effect, Effect::Directory { .. } | Effect::CowDisk { .. }) {
+                self.file()?.sync_data()?;
+            }
             fold(&mut self.entries, entry);
         }
         if self.entries.is_empty() {
-            // Nothing is left that the past lines could tell of.
-            self.file.set_len(0)?;
+            // Nothing is open: no line is left that the past lines could tell of.
+            self.file()?.set_len(0)?;
+            self.length = 0;
         }
-        let fold = Handles { version: HANDLES_VERSION, boot_id: &self.boot_id, effects: &self.entries };
-        files::write_volatile(&self.handles, 0o600, &serde_json::to_vec_pretty(&fold)?)
+        Ok(())
+    }
+
+    /// Closes the file until the next step. To be called where a phase ends.
+    ///
+    /// Whether [`Self::settle`] should follow and nobody has been told so yet.
+    pub fn rest(&mut self) -> bool {
+        self.file = None;
+        self.unsettled && !std::mem::replace(&mut self.settling, true)
+    }
+
+    /// Rewrites the journal if it has grown, and replaces `handles.json`. Flushes to the disk.
+    ///
+    /// # Errors
+    /// Writing. Nothing is lost: the journal is as it was.
+    pub fn settle(&mut self) -> io::Result<()> {
+        self.settling = false;
+        if !std::mem::take(&mut self.unsettled) {
+            return Ok(());
+        }
+        if self.length > COMPACT_BYTES {
+            self.compact()?;
+        }
+        if self.entries.is_empty() {
+            return files::remove_if_there(&self.handles);
+        }
+        let fold = Handles {
+            version: HANDLES_VERSION,
+            boot_id: self.boot_id.clone(),
+            effects: self.entries.clone(),
+        };
+        files::write_json(&self.handles, 0o600, &fold)
+    }
+
+    /// Replaces the journal by one line for each open effect, whole or not at all.
+    fn compact(&mut self) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for entry in &self.entries {
+            bytes.extend(line(entry)?);
+        }
+        files::write_atomic(&self.path, 0o600, &bytes)?;
+        // It is the former file.
+        self.file = None;
+        self.length = bytes.len() as u64;
+        Ok(())
     }
 
     /// Writes a line whole or not at all: half of one would spoil the next.
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
-        let before = self.file.metadata()?.len();
-        self.file.write_all(line).inspect_err(|_| {
-            let _ = self.file.set_len(before);
-        })
+        let before = self.length;
+        self.unsettled = true;
+        let file = self.file()?;
+        file.write_all(line).inspect_err(|_| {
+            let _ = file.set_len(before);
+        })?;
+        self.length = before + line.len() as u64;
+        Ok(())
+    }
+
+    fn file(&mut self) -> io::Result<&mut File> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path)?,
+        };
+        Ok(self.file.insert(file))
     }
 
     /// Removes the journal with its fold. Only an empty one can be: otherwise something would be forgotten.
@@ -186,9 +291,20 @@ impl Journal {
         if let Some(entry) = self.entries.first() {
             return Err(io::Error::other(format!("{} is still open", entry.effect.id())));
         }
+        self.file = None;
+        self.unsettled = false;
+        self.length = 0;
         files::remove_if_there(&self.handles)?;
         files::remove_if_there(&self.path)
     }
+}
+
+/// A step as it is written.
+fn line(entry: &Entry) -> io::Result<Vec<u8>> {
+    let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let mut line = serde_json::to_vec(&Line { at, id: entry.effect.id(), entry: entry.clone() })?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 fn fold(entries: &mut Vec<Entry>, new: Entry) {
@@ -263,6 +379,86 @@ mod tests {
         let damaged = [&whole.as_bytes()[..20], b"\xff\n", whole.as_bytes()].concat();
         std::fs::write(&path, damaged).unwrap();
         assert_eq!(open(dir.path()).entries().len(), 1);
+    }
+
+    #[test]
+    fn a_journal_that_has_grown_is_rewritten_and_says_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j.jsonl");
+        let mut journal = open(dir.path());
+        let former = Handle::Previous { value: "0".into() };
+        journal.record(&tap("kept"), Phase::Create, Step::Intent, Handle::None).unwrap();
+        journal.record(&tap("kept"), Phase::Create, Step::Applied, former.clone()).unwrap();
+        let mut largest = 0;
+        for _ in 0..60 {
+            for step in [Step::Intent, Step::Applied, Step::Undoing, Step::Undone] {
+                journal.record(&tap("run"), Phase::Start, step, Handle::None).unwrap();
+            }
+            largest = largest.max(std::fs::metadata(&path).unwrap().len());
+            journal.rest();
+            journal.settle().unwrap();
+        }
+        assert!(largest < 2 * COMPACT_BYTES, "it has grown to {largest} bytes");
+        journal.record(&tap("half"), Phase::Start, Step::Intent, Handle::None).unwrap();
+        let before = journal.entries().to_vec();
+        drop(journal);
+        assert_eq!(open(dir.path()).entries(), before);
+        assert_eq!(before[0].handle, former);
+    }
+
+    #[test]
+    fn a_journal_at_rest_holds_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = open(dir.path());
+        assert!(!dir.path().join("j.jsonl").exists(), "looking makes no file");
+        journal.record(&tap("a"), Phase::Start, Step::Intent, Handle::None).unwrap();
+        assert!(journal.rest(), "there is something to be written down");
+        assert!(journal.file.is_none());
+        assert!(!journal.rest(), "somebody is about to");
+        journal.settle().unwrap();
+        assert!(!journal.rest(), "it is written");
+        journal.record(&tap("b"), Phase::Start, Step::Intent, Handle::None).unwrap();
+        drop(journal);
+        assert_eq!(open(dir.path()).entries().len(), 2);
+    }
+
+    #[test]
+    fn what_a_damaged_journal_has_lost_counts_as_half_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = open(dir.path());
+        for name in ["a", "b"] {
+            journal.record(&tap(name), Phase::Start, Step::Applied, Handle::None).unwrap();
+        }
+        journal.settle().unwrap();
+        drop(journal);
+        let steps = || open(dir.path()).entries().iter().map(|entry| entry.step).collect::<Vec<_>>();
+        assert_eq!(steps(), [Step::Applied, Step::Applied]);
+        let path = dir.path().join("j.jsonl");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replacen("applied", "appl", 1)).unwrap();
+        assert_eq!(steps(), [Step::Applied, Step::Undoing]);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(steps(), [Step::Undoing, Step::Undoing]);
+        // Handles that cannot be read cost nothing but themselves.
+        for handles in ["{", r#"{"version":2,"boot_id":"","effects":[]}"#] {
+            std::fs::write(dir.path().join("h.json"), handles).unwrap();
+            assert!(steps().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_a_former_boot_knew_of_a_thing_is_not_said_of_the_present_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = open(dir.path());
+        let former = Handle::Previous { value: "0".into() };
+        journal.record(&tap("a"), Phase::Start, Step::Applied, former.clone()).unwrap();
+        journal.record(&tap("a"), Phase::Start, Step::Undoing, Handle::None).unwrap();
+        assert_eq!(journal.entries()[0].handle, former);
+        drop(journal);
+        let mut journal =
+            Journal::open(&dir.path().join("j.jsonl"), &dir.path().join("h.json"), "boot-2").unwrap();
+        journal.record(&tap("a"), Phase::Start, Step::Intent, Handle::None).unwrap();
+        assert_eq!(journal.entries()[0].handle, Handle::None);
     }
 
     #[test]

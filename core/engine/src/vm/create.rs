@@ -241,6 +241,7 @@ impl Engine {
             size_bytes: record.spec.disk_bytes,
         };
         cell.scope.apply(disk, Phase::Create).await?;
+        cell.scope.settle().await;
         let mut writer = cell.lock(ctx).await;
         self.inner.store.vms().set_complete(cell.id()).await?;
         writer.change_record(|record| record.complete = true);

@@ -94,6 +94,7 @@ impl Engine {
         };
         match up.await {
             Ok(live) => {
+                cell.scope.settle().await;
                 self.watch_vmm(cell, live);
                 self.event(EventKind::VmStarted, cell, Some(context.id), "started".into());
                 Ok(())
