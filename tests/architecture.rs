@@ -35,6 +35,7 @@ const MAY: &[(&str, &[&str])] = &[
         &[
             "vm-types",
             "vm-host",
+            "vm-locks",
             "vm-api",
             "vm-store",
             "vm-disk",
@@ -48,7 +49,7 @@ const MAY: &[(&str, &[&str])] = &[
     // The other ends of the daemon's two interfaces.
     ("vm-cli", &["vm-types", "vm-host", "vm-api"]),
     ("vm-agent", &["vm-types", "vm-channel"]),
-    ("vm-tests", &["vm-types", "vm-channel", "vm-store"]),
+    ("vm-tests", &["vm-types", "vm-channel", "vm-store", "vm-api"]),
     ("vm-test-prog", &[]),
 ];
 

@@ -156,6 +156,39 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_has_the_same_table() {
+        let requests = [
+            ("start", Request::Start),
+            ("stop", Request::Stop),
+            ("restart", Request::Restart),
+            ("kill", Request::Kill),
+            ("pause", Request::Pause),
+            ("resume", Request::Resume),
+            ("set", Request::Set),
+            ("delete", Request::Delete { force: false }),
+            ("delete --force", Request::Delete { force: true }),
+        ];
+        let states = states();
+        let words: Vec<_> = states.iter().map(VmState::word).collect();
+        let mut table = format!("| request | {} |\n|{}\n", words.join(" | "), "---|".repeat(words.len() + 1));
+        for (name, request) in requests {
+            let cells: Vec<_> = states
+                .iter()
+                .map(|state| match request.verdict(state, false) {
+                    Verdict::Proceed => "yes",
+                    Verdict::Already => "so already",
+                    Verdict::TakeOver => "takes over",
+                    Verdict::Refuse => "no",
+                    Verdict::Busy => "busy",
+                })
+                .collect();
+            table.push_str(&format!("| {name} | {} |\n", cells.join(" | ")));
+        }
+        let document = include_str!("../../../../docs/lifecycle.md");
+        assert!(document.contains(&table), "docs/lifecycle.md should have this table:\n{table}");
+    }
+
+    #[test]
     fn every_state_can_be_killed_and_deleted() {
         for state in states() {
             for changing in [false, true] {
