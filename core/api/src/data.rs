@@ -196,7 +196,7 @@ pub enum OperationStatus {
     },
     /// Done.
     Succeeded {
-        /// What it made: [`VmInfo`], [`ImageRecord`], [`KernelRecord`] or null, by kind.
+        /// What it made: [`VmInfo`], [`VmChanged`], [`Pruned`], [`ImageRecord`], [`KernelRecord`] or null, by kind.
         result: serde_json::Value,
     },
     /// Undone and given up.

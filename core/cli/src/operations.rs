@@ -17,11 +17,14 @@ pub(crate) struct Done<T> {
     pub(crate) interrupted: Option<i32>,
 }
 
-/// What a signal does to an operation that is being followed.
+/// What a signal does to an operation that is being followed. The end of `vm` by other means (`kill -9`) leaves it alone,
+/// unless said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnSignal {
     /// The first one cancels it, and its end is awaited; the second leaves it alone.
     Cancel,
+    /// The same, and it is cancelled too where `vm` ends without a word: without `vm` nobody wants its result.
+    CancelAsOurs,
     /// The first one leaves it alone: half of it would be worse than all of it.
     Leave,
 }
@@ -37,7 +40,7 @@ pub(crate) async fn follow<T: DeserializeOwned>(
 ) -> Result<Done<T>, CliError> {
     let id = begun.operation;
     let mut progress = Progress::new(output.quiet || output.json, patience);
-    let mut changes = OperationClient::watch(client, id).await?;
+    let mut changes = OperationClient::watch(client, id, Some(on_signal == OnSignal::CancelAsOurs)).await?;
     let mut interrupted = None;
     loop {
         // Both branches are cancel-safe: an unread change or signal is kept by its queue.
@@ -103,5 +106,8 @@ async fn cancel(client: &Client, id: OperationId) -> Result<(), CliError> {
 }
 
 fn left_alone(id: OperationId, signal: i32) -> CliError {
-    CliError::Interrupted { signal, what: format!("interrupted; operation {id} goes on in the daemon") }
+    CliError::Interrupted {
+        signal,
+        what: format!("interrupted; operation {id} goes on in the daemon (vm operation wait {id})"),
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use comfy_table::{Table, presets};
@@ -93,7 +93,7 @@ impl Output {
 }
 
 /// Text of unknown origin (a console's tail, a guest's message) without what would drive the terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
@@ -130,15 +130,31 @@ pub(crate) fn facts<'a>(facts: impl IntoIterator<Item = (&'a str, Option<String>
 
 /// How long ago a time was (seconds since the Unix epoch), e.g. `3 hours ago`.
 pub(crate) fn ago(unix_seconds: u64) -> String {
-    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(unix_seconds);
-    let seconds = SystemTime::now().duration_since(then).unwrap_or_default().as_secs();
+    format!("{} ago", span(now().saturating_sub(unix_seconds)))
+}
+
+/// How far ahead a time is (seconds since the Unix epoch), e.g. `in 3 hours`; `now` if it is over.
+pub(crate) fn until(unix_seconds: u64) -> String {
+    match unix_seconds.saturating_sub(now()) {
+        0 => "now".to_owned(),
+        seconds => format!("in {}", span(seconds)),
+    }
+}
+
+/// Seconds since the Unix epoch.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// A length of time in one unit, cut off.
+fn span(seconds: u64) -> String {
     let (count, unit) = match seconds {
         0..60 => (seconds, "second"),
         60..3600 => (seconds / 60, "minute"),
         3600..86_400 => (seconds / 3600, "hour"),
         _ => (seconds / 86_400, "day"),
     };
-    format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
@@ -172,5 +188,8 @@ mod tests {
         assert_eq!(ago(now - 3600), "1 hour ago");
         assert_eq!(ago(now - 200_000), "2 days ago");
         assert_eq!(ago(now + 100), "0 seconds ago");
+        // Between minutes, so that a slow test does not matter.
+        assert_eq!(until(now + 7170), "in 1 hour");
+        assert_eq!(until(now - 5), "now");
     }
 }

@@ -1,9 +1,9 @@
 //! The options that shape a VM, shared by `run` and `create`.
 
 use clap::{Args, ValueEnum};
-use vm_api::{CreateVm, NetworkMode, VmName};
+use vm_api::{CreateVm, NetworkMode, RestartPolicy, VmName};
 
-use crate::size;
+use crate::{duration, size};
 
 #[derive(Debug, Args)]
 pub(crate) struct MachineArgs {
@@ -32,6 +32,15 @@ pub(crate) struct MachineArgs {
     /// Free-form label; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
+    /// Whether it is started again when it ends by itself [default: no]
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) restart: Option<Restart>,
+    /// Delete it when it is this old, e.g. 2h or 7d
+    #[arg(long, value_name = "DURATION", value_parser = duration::seconds)]
+    pub(crate) ttl: Option<u64>,
+    /// Stop it after so long without an SSH connection, e.g. 30m
+    #[arg(long, value_name = "DURATION", value_parser = duration::seconds)]
+    pub(crate) idle_stop: Option<u64>,
 }
 
 /// `--net`.
@@ -41,6 +50,27 @@ pub(crate) enum Net {
     Nat,
     /// No interface; `vm ssh` works all the same
     None,
+}
+
+/// `--restart`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Restart {
+    /// Never
+    No,
+    /// When its VMM or kernel died, or the host was booted anew; not after a power-off from within
+    OnFailure,
+    /// After any end that was not asked for by a command
+    Always,
+}
+
+impl From<Restart> for RestartPolicy {
+    fn from(restart: Restart) -> Self {
+        match restart {
+            Restart::No => Self::No,
+            Restart::OnFailure => Self::OnFailure,
+            Restart::Always => Self::Always,
+        }
+    }
 }
 
 impl MachineArgs {
@@ -58,13 +88,16 @@ impl MachineArgs {
                 Net::None => NetworkMode::None,
             }),
             labels: self.labels.into_iter().collect(),
+            restart: self.restart.map(RestartPolicy::from),
+            ttl_seconds: self.ttl,
+            idle_stop_seconds: self.idle_stop,
             ephemeral,
             start,
         }
     }
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("a label is KEY=VALUE".to_owned()),

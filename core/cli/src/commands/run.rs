@@ -73,7 +73,7 @@ impl RunArgs {
             begun,
             context.output,
             SESSION_PATIENCE,
-            OnSignal::Cancel,
+            OnSignal::CancelAsOurs,
             &mut interrupts,
         )
         .await?;

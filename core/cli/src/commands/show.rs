@@ -1,12 +1,13 @@
 //! `vm show`
 
 use clap::Args;
-use vm_api::{NetworkMode, VmInfo, VmState, rpc::VmClient};
+use vm_api::{NetworkMode, RestartPolicy, VmInfo, VmState, rpc::VmClient};
 
 use crate::{
     context::Context,
+    duration,
     errors::CliError,
-    output::{ago, facts, for_stdout},
+    output::{ago, facts, for_stdout, until},
     size::human,
 };
 
@@ -45,10 +46,31 @@ fn text(vm: &VmInfo) -> String {
         ("network", Some(network.to_owned())),
         ("address", vm.address.map(|address| address.to_string())),
         ("labels", (!labels.is_empty()).then(|| labels.join(", "))),
+        ("restart", (vm.restart != RestartPolicy::No).then(|| policy(vm.restart).to_owned())),
+        ("expires", vm.expires_at.map(until)),
+        (
+            "idle stop",
+            vm.idle_stop_seconds.map(|s| format!("after {} without a connection", duration::human(s))),
+        ),
+        ("needs restart", needs_restart(vm)),
         ("ephemeral", vm.ephemeral.then(|| "yes, deleted with the process that made it".to_owned())),
         ("vmm", Some(vm.vmm.clone())),
         ("created", Some(ago(vm.created_at))),
     ])
+}
+
+/// A policy as `--restart` takes it.
+pub(crate) fn policy(policy: RestartPolicy) -> &'static str {
+    match policy {
+        RestartPolicy::No => "no",
+        RestartPolicy::OnFailure => "on-failure",
+        RestartPolicy::Always => "always",
+    }
+}
+
+fn needs_restart(vm: &VmInfo) -> Option<String> {
+    let what = vm.needs_restart.join(", ");
+    (!what.is_empty()).then(|| format!("for {what}: vm restart {}", vm.name))
 }
 
 fn state(state: &VmState) -> String {
@@ -61,7 +83,7 @@ fn state(state: &VmState) -> String {
         | VmState::Stopped { last_exit: None } => state.word().to_owned(),
         VmState::Stopped { last_exit: Some(exit) } => format!("stopped, its VMM ended with {exit}"),
         VmState::Running { pid, since } => format!("running since {}, process {pid}", ago(*since)),
-        VmState::Paused { pid } => format!("paused, process {pid}"),
+        VmState::Paused { pid, since } => format!("paused, up since {}, process {pid}", ago(*since)),
         VmState::Failed { at, cause } => format!("failed at {}: {cause}", format!("{at:?}").to_lowercase()),
     }
 }

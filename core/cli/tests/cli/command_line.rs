@@ -1,61 +1,10 @@
 //! The program as a user without a daemon meets it.
 
-#![expect(clippy::unwrap_used, reason = "a test's set-up that fails is a failed test")]
-
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-};
+use std::{path::Path, process::Stdio};
 
 use serde_json::Value;
 
-/// A copy of `vm` in a directory of its own, with daemon directories beside it where nothing runs.
-struct Host(tempfile::TempDir);
-
-impl Host {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        // By another process: a child that a test beside this one forks would inherit the open file, and a
-        // program that is open for writing cannot be run.
-        let vm = env!("CARGO_BIN_EXE_vm");
-        assert!(Command::new("cp").arg(vm).arg(dir.path()).status().unwrap().success());
-        Self(dir)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// Puts a daemon's program beside `vm`.
-    fn install_vmd(&self, script: &str) {
-        let text = self.path("script");
-        fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
-        let install = Command::new("install").arg(text).arg(self.path("vmd")).status().unwrap();
-        assert!(install.success());
-    }
-
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(self.path("vm"));
-        command
-            .args(line.split_whitespace())
-            .env("VMD_RUN_DIR", self.path("run"))
-            .env("VMD_STATE_DIR", self.path("state"))
-            .env("VMD_CONFIG_DIR", self.path("etc"))
-            .env("PATH", "/usr/bin:/bin")
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, line: &str) -> Output {
-        self.command(line).output().unwrap()
-    }
-}
-
-fn json(bytes: &[u8]) -> Value {
-    serde_json::from_slice(bytes)
-        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(bytes)))
-}
+use crate::host::{Host, json};
 
 #[test]
 fn without_a_daemon_a_command_says_how_to_start_it() {
