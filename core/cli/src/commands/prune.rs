@@ -23,8 +23,8 @@ use crate::{
 
 /// Delete VMs that are off
 ///
-/// Deletes all that fit every option given, with their disks. On a terminal it lists them and asks first; elsewhere it
-/// needs --yes.
+/// Deletes all that fit every option given, and without any all that are off, with their disks. On a terminal it lists
+/// them and asks first; elsewhere it needs --yes.
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
     /// Only those that have been off for so long, e.g. 24h
