@@ -16,6 +16,7 @@ use vm_types::{EventKind, InstanceId, Layout, OperationId, VmId, VmName, vm::VmR
 use vm_vmm::Vmm;
 
 use crate::{
+    admission::{Ledger, Limits},
     effects::{Host, Scope},
     error::EngineError,
     events::EventLog,
@@ -59,6 +60,8 @@ pub struct Settings {
     pub socket_group: Option<u32>,
     /// The guest agent's binary.
     pub agent: PathBuf,
+    /// What VMs may take of the host.
+    pub limits: Limits,
 }
 
 /// What the daemon hands to the engine.
@@ -94,6 +97,7 @@ pub(crate) struct Inner {
     pub(crate) runner: Arc<dyn Runner>,
     pub(crate) operations: Operations,
     pub(crate) events: EventLog,
+    pub(crate) ledger: Ledger,
     pub(crate) instance: InstanceId,
     pub(crate) boot_id: String,
     /// `authorized_keys` line of the daemon's own key.
@@ -149,6 +153,7 @@ impl Engine {
         let client_public_key = keys::client(&layout.client_key(), settings.socket_group)?;
         let host_scope = Scope::host(&host, &layout, &boot_id)?;
         let events = EventLog::open(&layout.events());
+        let ledger = Ledger::new(settings.limits);
         let engine = Self {
             inner: Arc::new(Inner {
                 layout,
@@ -159,6 +164,7 @@ impl Engine {
                 runner,
                 operations: Operations::default(),
                 events,
+                ledger,
                 instance,
                 boot_id,
                 client_public_key,

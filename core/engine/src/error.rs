@@ -61,6 +61,20 @@ pub enum EngineError {
         /// The subnet.
         subnet: String,
     },
+    /// The limits of the configuration do not allow it; nothing was made.
+    #[error("{what} would not do for {wanted} more: {in_use} of {limit} are taken")]
+    Admission {
+        /// Of what there is too little.
+        what: &'static str,
+        /// How much was wanted.
+        wanted: String,
+        /// How much the others have.
+        in_use: String,
+        /// How much there is.
+        limit: String,
+        /// Who has most of it, and what to do.
+        hint: String,
+    },
     /// The guest's agent did not answer.
     #[error("the guest did not answer within {seconds} s{}", tail(.console))]
     GuestUnresponsive {
@@ -197,7 +211,9 @@ impl EngineError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NotFound { hint, .. } | Self::InvalidArgument { hint, .. } => Some(hint.clone()),
+            Self::NotFound { hint, .. } | Self::InvalidArgument { hint, .. } | Self::Admission { hint, .. } => {
+                Some(hint.clone())
+            }
             Self::WrongState { name, wanted, .. } => Some(match *wanted {
                 "started" => format!("`vm show {name}` tells more; `vm ssh {name}` logs in to a running one, `vm resume {name}` lets a paused one run"),
                 "paused" => format!("start it first with `vm start {name}`"),

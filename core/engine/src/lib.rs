@@ -9,6 +9,7 @@
 //! Long work reserves its VM by the state in its [`vm::cell::Cell`] and holds no lock meanwhile. Locks are typed: `vm-locks` has
 //! their order, and whoever may take long asks for a context that holds none. It knows drivers only by their traits.
 
+pub mod admission;
 pub mod effects;
 mod engine;
 pub mod error;

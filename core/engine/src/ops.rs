@@ -26,7 +26,7 @@ use tokio_util::{
 };
 use vm_locks::{Ctx, LockTable, Origin, Unlocked};
 use vm_types::{
-    OperationId, VmId,
+    OperationId, VmId, VmName,
     image::{ImageRecord, KernelRecord},
     operation::{OperationKind, OperationProgress},
 };
@@ -48,6 +48,8 @@ pub enum Outcome {
     Vm(VmId),
     /// A VM and what a restart will bring.
     VmChanged(VmChanged),
+    /// What of many VMs was deleted.
+    Pruned(Pruned),
     /// An image.
     Image(ImageRecord),
     /// A kernel.
@@ -63,6 +65,17 @@ pub struct VmChanged {
     pub needs_restart: Vec<String>,
 }
 
+/// What a prune did.
+#[derive(Debug, Clone, Default)]
+pub struct Pruned {
+    /// Those that were deleted, or would be.
+    pub deleted: Vec<VmName>,
+    /// Those that could not be, with the reason.
+    pub failed: BTreeMap<VmName, Arc<EngineError>>,
+    /// Bytes their disks took.
+    pub freed_bytes: u64,
+}
+
 macro_rules! outcomes {
     ($($variant:ident($type:ty),)*) => {
         $(impl From<$type> for Outcome {
@@ -76,6 +89,7 @@ macro_rules! outcomes {
 outcomes! {
     Vm(VmId),
     VmChanged(VmChanged),
+    Pruned(Pruned),
     Image(ImageRecord),
     Kernel(KernelRecord),
 }

@@ -14,6 +14,7 @@ pub mod create;
 mod delete;
 mod ended;
 mod guest;
+pub mod prune;
 mod recover;
 mod start;
 pub mod state;

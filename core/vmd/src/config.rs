@@ -9,11 +9,14 @@ use std::{
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use vm_disk::BackendChoice;
-use vm_engine::{Settings, SubnetChoice};
+use vm_engine::{Settings, SubnetChoice, admission::Limits};
 use vm_vmm::Accelerator;
 
 /// The version this build reads.
 const VERSION: u32 = 1;
+
+/// A guest's memory that is promised so many times cannot be meant.
+const OVERCOMMIT_MAX: f64 = 16.0;
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +61,7 @@ pub(crate) struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<PathBuf>,
     vm: Vm,
+    limits: LimitsConfig,
     network: Network,
     pub(crate) vmm: VmmConfig,
     pub(crate) disk: Disk,
@@ -73,6 +77,19 @@ struct Vm {
     start_timeout_seconds: u64,
     stop_grace_seconds: u64,
     console_log_kib: u64,
+}
+
+/// See [`Limits`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsConfig {
+    memory_overcommit: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_reserve_mib: Option<u64>,
+    /// 0: no quota.
+    disk_quota_mib: u64,
+    /// 0: as many as there is room for.
+    vms: u32,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -159,6 +176,7 @@ impl Default for Config {
             group: None,
             agent: None,
             vm: Vm::default(),
+            limits: LimitsConfig::default(),
             network: Network::default(),
             vmm: VmmConfig::default(),
             disk: Disk::default(),
@@ -177,6 +195,12 @@ impl Default for Vm {
             stop_grace_seconds: 60,
             console_log_kib: 1024,
         }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self { memory_overcommit: 1.0, memory_reserve_mib: None, disk_quota_mib: 0, vms: 0 }
     }
 }
 
@@ -202,13 +226,15 @@ fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         return Err(ConfigError::Version { path: path.into(), found });
     }
     let config: Config = toml::from_str(text).map_err(failed)?;
-    let bounds: [(&'static str, u64, u64, u64); 6] = [
+    let bounds = [
         ("vm.cpus", config.vm.cpus.into(), 1, 255),
         ("vm.memory_mib", config.vm.memory_mib, 64, 1 << 24),
         ("vm.disk_mib", config.vm.disk_mib, 64, 1 << 24),
         ("vm.start_timeout_seconds", config.vm.start_timeout_seconds, 1, 3600),
         ("vm.stop_grace_seconds", config.vm.stop_grace_seconds, 0, 3600),
         ("vm.console_log_kib", config.vm.console_log_kib, 16, 1 << 20),
+        ("limits.memory_reserve_mib", config.limits.memory_reserve_mib.unwrap_or(0), 0, 1 << 30),
+        ("limits.disk_quota_mib", config.limits.disk_quota_mib, 0, 1 << 40),
     ];
     for (key, value, least, most) in bounds {
         if !(least..=most).contains(&value) {
@@ -217,6 +243,12 @@ fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         }
     }
     let value = |key, rule| Err(ConfigError::Value { path: path.into(), key, rule });
+    let overcommit = config.limits.memory_overcommit;
+    // Not a number is in no range.
+    if !(overcommit > 0.0 && overcommit <= OVERCOMMIT_MAX) {
+        let rule = format!("is {overcommit}; more than 0 and at most {OVERCOMMIT_MAX} is possible");
+        return value("limits.memory_overcommit", rule);
+    }
     if let Subnet::Fixed(subnet) = config.network.subnet {
         let address = subnet.network();
         if !(8..=29).contains(&subnet.prefix_len()) {
@@ -287,6 +319,17 @@ impl Config {
             resolvers: self.network.resolvers.clone(),
             socket_group,
             agent: self.agent(),
+            limits: self.limits(),
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        let LimitsConfig { memory_overcommit, memory_reserve_mib, disk_quota_mib, vms } = self.limits;
+        Limits {
+            memory_overcommit,
+            memory_reserve_mib,
+            disk_quota_bytes: (disk_quota_mib > 0).then_some(disk_quota_mib << 20),
+            vms: (vms > 0).then_some(vms as usize),
         }
     }
 }
@@ -307,11 +350,32 @@ mod tests {
     }
 
     #[test]
+    fn zero_is_no_limit_of_disks_and_vms() {
+        let limits = |text| read(text).unwrap().limits();
+        assert_eq!(limits(""), Limits::default());
+        let some =
+            limits("[limits]\nmemory_overcommit = 2\nmemory_reserve_mib = 0\ndisk_quota_mib = 3\nvms = 4");
+        assert_eq!(
+            some,
+            Limits {
+                memory_overcommit: 2.0,
+                memory_reserve_mib: Some(0),
+                disk_quota_bytes: Some(3 << 20),
+                vms: Some(4)
+            }
+        );
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (text, part) in [
             ("version = 2\nnew = 1", "version 2"),
             ("[vm]\nmemry_mib = 5", "memry_mib"),
             ("[vm]\nmemory_mib = 5", "vm.memory_mib is 5"),
+            ("[limits]\nmemory_overcommit = 0.0", "limits.memory_overcommit is 0"),
+            ("[limits]\nmemory_overcommit = nan", "limits.memory_overcommit is NaN"),
+            ("[limits]\nmemory_overcommit = 16.5", "limits.memory_overcommit is 16.5"),
+            ("[limits]\nvms = -1", "vms"),
             ("[network]\nsubnet = \"10.0.0.0/33\"", "subnet"),
             ("[network]\nsubnet = \"127.0.0.0/8\"", "network.subnet"),
             ("[network]\nsubnet = \"0.0.0.0/0\"", "network.subnet"),

@@ -21,7 +21,7 @@ fn kind(error: &EngineError) -> ErrorKind {
         EngineError::WrongState { .. } | EngineError::Busy { .. } => ErrorKind::WrongState,
         EngineError::Cancelled => ErrorKind::Cancelled,
         EngineError::ShuttingDown => ErrorKind::ShuttingDown,
-        EngineError::AddressesExhausted { .. } => ErrorKind::NoSpace,
+        EngineError::AddressesExhausted { .. } | EngineError::Admission { .. } => ErrorKind::NoSpace,
         EngineError::GuestUnresponsive { .. } | EngineError::Guest { .. } => ErrorKind::GuestUnresponsive,
         EngineError::VmmDied { .. } | EngineError::GuestEnded { .. } => ErrorKind::VmmDied,
         EngineError::Agent { .. } => ErrorKind::NotInstalled,

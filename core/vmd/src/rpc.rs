@@ -1,6 +1,7 @@
 //! The JSON-RPC side: one file per namespace.
 
 mod daemon;
+mod event;
 mod image;
 mod kernel;
 mod operation;

@@ -109,9 +109,11 @@ impl Engine {
             return Ok(VmChanged { vm: cell.id().clone(), needs_restart: cell.needs_restart() });
         };
         // The disk first: what follows cannot fail half way.
+        let mut _room = None;
         let disk_bytes = match request.disk_bytes.map(|bytes| bytes.next_multiple_of(1 << 20)) {
             Some(bytes) if bytes > cell.with_record(|record| record.spec.disk_bytes) => {
                 context.progress("growing the disk", 0, None);
+                _room = Some(self.admit_growth(cell, bytes)?);
                 self.grow(ctx, cell, bytes).await?;
                 Some(bytes)
             }

@@ -14,7 +14,7 @@ use super::{
     cell::{Activity, Cell, Reserved},
     now,
 };
-use crate::{Engine, EngineError, journal::Phase, keys, ops::OpContext};
+use crate::{Engine, EngineError, admission::Reservation, journal::Phase, keys, ops::OpContext};
 
 /// What was asked for; `None` means the configuration's.
 #[derive(Debug, Clone, Default)]
@@ -55,6 +55,8 @@ const DISK_MAX: u64 = 16 << 40;
 /// Image and kernel are at hand and all is decided; nothing was made.
 struct Settled {
     spec: VmSpec,
+    /// Until the VM itself is found by whoever counts.
+    _room: Reservation,
 }
 
 /// Written down with id, name and address, found by everybody, and ours alone.
@@ -76,11 +78,15 @@ impl Engine {
         if self.cells().values().any(|cell| *cell.name() == name) {
             return Err(vm_store::StoreError::NameTaken { name }.into());
         }
+        let promised = self.admit_request(&name, &request)?;
         let engine = self.clone();
         let operation = self.operations().begin(
             OperationKind::VmCreate,
             name.to_string(),
-            move |context, mut ctx| async move { engine.create_now(&mut ctx, name, request, context).await },
+            move |context, mut ctx| async move {
+                let _promised = promised;
+                engine.create_now(&mut ctx, name, request, context).await
+            },
         )?;
         Ok(operation.id())
     }
@@ -131,6 +137,7 @@ impl Settled {
         let reference = request.image.unwrap_or_else(|| settings.default_image.clone());
         let image = engine.require_image(ctx, &reference, context).await?;
         let kernel = engine.require_kernel(ctx, request.kernel.as_deref(), context).await?;
+        let base = engine.inner.layout.image_rootfs(&image.digest);
         let disk_bytes = match request.disk_bytes {
             Some(bytes) if bytes < image.size_bytes => {
                 return Err(EngineError::InvalidArgument {
@@ -141,6 +148,7 @@ impl Settled {
             Some(bytes) => bytes.next_multiple_of(1 << 20),
             None => settings.default_disk_bytes.max(image.size_bytes),
         };
+        let room = engine.admit_create(&name, disk_bytes, &base)?;
         let spec = VmSpec {
             name,
             image_reference: reference,
@@ -159,7 +167,7 @@ impl Settled {
                 .filter(|seconds| *seconds > 0)
                 .map(|ttl| now().saturating_add(ttl)),
         };
-        Ok(Self { spec })
+        Ok(Self { spec, _room: room })
     }
 
     /// Gives the VM its id and address and writes it down as begun.

@@ -79,6 +79,8 @@ impl Engine {
         if !cell.with_record(|record| record.complete) {
             return Err(Request::Start.refused(cell.name(), &VmState::Defined));
         }
+        // A refusal is no failure of the VM: it stays as it was.
+        let _memory = self.admit_start(cell)?;
         // Leftovers of a former run that could not be undone then.
         cell.scope.unwind(Phase::Start).await?;
         let up = async {

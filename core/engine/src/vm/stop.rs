@@ -67,6 +67,8 @@ impl Engine {
                 let admitted =
                     engine.reserve(ctx, &cell, Request::Restart, Activity::Stopping, context.id).await?;
                 if let Admitted::Reserved(reserved) = admitted {
+                    // Before it goes down, so that nobody takes its memory meanwhile.
+                    let _memory = engine.admit_start(&cell)?;
                     engine.bring_down(ctx, &cell, grace, &context).await?;
                     engine.start_reserved(ctx, &reserved, &context).await?;
                 }

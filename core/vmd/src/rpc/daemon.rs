@@ -1,10 +1,25 @@
 //! Namespace `daemon`.
 
 use jsonrpsee::core::{RpcResult, async_trait};
-use vm_api::{API_VERSION, DaemonStatus, Finding, LockInfo, LockState, OperationId, rpc::DaemonServer};
+use vm_api::{
+    API_VERSION, DaemonStatus, Finding, LockInfo, LockState, OperationId, Resources, rpc::DaemonServer,
+};
 
-use super::server::Context;
+use super::{server::Context, vm::wire};
 use crate::doctor;
+
+impl Context {
+    fn resources(&self) -> RpcResult<Resources> {
+        let totals = self.engine.totals().map_err(wire)?;
+        Ok(Resources {
+            memory_mib: totals.memory_mib,
+            memory_limit_mib: totals.memory_limit_mib,
+            disk_bytes: totals.disk_bytes,
+            disk_limit_bytes: totals.disk_limit_bytes,
+            taps_ready: 0,
+        })
+    }
+}
 
 #[async_trait]
 impl DaemonServer for Context {
@@ -22,7 +37,7 @@ impl DaemonServer for Context {
             config_file: layout.config_file(),
             vms: vms.len(),
             running: vms.iter().filter(|cell| cell.live().is_some()).count(),
-            resources: Default::default(),
+            resources: self.resources()?,
         })
     }
 

@@ -10,7 +10,7 @@ use jsonrpsee::{
 use nix::unistd::{Gid, Uid, User, getgrouplist};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
-use vm_api::rpc::{DaemonServer, ImageServer, KernelServer, OperationServer, VmServer};
+use vm_api::rpc::{DaemonServer, EventsServer, ImageServer, KernelServer, OperationServer, VmServer};
 use vm_engine::Engine;
 
 use crate::config::Config;
@@ -155,5 +155,6 @@ fn methods(context: &Context) -> Result<RpcModule<()>, RegisterMethodError> {
     module.merge(KernelServer::into_rpc(context.clone()))?;
     module.merge(OperationServer::into_rpc(context.clone()))?;
     module.merge(DaemonServer::into_rpc(context.clone()))?;
+    module.merge(EventsServer::into_rpc(context.clone()))?;
     Ok(module)
 }

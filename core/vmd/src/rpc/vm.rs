@@ -14,7 +14,7 @@ use vm_api::{
 };
 use vm_engine::{
     Engine, EngineError,
-    vm::{cell::Cell, change::SetRequest, create::CreateRequest},
+    vm::{cell::Cell, change::SetRequest, create::CreateRequest, prune::PruneRequest},
 };
 use vm_types::vm::Owner;
 
@@ -142,8 +142,13 @@ impl VmServer for Context {
     }
 
     async fn prune(&self, params: PruneVms) -> RpcResult<Begun> {
-        let _ = params;
-        Err(wire(EngineError::ShuttingDown))
+        let request = PruneRequest {
+            older_than_seconds: params.older_than_seconds,
+            labels: params.labels,
+            failed: params.failed,
+            dry_run: params.dry_run,
+        };
+        Ok(Begun { operation: self.engine.prune(request).map_err(wire)?.id() })
     }
 
     async fn delete(&self, vm: String, force: bool) -> RpcResult<Begun> {
