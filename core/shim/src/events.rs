@@ -16,7 +16,7 @@ use vm_types::shim::{GuestEnd, QmpEvent};
 use crate::lines;
 
 /// Pause between attempts to reach the VMM, from the first to the longest.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
 /// The longest line in bytes; events are short, and a VMM that its guest has taken over may send anything.
 const LINE_LIMIT: usize = 64 * 1024;
 

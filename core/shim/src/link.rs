@@ -22,7 +22,7 @@ use crate::sockets::wait_hang_up;
 /// How long a guest may take to answer a hello before it gets another.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Pause between attempts to reach the VMM, from the first to the longest.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
 
 /// How long a service gets to take what a client has said that is gone, and to end its own direction.
 const LINGER: Duration = Duration::from_secs(10);

@@ -14,23 +14,25 @@ use crate::{
 
 /// What virtio drives are counted in, in bytes (virtio 1.2, section 5.2.4).
 const SECTOR: u64 = 512;
-/// Between two attempts to reach a VMM that is starting.
-const RETRY: Duration = Duration::from_millis(10);
+/// Between two attempts to reach a VMM that is starting, from the first to the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
 
 /// Ends when QMP is answered on the VMM's control socket.
 pub(crate) async fn wait_up(vmm: VmmKind, paths: &VmPaths, within: Duration) -> Result<(), VmmError> {
     let socket = paths.vmm_sock();
     let deadline = Instant::now() + within;
+    let mut retry = RETRY.0;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match Qmp::connect(&socket, left).await {
             Ok(_) => return Ok(()),
             // Not listening yet, or gone the moment it was reached; either may pass until the deadline.
-            Err(source) if left <= RETRY || !passing(&source) => {
+            Err(source) if left <= retry || !passing(&source) => {
                 return Err(VmmError::NotUp { vmm, socket, millis: within.as_millis(), source });
             }
-            Err(_) => sleep(RETRY).await,
+            Err(_) => sleep(retry).await,
         }
+        retry = (retry * 2).min(RETRY.1);
     }
 }
 
