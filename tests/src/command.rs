@@ -20,7 +20,7 @@ use nix::{
 use crate::namespaces::{Namespaces, before_exec, default_signals};
 
 /// How often a condition that nobody announces is looked at.
-const LOOK: Duration = Duration::from_millis(10);
+pub const LOOK: Duration = Duration::from_millis(10);
 /// How much of a stream a failure shows.
 const SHOWN: usize = 8000;
 

@@ -14,7 +14,11 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
-use vm_store::Store;
+use vm_store::{Store, StoreError};
+use vm_types::{
+    ImageDigest, KernelId, Layout,
+    image::{ImageRecord, KernelRecord},
+};
 
 use crate::{World, namespaces::Network, programs};
 
@@ -26,6 +30,9 @@ pub const SYSTEMD: &str = "systemd";
 pub const BUSYBOX: &str = "busybox";
 /// One static binary, `/prog`, and nothing else.
 pub const STATIC: &str = "static";
+
+/// A file of 1 MiB, for fake guests, which look at nothing in it.
+pub const TINY: &str = "tiny";
 
 /// Downloads on a slow line.
 const DOWNLOAD: Duration = Duration::from_secs(1800);
@@ -125,16 +132,67 @@ pub fn plant(seed: &Path, state: &Path) {
                 fs::copy(seed.join(part), state.join(part))?;
             }
         }
-        let mut random = [0; 2];
-        io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut random)?;
-        let instance = format!("{:04x}", u16::from_ne_bytes(random));
-        let store = Store::open(&state.join("vmd.db")).map_err(io::Error::other)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(store.meta().set(vm_store::meta::INSTANCE_ID, &instance)).map_err(io::Error::other)
+        in_store(state, async |store| {
+            let instance = format!("{:04x}", fastrand::u16(..));
+            store.meta().set(vm_store::meta::INSTANCE_ID, &instance).await
+        })
     };
     plant().unwrap_or_else(|error| {
         panic!("{} cannot be copied to {}: {error}", seed.display(), state.display())
     });
+}
+
+/// Gives a new state directory an image and a kernel that do for fake guests: no download, nothing to copy.
+///
+/// # Panics
+/// It cannot be done.
+pub fn plant_tiny(state: &Path) {
+    let digest = format!("sha256:{}", "7".repeat(64));
+    let digest: ImageDigest = digest.parse().expect("a digest");
+    let kernel: KernelId = "7".repeat(12).parse().expect("a kernel id");
+    let layout = Layout { run: PathBuf::new(), state: state.into(), config: PathBuf::new() };
+    let plant = || -> io::Result<()> {
+        fs::create_dir_all(layout.images())?;
+        fs::create_dir_all(layout.kernel(&kernel))?;
+        // One block of data and a hole.
+        let image = fs::File::create(layout.image_rootfs(&digest))?;
+        (&image).write_all(&[7; 4096])?;
+        image.set_len(1 << 20)?;
+        for file in ["vmlinuz", "modules.cpio"] {
+            fs::write(layout.kernel(&kernel).join(file), b"nothing that boots")?;
+        }
+        in_store(state, async |store| {
+            let image = ImageRecord {
+                digest,
+                references: vec![format!("{TINY}:latest")],
+                size_bytes: 1 << 20,
+                used_bytes: 4096,
+                created_at: 0,
+                source: "tests".into(),
+            };
+            store.images().put(image).await?;
+            let kernel = KernelRecord {
+                id: kernel.clone(),
+                release: "0-tiny".into(),
+                source: "tests".into(),
+                created_at: 0,
+                default: true,
+            };
+            store.kernels().put(kernel).await
+        })
+    };
+    plant().unwrap_or_else(|error| panic!("{} cannot be filled: {error}", state.display()));
+}
+
+/// The instance of the daemon whose state directory this is.
+pub(crate) fn instance(state: &Path) -> Option<String> {
+    in_store(state, async |store| store.meta().get(vm_store::meta::INSTANCE_ID).await).ok().flatten()
+}
+
+fn in_store<T>(state: &Path, work: impl AsyncFnOnce(&Store) -> Result<T, StoreError>) -> io::Result<T> {
+    let store = Store::open(&state.join("vmd.db")).map_err(io::Error::other)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(work(&store)).map_err(io::Error::other)
 }
 
 fn link_tree(from: &Path, to: &Path) -> io::Result<()> {

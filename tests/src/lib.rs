@@ -11,12 +11,15 @@
 //! is for a condition, with a time limit; there are no fixed pauses.
 
 pub mod command;
+pub mod fakes;
 pub mod fixtures;
 pub mod namespaces;
 pub mod programs;
+pub mod rpc;
 pub mod snapshot;
 pub mod world;
 
 pub use command::{Output, Running, wait_until};
+pub use fakes::FakeWorld;
 pub use snapshot::Snapshot;
 pub use world::World;

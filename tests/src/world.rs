@@ -5,7 +5,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -43,6 +43,7 @@ pub struct World {
     dirs: Dirs,
     programs: PathBuf,
     before: Option<Snapshot>,
+    instance: OnceLock<String>,
     _place: Place,
 }
 
@@ -91,7 +92,15 @@ impl World {
         };
         fs::create_dir_all(&dirs.config).expect("a directory can be made");
         let namespaces = Namespaces::new(network);
-        Self { namespaces, directory, dirs, programs: programs::directory(), before: None, _place: place }
+        Self {
+            namespaces,
+            directory,
+            dirs,
+            programs: programs::directory(),
+            before: None,
+            instance: OnceLock::new(),
+            _place: place,
+        }
     }
 
     /// Directories for one more daemon, with the same images.
@@ -127,6 +136,17 @@ impl World {
     /// The daemon's directories.
     pub fn dirs(&self) -> &Dirs {
         &self.dirs
+    }
+
+    /// What is in each name that this world's daemon gives to things on the host; `None` before its first life.
+    pub fn instance(&self) -> Option<String> {
+        if self.instance.get().is_none()
+            && self.dirs.database().exists()
+            && let Some(found) = fixtures::instance(&self.dirs.state)
+        {
+            return Some(self.instance.get_or_init(|| found).clone());
+        }
+        self.instance.get().cloned()
     }
 
     /// A program under test.
