@@ -14,6 +14,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 /// The same where stderr belongs to a command in the guest.
 pub(crate) const SESSION_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Between two frames of the live line.
+const TICK: Duration = Duration::from_millis(120);
+
 /// Shows one operation's progress.
 #[derive(Debug)]
 pub(crate) struct Progress(Kind);
@@ -31,9 +34,8 @@ impl Progress {
         Self(if quiet {
             Kind::Silent
         } else if io::stderr().is_terminal() {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            bar.enable_steady_tick(Duration::from_millis(120));
-            Kind::Live(bar)
+            // It does not tick, thus is not drawn, before there is something to show.
+            Kind::Live(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()))
         } else {
             Kind::Lines { from: Instant::now() + patience, last: String::new() }
         })
@@ -49,18 +51,22 @@ impl Progress {
                     Some(_) => "{spinner} {msg} {wide_bar} {percent}%",
                     None => "{spinner} {msg} {elapsed}",
                 };
-                if bar.length() != progress.total || bar.message().is_empty() {
+                let first = bar.message().is_empty();
+                if bar.length() != progress.total || first {
                     bar.set_style(
                         ProgressStyle::with_template(template)
                             .unwrap_or_else(|_| ProgressStyle::default_spinner()),
                     );
-                    match progress.total {
-                        Some(total) => bar.set_length(total),
-                        None => bar.unset_length(),
-                    }
+                }
+                bar.set_message(progress.stage.clone());
+                match progress.total {
+                    Some(total) => bar.set_length(total),
+                    None => bar.unset_length(),
                 }
                 bar.set_position(progress.done);
-                bar.set_message(progress.stage.clone());
+                if first {
+                    bar.enable_steady_tick(TICK);
+                }
             }
             Kind::Lines { from, last } => {
                 if Instant::now() >= *from && *last != progress.stage {

@@ -239,6 +239,7 @@ fn a_prune_on_a_terminal_lists_and_asks_and_deletes_no_others() {
 
     let (stdout, shown) = prune_on_a_terminal(&host, "n\n");
     assert!(shown.contains("Delete 2 VMs with 2G on disk?"), "{shown}");
+    assert!(!shown.contains("0/0"), "no progress is shown before there is some: {shown}");
     assert!(shown.contains("b      failed") && shown.contains("nothing was deleted"), "{shown}");
     assert_eq!((stdout.as_str(), stub.asked_for("vm.delete").len()), ("", 0));
 
