@@ -179,6 +179,8 @@ impl Engine {
         };
         let recovering = engine.clone();
         engine.locks().root("recovery", async move |mut ctx| recovering.recover(&mut ctx).await).await?;
+        engine.watch_policies();
+        engine.watch_policies();
         engine.inner.events.record(EventKind::DaemonStarted, None, None, "the daemon is up");
         Ok(engine)
     }

@@ -125,6 +125,11 @@ impl EventLog {
         Follower { log: self.clone(), newest: self.inner.newest.subscribe(), told }
     }
 
+    /// Wakes whoever wants to look again whenever something has happened, whatever it was.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.newest.subscribe()
+    }
+
     fn ring<T>(&self, f: impl FnOnce(&mut Ring) -> T) -> T {
         // A panic in there would be one of the allocator's; the ring is whole between any two statements.
         f(&mut self.inner.ring.lock().unwrap_or_else(PoisonError::into_inner))

@@ -13,6 +13,7 @@ pub mod change;
 pub mod create;
 mod delete;
 mod ended;
+mod expire;
 mod guest;
 pub mod prune;
 mod recover;
