@@ -14,14 +14,14 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use vm_disk::{Cow, Files};
 use vm_net::Net;
-use vm_types::{Effect, Handle, Layout, Observed};
+use vm_types::{Effect, Handle, Layer, Layout, Observed};
 
 pub use self::shims::{FakeShims, HostShims, Shims};
 #[cfg(feature = "failpoints")]
 use crate::failpoint::{self, Change, Side};
 use crate::{
     error::EngineError,
-    journal::{Journal, Phase, Step},
+    journal::{Entry, Journal, Phase, Step},
 };
 
 /// From the end of a phase until its outcome is written for readers.
@@ -127,8 +127,14 @@ impl Scope {
     }
 
     fn open(host: &Host, path: PathBuf, handles: PathBuf, boot_id: &str) -> Result<Self, EngineError> {
-        let journal = Journal::open(&path, &handles, boot_id)
-            .map_err(|source| EngineError::Journal { path: path.clone(), source })?;
+        let opened = Journal::open(&path, &handles, boot_id).or_else(|error| {
+            // What cannot be read must not keep all the others from coming up. It is put aside, and what the handles know counts.
+            let mut aside = path.clone().into_os_string();
+            aside.push(".damaged");
+            tracing::error!(journal = %path.display(), %error, "unreadable, and put aside");
+            std::fs::rename(&path, aside).and_then(|()| Journal::open(&path, &handles, boot_id))
+        });
+        let journal = opened.map_err(|source| EngineError::Journal { path: path.clone(), source })?;
         Ok(Self { host: host.clone(), path, journal: Arc::new(Mutex::new(journal)) })
     }
 
@@ -225,19 +231,67 @@ impl Scope {
     /// # Errors
     /// The first that could not be undone.
     pub async fn unwind(&self, phase: Phase) -> Result<(), EngineError> {
+        self.undo_all(|entry| entry.phase == phase).await
+    }
+
+    /// Undoes what of these phases is part of one layer, newest first, as [`Self::unwind`] does.
+    ///
+    /// # Errors
+    /// The first that could not be undone.
+    pub async fn unwind_layer(&self, phases: &[Phase], layer: Layer) -> Result<(), EngineError> {
+        self.undo_all(|entry| phases.contains(&entry.phase) && entry.effect.layer() == layer).await
+    }
+
+    /// Undoes what no journal tells of and the host shows all the same.
+    ///
+    /// # Errors
+    /// The layer's; it stays in this journal then.
+    pub async fn reclaim(&self, effect: &Effect) -> Result<(), EngineError> {
         let mut journal = self.journal.lock().await;
-        let open: Vec<_> =
-            journal.entries().iter().filter(|entry| entry.phase == phase).rev().cloned().collect();
+        let result = undo(&self.host, &mut journal, effect, Phase::Host, &Handle::None).await;
+        self.rest(&mut journal);
+        result
+    }
+
+    /// What is applied or half done, in the order in which it was begun.
+    pub async fn entries(&self) -> Vec<Entry> {
+        self.journal.lock().await.entries().to_vec()
+    }
+
+    /// Hands an applied effect over to another scope. At every moment a journal has it; for one moment both do.
+    ///
+    /// # Errors
+    /// Nothing was handed over; or, where this journal could not be written, both have it on disk and the other one here.
+    pub async fn hand_over(&self, to: &Self, effect: &Effect, phase: Phase) -> Result<(), EngineError> {
+        to.journal
+            .lock()
+            .await
+            .record(effect, phase, Step::Applied, Handle::None)
+            .map_err(|source| EngineError::Journal { path: to.path.clone(), source })?;
+        self.forget(effect).await;
+        Ok(())
+    }
+
+    /// Strikes out an effect that is another scope's.
+    pub async fn forget(&self, effect: &Effect) {
+        let mut journal = self.journal.lock().await;
+        note(&mut journal, effect, Phase::Host, Step::Undone);
+        self.rest(&mut journal);
+    }
+
+    async fn undo_all(&self, wanted: impl Fn(&Entry) -> bool) -> Result<(), EngineError> {
+        let mut journal = self.journal.lock().await;
+        let open: Vec<_> = journal.entries().iter().filter(|entry| wanted(entry)).rev().cloned().collect();
         let mut first_error = None;
         for entry in open {
             let id = entry.effect.id();
             if entry.boot_id != journal.boot_id() && !entry.effect.outlives_reboot() {
                 // Gone with its boot. What has its name now, or its pid, is somebody else's.
-                note(&mut journal, &entry.effect, phase, Step::Undone);
+                note(&mut journal, &entry.effect, entry.phase, Step::Undone);
                 continue;
             }
             let started = std::time::Instant::now();
-            match undo(&self.host, &mut journal, &entry.effect, phase, &entry.handle).await {
+            match undo(&self.host, &mut journal, &entry.effect, entry.phase, &entry.handle).await {
                 Ok(()) => tracing::debug!(effect = %id, took = ?started.elapsed(), "undone"),
                 Err(error) => {
                     tracing::warn!(effect = %id, error = %error.chain(), "could not be undone");
@@ -248,25 +302,6 @@ impl Scope {
         }
         self.rest(&mut journal);
         first_error.map_or(Ok(()), Err)
-    }
-
-    /// The processes of a shim that was applied in this boot.
-    pub async fn processes(&self) -> Option<(vm_types::ProcessRef, vm_types::ProcessRef)> {
-        let journal = self.journal.lock().await;
-        let mut entries = journal.entries().iter().filter(|entry| entry.boot_id == journal.boot_id());
-        entries.find_map(|entry| match entry.handle {
-            Handle::Processes { shim, vmm } => Some((shim, vmm)),
-            _ => None,
-        })
-    }
-
-    /// Whether anything of a phase is half done or of a former boot of the host.
-    pub async fn has_stale(&self, phase: Phase) -> bool {
-        let journal = self.journal.lock().await;
-        journal
-            .entries()
-            .iter()
-            .any(|entry| entry.phase == phase && journal.applied(&entry.effect.id()).is_none())
     }
 
     /// Removes the journal of a scope in which nothing is open.

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use crate::{
     flights::Flights,
     keys,
     ops::Operations,
+    reconcile::Recovery,
     vm::cell::Cell,
 };
 
@@ -114,6 +115,8 @@ pub(crate) struct Inner {
     /// Images and kernels that are being acquired.
     pub(crate) flights: Flights,
     pub(crate) host_scope: Scope,
+    /// What was found and done when the daemon came up.
+    pub(crate) recovery: OnceLock<Recovery>,
 }
 
 impl Engine {
@@ -175,11 +178,13 @@ impl Engine {
                 network: Lock::new("network", ()),
                 flights: Flights::default(),
                 host_scope,
+                recovery: OnceLock::new(),
             }),
         };
         let recovering = engine.clone();
-        engine.locks().root("recovery", async move |mut ctx| recovering.recover(&mut ctx).await).await?;
-        engine.watch_policies();
+        let recovery =
+            engine.locks().root("recovery", async move |mut ctx| recovering.recover(&mut ctx).await).await?;
+        let _ = engine.inner.recovery.set(recovery);
         engine.watch_policies();
         engine.inner.events.record(EventKind::DaemonStarted, None, None, "the daemon is up");
         Ok(engine)
@@ -210,6 +215,11 @@ impl Engine {
         message: String,
     ) {
         self.inner.events.record(kind, Some((cell.id(), cell.name())), operation, message);
+    }
+
+    /// What was found and done when the daemon came up.
+    pub fn recovery(&self) -> Option<&Recovery> {
+        self.inner.recovery.get()
     }
 
     /// Long operations.

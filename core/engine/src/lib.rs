@@ -22,8 +22,10 @@ pub mod journal;
 mod keys;
 mod network;
 pub mod ops;
+pub mod reconcile;
 pub mod vm;
 
 pub use engine::{Engine, Parts, Settings, SubnetChoice};
 pub use error::EngineError;
 pub use images::KernelSource;
+pub use reconcile::Recovery;

@@ -114,16 +114,6 @@ impl Engine {
         }
         self.inner.host_scope.unwind(Phase::Host).await
     }
-
-    /// What the former daemon or the former boot left. Called when all VMs that live are known: under them nothing is taken away,
-    /// and what is half done is made whole by the next start.
-    pub(crate) async fn recover_network(&self, ctx: &mut Ctx<Unlocked>) {
-        if self.inner.host_scope.has_stale(Phase::Host).await
-            && let Err(error) = self.release_network(ctx).await
-        {
-            tracing::warn!(error = %error.chain(), "leftovers of a former network");
-        }
-    }
 }
 
 fn gateway(subnet: Ipv4Net) -> Result<Ipv4Addr, EngineError> {

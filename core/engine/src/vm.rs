@@ -5,19 +5,18 @@
 //!     │          │                      │           create   record, address, keys, disk
 //!     └──────────┴──────> delete <──────┘           start    network, initramfs, shim, agent
 //!                                                   stop     shutdown, kill, and the VMM's own end
-//!                                                   recover  after the daemon was away
+//!                                                   (after the daemon was away: `crate::reconcile`)
 //! ```
 
 pub mod cell;
 pub mod change;
 pub mod create;
 mod delete;
-mod ended;
+pub(crate) mod ended;
 mod expire;
 mod guest;
 pub mod prune;
-mod recover;
-mod start;
+pub(crate) mod start;
 pub mod state;
 mod stop;
 

@@ -61,6 +61,22 @@ pub fn find_by_arguments(first: &str, second: &Path) -> Vec<ProcessRef> {
         .collect()
 }
 
+/// The processes of our own user that have `first` among their arguments, with the argument after it.
+pub fn values_of(first: &str) -> Vec<(ProcessRef, String)> {
+    use std::os::unix::fs::MetadataExt;
+    let own = nix::unistd::geteuid().as_raw();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok().map(|pid| (pid, entry)))
+        .filter(|(_, entry)| entry.metadata().is_ok_and(|about| about.uid() == own))
+        .filter_map(|(pid, _)| {
+            let value = command_line(pid).windows(2).find(|pair| pair[0] == first)?[1].clone();
+            Some((identify(pid)?, value))
+        })
+        .collect()
+}
+
 /// Identity of the host's current boot.
 ///
 /// # Errors

@@ -6,9 +6,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use vm_types::{Effect, EffectId, Handle, Observed};
+use vm_types::{Effect, EffectId, Handle, InstanceId, Observed};
 
-use crate::{Blocker, HostRoute, Net, NetError};
+use crate::{Blocker, HostRoute, Net, NetError, names};
 
 #[derive(Debug, Default)]
 struct State {
@@ -174,6 +174,18 @@ impl Net for FakeNet {
         state.refuse_foreign(name, effect)?;
         state.things.remove(name);
         Ok(())
+    }
+
+    async fn found(&self, instance: &InstanceId) -> Result<Vec<Effect>, NetError> {
+        let ours = |effect: &&Effect| match effect {
+            Effect::Bridge { name, .. } => *name == names::bridge_name(instance),
+            Effect::Firewall { table, .. } => *table == names::table_name(instance),
+            Effect::Tap { name, .. } => names::tap_number(instance, name).is_some(),
+            _ => false,
+        };
+        let mut found: Vec<_> = self.lock().things.values().flatten().filter(ours).cloned().collect();
+        found.sort_by_key(|effect| matches!(effect, Effect::Tap { .. }));
+        Ok(found)
     }
 
     async fn routes(&self) -> Result<Vec<HostRoute>, NetError> {

@@ -7,14 +7,14 @@ use ipnet::Ipv4Net;
 use rtnetlink::packet_route::link::InfoKind;
 use serde_json::Value;
 use vm_host::{HostCommand, Runner};
-use vm_types::{Effect, Handle, Observed};
+use vm_types::{Effect, Handle, InstanceId, Observed};
 
 use crate::{
     Blocker, HostRoute, Net, NetError,
     firewall::{Judgement, Table},
     foreign,
     links::{Link, Links},
-    names::{check_device_name, mac_bytes},
+    names::{bridge_name, check_device_name, mac_bytes, table_name, tap_number},
     sysctl::Sysctl,
 };
 
@@ -213,6 +213,25 @@ impl Net for HostNet {
             }
             _ => Err(NetError::NotMine { effect: effect.id() }),
         }
+    }
+
+    async fn found(&self, instance: &InstanceId) -> Result<Vec<Effect>, NetError> {
+        let (bridge, table) = (bridge_name(instance), table_name(instance));
+        let nowhere = Ipv4Net::default();
+        let mut found = Vec::new();
+        let tables = self.nft_list(&["tables", "inet"]).await?;
+        if (Table { name: &table, bridge: &bridge, subnet: nowhere }).is_listed(&tables) {
+            found.push(Effect::Firewall { table, bridge: bridge.clone(), subnet: nowhere });
+        }
+        let links = Links::open()?.all().await?;
+        if links.iter().any(|link| link.name == bridge && link.kind == Some(InfoKind::Bridge)) {
+            found.push(Effect::Bridge { name: bridge.clone(), address: nowhere });
+        }
+        let taps = links
+            .into_iter()
+            .filter(|link| link.kind == Some(InfoKind::Tun) && tap_number(instance, &link.name).is_some());
+        found.extend(taps.map(|link| Effect::Tap { name: link.name, bridge: bridge.clone() }));
+        Ok(found)
     }
 
     async fn routes(&self) -> Result<Vec<HostRoute>, NetError> {

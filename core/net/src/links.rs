@@ -96,7 +96,8 @@ impl Links {
         }
     }
 
-    async fn all(&self) -> Result<Vec<Link>, NetError> {
+    /// All devices.
+    pub(crate) async fn all(&self) -> Result<Vec<Link>, NetError> {
         let all = self.handle.link().get().execute().map_ok(Link::from_message).try_collect().await;
         all.map_err(|error| refused("list", "devices", to_io(error)))
     }

@@ -14,10 +14,16 @@ pub fn bridge_name(instance: &InstanceId) -> String {
     format!("vmbr-{instance}")
 }
 
-/// The tap of the VM whose address has this host number in the subnet (see [`crate::addresses::host_number`]), e.g. `vt3f2a0002`. 14
-/// bytes at most.
-pub fn tap_name(instance: &InstanceId, host_number: u32) -> String {
-    format!("vt{instance}{host_number:04x}")
+/// A tap of the daemon, e.g. `vt3f2a0002`. 14 bytes at most. Numbers are not used twice, whoever has the tap.
+pub fn tap_name(instance: &InstanceId, number: u32) -> String {
+    format!("vt{instance}{number:04x}")
+}
+
+/// The number of a tap of this instance; `None` for any other device.
+pub fn tap_number(instance: &InstanceId, name: &str) -> Option<u32> {
+    let number = u32::from_str_radix(name.strip_prefix(&tap_prefix(instance))?, 16).ok()?;
+    // Only as we write it: a sign, capitals or further zeros are somebody else's.
+    (tap_name(instance, number) == name).then_some(number)
 }
 
 /// What the names of all taps of a daemon begin with.
@@ -62,6 +68,11 @@ mod tests {
             check_device_name(&name).unwrap();
         }
         assert!(tap_name(&instance, 7).starts_with(&tap_prefix(&instance)));
+        assert_eq!(tap_number(&instance, "vt3f2a00ff"), Some(255));
+        assert_eq!(tap_number(&instance, &tap_name(&instance, u32::MAX)), Some(u32::MAX));
+        for other in ["vt3f2a", "vt3f2a+001", "vt3f2a00FF", "vt3f2a00001", "vt3f2b0001", "vt3f2a0001x"] {
+            assert_eq!(tap_number(&instance, other), None, "{other}");
+        }
         for bad in ["", "a/b", "0123456789abcdef", "a b", ".."] {
             assert!(check_device_name(bad).is_err(), "{bad}");
         }

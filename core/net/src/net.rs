@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
-use vm_types::{Effect, Handle, Observed};
+use vm_types::{Effect, Handle, InstanceId, Observed};
 
 use crate::{Blocker, HostRoute, NetError, subnet};
 
@@ -37,6 +37,13 @@ pub trait Net: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`NetError::NotMine`], [`NetError::Foreign`], or the kernel or nft refusing.
     async fn undo(&self, effect: &Effect, handle: &Handle) -> Result<(), NetError>;
+
+    /// Devices and tables on the host that carry the names of this instance and are of the kind we make; taps last. Sizes and
+    /// addresses in the effects are those of the host, or none.
+    ///
+    /// # Errors
+    /// The host cannot be asked.
+    async fn found(&self, instance: &InstanceId) -> Result<Vec<Effect>, NetError>;
 
     /// The host's IPv4 routes and addresses, without default routes.
     ///

@@ -97,6 +97,24 @@ async fn contract(
     assert!(matches!(net.observe(&moved).await.unwrap(), Observed::Foreign(_)));
     comes_and_goes(net, &moved).await;
 
+    // What has our names is found, and nothing else.
+    assert_eq!(net.found(&instance()).await.unwrap(), []);
+    for effect in [bridge(), firewall(), tap()] {
+        net.apply(&effect).await.unwrap();
+    }
+    let other: InstanceId = "3f2b".parse().unwrap();
+    assert_eq!(net.found(&other).await.unwrap(), []);
+    let found = net.found(&instance()).await.unwrap();
+    let mut ids: Vec<_> = found.iter().map(Effect::id).collect();
+    assert_eq!(ids.pop(), Some(tap().id()), "taps are last");
+    ids.sort();
+    assert_eq!(ids, [bridge().id(), firewall().id()]);
+    // What was found can be undone, whatever its sizes and addresses.
+    for effect in found.iter().rev() {
+        net.undo(effect, &Handle::None).await.unwrap();
+    }
+    assert_eq!(net.found(&instance()).await.unwrap(), []);
+
     // A kernel setting goes back to what it was, unless somebody else changed it.
     let setting = Effect::Sysctl { key: SETTING.to_owned(), value: "1".to_owned() };
     set("0");

@@ -36,6 +36,10 @@ pub(crate) async fn check(layout: &Layout, config: &Config, engine: Option<&Engi
     findings.extend(network(layout, config, runner, engine).await);
     findings.push(space(layout));
     findings.push(backend(layout, config));
+    if let Some(engine) = engine {
+        findings.push(recovery(engine));
+        findings.push(leftovers(engine).await);
+    }
     findings
 }
 
@@ -241,6 +245,39 @@ async fn known(layout: &Layout, engine: Option<&Engine>) -> (String, Option<ipne
 fn clash(error: vm_net::NetError) -> Finding {
     let hint = error.hint().unwrap_or_else(|| "set network.subnet in the configuration".into());
     bad(Severity::Error, "network.subnet", vm_engine::EngineError::from(error).chain(), hint)
+}
+
+/// What the daemon found and did when it came up.
+fn recovery(engine: &Engine) -> Finding {
+    let check = "daemon.recovery";
+    match engine.recovery() {
+        Some(recovery) if recovery.failed > 0 => bad(
+            Severity::Warning,
+            check,
+            format!("{}: {}", recovery.summary(), recovery.lines.join("; ")),
+            "mend the cause, then delete the VM or restart the daemon (`vm daemon stop`)",
+        ),
+        Some(recovery) if !recovery.nothing_to_do() => {
+            ok(check, format!("{}: {}", recovery.summary(), recovery.lines.join("; ")))
+        }
+        _ => ok(check, "the daemon found everything as it should be when it came up"),
+    }
+}
+
+/// What carries the daemon's names and is in none of its journals.
+async fn leftovers(engine: &Engine) -> Finding {
+    let check = "daemon.leftovers";
+    let left = engine.leftovers().await;
+    if left.is_empty() {
+        return ok(check, "nothing of the daemon's is on the host that it does not know of");
+    }
+    let ids: Vec<_> = left.iter().map(|effect| effect.id().0).collect();
+    bad(
+        Severity::Warning,
+        check,
+        format!("in no journal of the daemon's: {}", ids.join(", ")),
+        "restart the daemon, which reclaims them: `vm daemon stop`, then any command",
+    )
 }
 
 /// The nearest directory above `path` that exists.

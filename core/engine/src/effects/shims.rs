@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use vm_host::process;
 use vm_shim::ShimError;
 use vm_types::{Handle, Observed, ProcessRef, VmPaths};
 
@@ -37,6 +38,9 @@ pub trait Shims: Send + Sync + fmt::Debug {
 
     /// Whether both processes run and are this VM's: pid, start time and command line.
     fn verify(&self, paths: &VmPaths, shim: ProcessRef, vmm: ProcessRef) -> bool;
+
+    /// Run directories of all shims of our user that run, also of other daemons.
+    fn running(&self) -> Vec<PathBuf>;
 }
 
 /// The host's shims: another mode of the daemon's program.
@@ -70,8 +74,14 @@ impl Shims for HostShims {
         vm_shim::verify(paths, shim, vmm).unwrap_or_else(|error| {
             // Pid and start time are enough to say that they are no others.
             tracing::warn!(%error, "a shim's specification cannot be read");
-            vm_host::process::alive(shim) && vm_host::process::alive(vmm)
+            process::alive(shim) && process::alive(vmm)
         })
+    }
+
+    fn running(&self) -> Vec<PathBuf> {
+        let is_shim = |pid| process::command_line(pid).get(1).is_some_and(|mode| mode == "shim");
+        let found = process::values_of("--run-dir").into_iter();
+        found.filter(|(found, _)| is_shim(found.pid)).map(|(_, run_dir)| run_dir.into()).collect()
     }
 }
 
@@ -85,11 +95,6 @@ impl FakeShims {
     /// None runs.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// Run directories of those that run.
-    pub fn running(&self) -> Vec<PathBuf> {
-        self.lock().keys().cloned().collect()
     }
 
     /// Ends one as if it had died.
@@ -128,5 +133,9 @@ impl Shims for FakeShims {
 
     fn verify(&self, paths: &VmPaths, shim: ProcessRef, vmm: ProcessRef) -> bool {
         self.lock().get(&paths.run) == Some(&(shim, vmm))
+    }
+
+    fn running(&self) -> Vec<PathBuf> {
+        self.lock().keys().cloned().collect()
     }
 }

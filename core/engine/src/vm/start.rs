@@ -286,7 +286,7 @@ async fn agent_ready(paths: &VmPaths, limit: Duration) -> Result<(), ControlErro
 }
 
 /// Waits for the VMM's end, and then for the shim's, which has written the exit record by then.
-pub(super) async fn ended(vmm: ProcessRef, shim: ProcessRef) -> Result<(), EngineError> {
+pub(crate) async fn ended(vmm: ProcessRef, shim: ProcessRef) -> Result<(), EngineError> {
     for process in [vmm, shim] {
         let watch = |source| EngineError::File {
             action: "watch",
@@ -301,7 +301,7 @@ pub(super) async fn ended(vmm: ProcessRef, shim: ProcessRef) -> Result<(), Engin
 }
 
 /// How the VMM ended and what the guest had to do with it, from the shim's record.
-pub(super) fn exit(paths: &VmPaths) -> (ExitStatus, Option<GuestEnd>) {
+pub(crate) fn exit(paths: &VmPaths) -> (ExitStatus, Option<GuestEnd>) {
     match vm_shim::exit_record(paths) {
         Ok(Some(record)) => (record.status, record.guest),
         Ok(None) => (ExitStatus::Unknown, None),
@@ -313,11 +313,11 @@ pub(super) fn exit(paths: &VmPaths) -> (ExitStatus, Option<GuestEnd>) {
 }
 
 /// [`exit`], the status alone.
-pub(super) fn exit_status(paths: &VmPaths) -> ExitStatus {
+pub(crate) fn exit_status(paths: &VmPaths) -> ExitStatus {
     exit(paths).0
 }
 
-pub(super) fn died(paths: &VmPaths) -> EngineError {
+pub(crate) fn died(paths: &VmPaths) -> EngineError {
     let console = console(paths);
     match exit(paths) {
         (_, Some(how)) => EngineError::GuestEnded { how, console },

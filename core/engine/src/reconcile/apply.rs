@@ -1,0 +1,343 @@
+//! Does what the plan says, in its order, and tells of it.
+
+use std::{
+    collections::{BTreeMap, HashMap, hash_map},
+    sync::Arc,
+    time::Duration,
+};
+
+use vm_locks::{Ctx, Unlocked};
+use vm_types::{
+    Effect, EventKind, Handle, Layer, Observed, ProcessRef, VmId,
+    vm::{FailedAt, VmRecord},
+};
+
+use super::{
+    plan::{Action, Found, HostFacts, Plan, Processes, Verdict, VmFacts, Wish},
+    report::Recovery,
+};
+use crate::{
+    Engine, EngineError,
+    effects::Scope,
+    journal::{Entry, Phase},
+    vm::{
+        cell::{Cell, Live},
+        ended, start,
+    },
+};
+
+/// How long a shim whose VMM has ended may take to write that down.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// A VM on its way back, or what is left of one.
+enum Subject {
+    Vm(Arc<Cell>),
+    /// A journal without a record.
+    Remains(Scope),
+}
+
+impl Subject {
+    fn scope(&self) -> &Scope {
+        match self {
+            Self::Vm(cell) => &cell.scope,
+            Self::Remains(scope) => scope,
+        }
+    }
+
+    fn name(&self, id: &VmId) -> String {
+        match self {
+            Self::Vm(cell) => format!("VM {}", cell.name()),
+            Self::Remains(_) => format!("the former VM {id}"),
+        }
+    }
+}
+
+impl Engine {
+    /// Brings host and records together. A VM that cannot be recovered is shown as failed and stops no other.
+    ///
+    /// # Errors
+    /// The store, and a journal that can be neither read nor put aside.
+    pub(crate) async fn recover(&self, ctx: &mut Ctx<Unlocked>) -> Result<Recovery, EngineError> {
+        let mut subjects = HashMap::new();
+        for record in self.inner.store.vms().list().await? {
+            let cell = self.new_cell(record)?;
+            self.publish(&cell);
+            subjects.insert(cell.id().clone(), Subject::Vm(cell));
+        }
+        for id in self.journaled() {
+            if let hash_map::Entry::Vacant(place) = subjects.entry(id) {
+                let id = place.key();
+                let scope = Scope::vm(&self.inner.host, &self.inner.layout, id, &self.inner.boot_id)?;
+                place.insert(Subject::Remains(scope));
+            }
+        }
+        let mut facts = Vec::with_capacity(subjects.len());
+        for (id, subject) in &subjects {
+            facts.push(self.facts(id, subject).await);
+        }
+        let host = HostFacts { journal: self.inner.host_scope.entries().await, found: self.look().await };
+        let plan = Plan::new(&self.inner.layout, &self.inner.boot_id, &facts, &host);
+
+        let mut work =
+            Work { engine: self, subjects: &subjects, failed: HashMap::new(), report: Recovery::new() };
+        for action in &plan.actions {
+            work.act(ctx, &plan.verdicts, action).await;
+        }
+        let mut report = work.report;
+        for cell in self.all() {
+            self.watch_owner(&cell);
+            if cell.awaits_restart() {
+                let reason =
+                    cell.with_record(|record| record.failure.as_ref().map(|(_, cause)| cause.clone()));
+                let reason = reason.unwrap_or_else(|| "its policy says so".to_owned());
+                report.to_restart.push((cell.name().to_string(), reason));
+                self.restart_later(&cell);
+            }
+        }
+        self.sweep().await?;
+        if !report.nothing_to_do() {
+            tracing::info!(summary = %report.summary(), "recovered");
+            self.inner.events.record(EventKind::Recovered, None, None, report.summary());
+        }
+        Ok(report)
+    }
+
+    async fn facts(&self, id: &VmId, subject: &Subject) -> VmFacts {
+        let journal = subject.scope().entries().await;
+        let record = match subject {
+            Subject::Vm(cell) => Some(
+                cell.with_record(|record| Wish { complete: record.complete, running: record.wanted_running }),
+            ),
+            Subject::Remains(_) => None,
+        };
+        let processes = match processes(&journal, &self.inner.boot_id) {
+            Some((shim, vmm)) if self.inner.host.shims.verify(&self.inner.layout.vm(id), shim, vmm) => {
+                Processes::Live
+            }
+            _ => Processes::Gone,
+        };
+        VmFacts { id: id.clone(), record, journal, processes }
+    }
+
+    /// What on the host carries our names. What cannot be looked at is left alone, and looked at by the next daemon.
+    async fn look(&self) -> Found {
+        let network = self.inner.host.net.found(&self.inner.instance).await.unwrap_or_else(|error| {
+            tracing::warn!(error = %EngineError::from(error).chain(), "the network's leftovers cannot be looked for");
+            Vec::new()
+        });
+        let layout = &self.inner.layout;
+        Found {
+            network,
+            shims: self.inner.host.shims.running(),
+            run_directories: vms_in(&layout.run.join("vms"), ""),
+            state_directories: vms_in(&layout.state.join("vms"), ""),
+        }
+    }
+
+    /// VMs that have a journal.
+    fn journaled(&self) -> Vec<VmId> {
+        vms_in(&self.inner.layout.journals(), ".jsonl")
+    }
+
+    /// Leftovers of ours on the host that nobody's journal has, for `vm doctor`.
+    pub async fn leftovers(&self) -> Vec<Effect> {
+        // In this order: what is made meanwhile is journaled before it can be found.
+        let found = self.look().await;
+        let mut facts = Vec::new();
+        for cell in self.all() {
+            facts.push(self.facts(cell.id(), &Subject::Vm(cell.clone())).await);
+        }
+        let host = HostFacts { journal: self.inner.host_scope.entries().await, found };
+        let plan = Plan::new(&self.inner.layout, &self.inner.boot_id, &facts, &host);
+        let mut left = Vec::new();
+        for action in plan.actions {
+            // What was just being undone is gone by now.
+            if let Action::Reclaim(effect) = action
+                && !matches!(self.inner.host.observe(&effect).await, Ok(Observed::Absent))
+            {
+                left.push(effect);
+            }
+        }
+        left
+    }
+}
+
+/// The work on a plan.
+struct Work<'a> {
+    engine: &'a Engine,
+    subjects: &'a HashMap<VmId, Subject>,
+    failed: HashMap<VmId, EngineError>,
+    report: Recovery,
+}
+
+impl Work<'_> {
+    async fn act(&mut self, ctx: &mut Ctx<Unlocked>, verdicts: &BTreeMap<VmId, Verdict>, action: &Action) {
+        let engine = self.engine;
+        match action {
+            Action::Adopt(id) => {
+                if let (Some(Subject::Vm(cell)), Some(&Verdict::Adopt { shim, vmm })) =
+                    (self.subjects.get(id), verdicts.get(id))
+                {
+                    engine.adopt(ctx, cell, shim, vmm).await;
+                    self.report.adopted += 1;
+                    self.report.lines.push(format!("VM {} is up: adopted", cell.name()));
+                }
+            }
+            Action::Undo(id, layer) => {
+                let (Some(subject), Some(verdict)) = (self.subjects.get(id), verdicts.get(id)) else {
+                    return;
+                };
+                // A disk or a tap is not taken away from a VMM that could not be ended.
+                if self.failed.contains_key(id) {
+                    return;
+                }
+                if let (Layer::Vmm, &Verdict::Ended { shim, vmm }) = (layer, verdict) {
+                    let _ = tokio::time::timeout(LAST_WORDS, start::ended(vmm, shim)).await;
+                }
+                if let Err(error) = subject.scope().unwind_layer(verdict.undone(), *layer).await {
+                    self.failed.insert(id.clone(), error);
+                }
+            }
+            Action::Forget(effect) => engine.inner.host_scope.forget(effect).await,
+            Action::UndoHost => {
+                if let Err(error) = engine.release_network(ctx).await {
+                    self.fail(format!("the former network could not be taken down: {}", error.chain()));
+                }
+            }
+            Action::Reclaim(effect) => match engine.inner.host_scope.reclaim(effect).await {
+                Ok(()) => {
+                    self.report.reclaimed += 1;
+                    self.report.lines.push(format!("{} was in no journal: reclaimed", effect.id()));
+                }
+                Err(error) => self.fail(format!("{} could not be reclaimed: {}", effect.id(), error.chain())),
+            },
+            Action::Settle(id) => {
+                let (Some(subject), Some(verdict)) = (self.subjects.get(id), verdicts.get(id)) else {
+                    return;
+                };
+                let name = subject.name(id);
+                let done = match self.failed.remove(id) {
+                    Some(error) => Err(error),
+                    None => engine.settle(ctx, subject, *verdict).await,
+                };
+                match done {
+                    Ok(None) => {}
+                    Ok(Some(line)) => {
+                        match verdict {
+                            Verdict::Remove | Verdict::Discard => self.report.removed += 1,
+                            _ => self.report.undone += 1,
+                        }
+                        self.report.lines.push(format!("{name} {line}"));
+                    }
+                    Err(error) => {
+                        if let Subject::Vm(cell) = subject {
+                            let at =
+                                if *verdict == Verdict::Remove { FailedAt::Delete } else { FailedAt::Stop };
+                            engine.note_failure(ctx, cell, at, &error).await;
+                        }
+                        self.fail(format!("{name} could not be recovered: {}", error.chain()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, line: String) {
+        tracing::warn!("{line}");
+        self.report.failed += 1;
+        self.report.lines.push(line);
+    }
+}
+
+impl Engine {
+    async fn adopt(&self, ctx: &mut Ctx<Unlocked>, cell: &Arc<Cell>, shim: ProcessRef, vmm: ProcessRef) {
+        let record: VmRecord = cell.record();
+        let paths = cell.paths();
+        let since = vm_shim::status(&paths).await.map_or(record.created_at, |status| status.started_at);
+        let machine = vm_shim::spec(&paths).ok().flatten().and_then(|spec| spec.machine);
+        let (cpus, memory_mib) = machine
+            .map_or((record.spec.cpus, record.spec.memory_mib), |machine| (machine.cpus, machine.memory_mib));
+        let live = Live { shim, vmm, since, cpus, memory_mib };
+        let paused = match self.inner.vmm.pause() {
+            Some(pause) => pause.is_paused(&paths).await.unwrap_or(false),
+            None => false,
+        };
+        cell.lock(ctx).await.set_on(live, paused);
+        self.watch_vmm(cell, live);
+    }
+
+    /// Writes down what has become of a VM whose effects are undone; says it where it is more than nothing.
+    async fn settle(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        subject: &Subject,
+        verdict: Verdict,
+    ) -> Result<Option<String>, EngineError> {
+        let cell = match subject {
+            Subject::Vm(cell) => cell,
+            Subject::Remains(scope) => {
+                scope.close().await?;
+                return Ok(Some("had a journal and no record: removed".to_owned()));
+            }
+        };
+        let policy = cell.with_record(|record| record.spec.restart);
+        let line = match verdict {
+            Verdict::Adopt { .. } | Verdict::Discard => return Ok(None),
+            Verdict::Rest => None,
+            Verdict::Remove => {
+                self.remove_all(ctx, cell).await?;
+                return Ok(Some("was half made or half deleted: removed".to_owned()));
+            }
+            Verdict::Ended { .. } => {
+                let end = ended::judge_end(cell);
+                let again = end.wants_restart(policy);
+                self.finish(ctx, cell, end.failure(), again).await?;
+                Some("has ended while the daemon was away: cleaned up".to_owned())
+            }
+            Verdict::HostRebooted | Verdict::Lost => {
+                let cause = if verdict == Verdict::HostRebooted {
+                    "the host was booted anew"
+                } else {
+                    "it ended with the host or its shim"
+                };
+                let end = ended::End::Failed(cause.to_owned());
+                let again = end.wants_restart(policy);
+                self.finish(ctx, cell, end.failure(), again).await?;
+                Some(format!("is off: {cause}"))
+            }
+            Verdict::HalfStarted => {
+                let failure = Some((FailedAt::Start, "the daemon ended while it booted".to_owned()));
+                self.finish(ctx, cell, failure, false).await?;
+                Some("was half started: undone".to_owned())
+            }
+            Verdict::HalfStopped => {
+                let failure = cell.with_record(|record| record.failure.clone());
+                self.finish(ctx, cell, failure, false).await?;
+                Some("was half stopped: finished".to_owned())
+            }
+        };
+        if cell.paths().exit_record().exists() {
+            cell.lock(ctx).await.set_off(Some(start::exit_status(&cell.paths())));
+        }
+        Ok(line)
+    }
+}
+
+/// The processes of a shim that was applied in this boot.
+fn processes(journal: &[Entry], boot_id: &str) -> Option<(ProcessRef, ProcessRef)> {
+    journal.iter().filter(|entry| entry.phase == Phase::Start && entry.boot_id == boot_id).find_map(|entry| {
+        match entry.handle {
+            Handle::Processes { shim, vmm } => Some((shim, vmm)),
+            _ => None,
+        }
+    })
+}
+
+/// VMs by the entries of a directory whose names are a VM's id and `suffix`.
+fn vms_in(directory: &std::path::Path, suffix: &str) -> Vec<VmId> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(suffix)?.parse().ok())
+        .collect()
+}

@@ -1,0 +1,297 @@
+//! What a daemon that comes back does with what a dead one has left, over fakes of the host.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use vm_disk::{FakeCow, Files};
+use vm_engine::{
+    Engine, Parts, Settings, SubnetChoice,
+    effects::{FakeShims, Host, Scope, Shims},
+    journal::Phase,
+};
+use vm_host::HostRunner;
+use vm_net::{FakeNet, Net};
+use vm_store::Store;
+use vm_types::{
+    Effect, EventKind, Handle, Layout, VmId,
+    image::{ImageRecord, KernelRecord},
+    vm::{NetworkMode, VmRecord, VmSpec, VmState},
+};
+use vm_vmm::FakeDriver;
+
+const IMAGE: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+
+struct Bench {
+    dir: tempfile::TempDir,
+    net: Arc<FakeNet>,
+    cow: Arc<FakeCow>,
+    shims: Arc<FakeShims>,
+    boot_id: String,
+}
+
+fn bench() -> Bench {
+    let bench = Bench {
+        dir: tempfile::tempdir().unwrap(),
+        net: Arc::new(FakeNet::new()),
+        cow: Arc::new(FakeCow::new()),
+        shims: Arc::new(FakeShims::new()),
+        boot_id: vm_host::process::boot_id().unwrap(),
+    };
+    let layout = bench.layout();
+    for directory in [layout.journals(), layout.state.join("vms"), layout.run.join("vms")] {
+        std::fs::create_dir_all(directory).unwrap();
+    }
+    bench
+}
+
+impl Bench {
+    fn layout(&self) -> Layout {
+        let root = self.dir.path();
+        Layout { run: root.join("run"), state: root.join("state"), config: root.join("config") }
+    }
+
+    fn host(&self) -> Host {
+        Host {
+            net: self.net.clone(),
+            cow: self.cow.clone(),
+            files: Files::new([self.dir.path().to_owned()]),
+            shims: self.shims.clone(),
+        }
+    }
+
+    async fn store(&self) -> Store {
+        let store = Store::open(&self.layout().database()).unwrap();
+        store.meta().set(vm_store::meta::INSTANCE_ID, "3f2a").await.unwrap();
+        let image = ImageRecord {
+            digest: IMAGE.parse().unwrap(),
+            references: vec!["debian:bookworm".into()],
+            size_bytes: 1 << 20,
+            used_bytes: 1,
+            created_at: 1,
+            source: "test".into(),
+        };
+        store.images().put(image).await.unwrap();
+        let kernel = KernelRecord {
+            id: kernel(),
+            release: "6.1".into(),
+            source: "test".into(),
+            created_at: 1,
+            default: true,
+        };
+        store.kernels().put(kernel).await.unwrap();
+        store
+    }
+
+    fn scope(&self, vm: &VmId, boot_id: &str) -> Scope {
+        Scope::vm(&self.host(), &self.layout(), vm, boot_id).unwrap()
+    }
+
+    async fn engine(&self, store: Store) -> Engine {
+        let settings = Settings {
+            default_image: "debian:bookworm".into(),
+            default_cpus: 1,
+            default_memory_mib: 128,
+            default_disk_bytes: 1 << 20,
+            start_timeout: Duration::from_secs(10),
+            stop_grace: Duration::from_secs(1),
+            console_log_bytes: 1 << 16,
+            subnet: SubnetChoice::Auto,
+            resolvers: Vec::new(),
+            socket_group: None,
+            agent: "/nonexistent".into(),
+            limits: Default::default(),
+        };
+        let vmm = Arc::new(FakeDriver::new("/nonexistent", []));
+        let runner = Arc::new(HostRunner);
+        let layout = self.layout();
+        Engine::start(Parts { layout, settings, store, host: self.host(), vmm, runner }).await.unwrap()
+    }
+}
+
+fn kernel() -> vm_types::KernelId {
+    "0123456789ab".parse().unwrap()
+}
+
+fn id(number: u32) -> VmId {
+    format!("{number:012x}").parse().unwrap()
+}
+
+fn record(number: u32, complete: bool, wanted_running: bool) -> VmRecord {
+    VmRecord {
+        id: id(number),
+        spec: VmSpec {
+            name: format!("vm-{number}").parse().unwrap(),
+            image_reference: "debian:bookworm".into(),
+            image: IMAGE.parse().unwrap(),
+            kernel: kernel(),
+            cpus: 1,
+            memory_mib: 128,
+            disk_bytes: 1 << 20,
+            network: NetworkMode::Nat,
+            labels: Default::default(),
+            owner: None,
+            restart: Default::default(),
+            idle_stop_seconds: None,
+            expires_at: None,
+        },
+        address: None,
+        created_at: 1,
+        complete,
+        wanted_running,
+        failure: None,
+    }
+}
+
+fn bridge() -> Effect {
+    Effect::Bridge { name: "vmbr-3f2a".into(), address: "10.9.0.1/24".parse().unwrap() }
+}
+
+fn tap(number: u32) -> Effect {
+    Effect::Tap { name: format!("vt3f2a{number:04x}"), bridge: "vmbr-3f2a".into() }
+}
+
+async fn make(bench: &Bench, number: u32, boot_id: &str) -> Scope {
+    let (scope, paths) = (bench.scope(&id(number), boot_id), bench.layout().vm(&id(number)));
+    let disk = Effect::CowDisk { base: "/base".into(), path: paths.disk(), size_bytes: 1 << 20 };
+    for effect in [Effect::Directory { path: paths.state.clone(), mode: 0o700 }, disk] {
+        scope.apply(effect, Phase::Create).await.unwrap();
+    }
+    scope
+}
+
+async fn bring_up(bench: &Bench, number: u32, boot_id: &str) -> Scope {
+    let scope = make(bench, number, boot_id).await;
+    let run_dir = bench.layout().vm(&id(number)).run;
+    let shim = Effect::Shim { spec: run_dir.join("shim.json"), run_dir: run_dir.clone() };
+    for effect in [Effect::Directory { path: run_dir, mode: 0o711 }, tap(number), shim] {
+        scope.apply(effect, Phase::Start).await.unwrap();
+    }
+    scope
+}
+
+fn exists(path: &Path) -> bool {
+    path.exists()
+}
+
+#[tokio::test]
+async fn each_vm_is_recovered_by_what_it_was_in_and_the_host_agrees_afterwards() {
+    let bench = bench();
+    let store = bench.store().await;
+    let layout = bench.layout();
+    bench.net.apply(&bridge()).await.unwrap();
+    let boot = bench.boot_id.clone();
+    // Up; died; of the host's former boot; half started; half made; without a record; off.
+    for (number, complete, wanted) in [
+        (1, true, true),
+        (2, true, true),
+        (3, true, true),
+        (4, true, false),
+        (5, false, false),
+        (7, true, false),
+    ] {
+        store.vms().insert(record(number, complete, wanted)).await.unwrap();
+    }
+    for number in [1, 2, 4, 5, 6] {
+        bring_up(&bench, number, &boot).await;
+    }
+    bring_up(&bench, 3, "former boot").await;
+    make(&bench, 7, &boot).await;
+    for number in [2, 3] {
+        bench.shims.die(&layout.vm(&id(number)).run);
+    }
+    // Nobody's: a tap and a directory. Somebody else's: a tap.
+    bench.net.apply(&tap(99)).await.unwrap();
+    std::fs::create_dir(layout.vm(&id(98)).state).unwrap();
+    let others = Effect::Tap { name: "vt3f2b0001".into(), bridge: "vmbr-3f2a".into() };
+    bench.net.apply(&others).await.unwrap();
+    // A tap that would have been gone with its boot.
+    bench.net.undo(&tap(3), &Handle::None).await.unwrap();
+
+    let engine = bench.engine(store).await;
+    let state = |number: u32| engine.find(id(number).as_str()).map(|cell| cell.state());
+    assert!(matches!(state(1), Ok(VmState::Running { .. })));
+    for number in [2, 3, 4] {
+        assert!(matches!(state(number), Ok(VmState::Failed { .. })), "{number}: {:?}", state(number));
+    }
+    assert!(matches!(state(7), Ok(VmState::Stopped { .. })));
+    assert!(state(5).is_err() && state(6).is_err());
+
+    assert_eq!(bench.shims.running(), [layout.vm(&id(1)).run]);
+    let mut applied: Vec<_> = bench.net.applied().into_iter().map(|id| id.0).collect();
+    applied.sort();
+    assert_eq!(applied, ["bridge:vmbr-3f2a", "tap:vt3f2a0001", "tap:vt3f2b0001"]);
+    let disks: Vec<_> = [1, 2, 3, 4, 7].iter().map(|number| layout.vm(&id(*number)).disk()).collect();
+    assert_eq!(bench.cow.disks(), disks);
+    for (number, run, state) in
+        [(1, true, true), (2, false, true), (5, false, false), (6, false, false), (98, false, false)]
+    {
+        let paths = layout.vm(&id(number));
+        assert_eq!((exists(&paths.run), exists(&paths.state)), (run, state), "{number}");
+    }
+    let recovery = engine.recovery().unwrap();
+    let counts = (recovery.adopted, recovery.undone, recovery.removed, recovery.reclaimed, recovery.failed);
+    assert_eq!(counts, (1, 3, 2, 2, 0), "{recovery:?}");
+    assert!(engine.events().list(0).iter().any(|event| event.kind == EventKind::Recovered));
+    assert!(engine.leftovers().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_vm_that_cannot_be_recovered_is_shown_and_stops_no_other() {
+    let bench = bench();
+    let store = bench.store().await;
+    bench.net.apply(&bridge()).await.unwrap();
+    for number in [1, 2] {
+        store.vms().insert(record(number, true, number == 2)).await.unwrap();
+    }
+    bring_up(&bench, 1, &bench.boot_id.clone()).await;
+    bring_up(&bench, 2, &bench.boot_id.clone()).await;
+    bench.net.fail_undo(true);
+    let engine = bench.engine(store.clone()).await;
+    let state = |engine: &Engine, number: u32| engine.find(id(number).as_str()).map(|cell| cell.state());
+    assert!(matches!(state(&engine, 1), Ok(VmState::Failed { .. })));
+    assert!(matches!(state(&engine, 2), Ok(VmState::Running { .. })));
+    assert_eq!(engine.recovery().unwrap().failed, 1);
+    // Its VMM went before its tap could not; its directory stays for the next attempt.
+    assert_eq!(bench.shims.running(), [bench.layout().vm(&id(2)).run]);
+    assert!(bench.layout().vm(&id(1)).run.exists());
+
+    bench.net.fail_undo(false);
+    let engine = bench.engine(store).await;
+    assert_eq!(engine.recovery().unwrap().failed, 0);
+    assert!(!bench.layout().vm(&id(1)).run.exists());
+}
+
+#[tokio::test]
+async fn a_journal_that_cannot_be_read_costs_no_other_vm() {
+    let bench = bench();
+    let store = bench.store().await;
+    for number in [1, 2] {
+        store.vms().insert(record(number, true, false)).await.unwrap();
+        make(&bench, number, &bench.boot_id.clone()).await;
+    }
+    // A directory where the journal should be cannot be read by anybody, not even root.
+    let journal = bench.layout().vm_journal(&id(1));
+    std::fs::remove_file(&journal).unwrap();
+    std::fs::create_dir(&journal).unwrap();
+    let engine = bench.engine(store).await;
+    for number in [1, 2] {
+        assert!(engine.find(id(number).as_str()).is_ok(), "{number} is lost");
+        assert!(bench.layout().vm(&id(number)).state.exists(), "the files of {number} are lost");
+    }
+}
+
+/// For people: how long a start takes over many VMs that are off.
+#[tokio::test]
+#[ignore = "measures"]
+async fn many_vms_that_are_off_cost_little() {
+    let bench = bench();
+    let store = bench.store().await;
+    for number in 1..=1000 {
+        store.vms().insert(record(number, true, false)).await.unwrap();
+        make(&bench, number, &bench.boot_id.clone()).await;
+    }
+    let began = std::time::Instant::now();
+    let engine = bench.engine(store).await;
+    println!("start over {} VMs: {:?}", engine.all().len(), began.elapsed());
+}
