@@ -238,7 +238,7 @@ struct Resource {
 }
 
 const MEMORY: Resource = Resource {
-    what: "memory for VMs",
+    what: "memory",
     of: |held| held.memory_mib,
     show: |mib| format!("{mib} MiB"),
     free: "stop one that is up",
@@ -247,7 +247,7 @@ const MEMORY: Resource = Resource {
 };
 
 const DISK: Resource = Resource {
-    what: "the disk quota",
+    what: "disk sizes",
     of: |held| held.disk_bytes,
     show: |bytes| format!("{} MiB", bytes.div_ceil(1 << 20)),
     free: "delete one",
@@ -289,7 +289,7 @@ fn count(vms: usize, limit: usize) -> Result<(), EngineError> {
         return Ok(());
     }
     Err(EngineError::Admission {
-        what: "the number of VMs",
+        what: "VMs",
         wanted: "one more".into(),
         in_use: vms.to_string(),
         limit: limit.to_string(),
@@ -545,7 +545,7 @@ mod tests {
         assert!(error.hint().unwrap().contains("db 6144 MiB"), "{:?}", error.hint());
         let web = ledger.disk(&name("web"), 4 << 30, vms).unwrap();
         let error = ledger.disk(&name("third"), 0, vms).unwrap_err();
-        assert!(error.to_string().contains("number of VMs"), "{error}");
+        assert!(error.to_string().contains("limit of VMs"), "{error}");
         // One that is there may grow, as far as the quota goes.
         assert!(ledger.disk(&name("db"), 7 << 30, vms).is_err());
         drop(web);

@@ -62,7 +62,7 @@ pub enum EngineError {
         subnet: String,
     },
     /// The limits of the configuration do not allow it; nothing was made.
-    #[error("{what} would not do for {wanted} more: {in_use} of {limit} are taken")]
+    #[error("the limit of {what} leaves no room for {wanted}: {in_use} of {limit} are taken")]
     Admission {
         /// Of what there is too little.
         what: &'static str,
