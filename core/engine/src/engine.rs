@@ -190,9 +190,14 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Takes the bridge down if no VM is up. VMs are left alone. To be called when [`Operations::shut_down`] has ended.
-    pub async fn shut_down(&self) {
+    /// Ends all operations, each of which unwinds what it has begun, and takes no more; followers of events are told.
+    pub async fn end_operations(&self) {
         self.inner.events.record(EventKind::DaemonStopping, None, None, "the daemon goes down; VMs go on");
+        self.operations().shut_down().await;
+    }
+
+    /// Takes the bridge down if no VM is up. VMs are left alone. To be called after [`Self::end_operations`].
+    pub async fn shut_down(&self) {
         let engine = self.clone();
         let released =
             self.locks().root("shutdown", async move |mut ctx| engine.release_network(&mut ctx).await).await;

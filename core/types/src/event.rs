@@ -46,6 +46,9 @@ pub enum EventKind {
     CatalogueChanged,
     /// Not in the log: told to a follower that was too slow, in place of what it missed.
     Missed,
+    /// Something that only a newer daemon knows; the message tells.
+    #[serde(other)]
+    Other,
 }
 
 /// One thing that happened.

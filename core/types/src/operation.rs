@@ -37,6 +37,9 @@ pub enum OperationKind {
     ImageImport,
     /// `kernel.import`
     KernelImport,
+    /// Something that only a newer daemon does.
+    #[serde(other)]
+    Other,
 }
 
 /// How far an operation is.

@@ -128,7 +128,7 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
     tracing::info!("going down; VMs go on");
     // No new connections, then the end of all operations, which those who watch them are still told of.
     stop.cancel();
-    engine.operations().shut_down().await;
+    engine.end_operations().await;
     close.cancel();
     let _ = serving.await;
     engine.shut_down().await;

@@ -70,6 +70,22 @@ impl SetRequest {
     }
 }
 
+/// Names of the settings in which two specifications differ.
+fn differences(before: &VmSpec, after: &VmSpec) -> Vec<&'static str> {
+    [
+        ("cpus", before.cpus != after.cpus),
+        ("memory", before.memory_mib != after.memory_mib),
+        ("disk", before.disk_bytes != after.disk_bytes),
+        ("labels", before.labels != after.labels),
+        ("restart", before.restart != after.restart),
+        ("ttl", before.expires_at != after.expires_at),
+        ("idle-stop", before.idle_stop_seconds != after.idle_stop_seconds),
+    ]
+    .into_iter()
+    .filter_map(|(name, differs)| differs.then_some(name))
+    .collect()
+}
+
 impl Engine {
     /// Changes a VM in an operation of its own.
     ///
@@ -125,10 +141,14 @@ impl Engine {
         if let Some(bytes) = disk_bytes {
             spec.disk_bytes = bytes;
         }
-        self.inner.store.vms().set_spec(cell.id(), spec.clone()).await?;
-        writer.change_record(|record| record.spec = spec);
-        drop(writer);
-        self.event(EventKind::VmChanged, cell, Some(context.id), "changed".into());
+        let changes = differences(&cell.record().spec, &spec);
+        if !changes.is_empty() {
+            self.inner.store.vms().set_spec(cell.id(), spec.clone()).await?;
+            writer.change_record(|record| record.spec = spec);
+            drop(writer);
+            let message = format!("changed: {}", changes.join(", "));
+            self.event(EventKind::VmChanged, cell, Some(context.id), message);
+        }
         Ok(VmChanged { vm: cell.id().clone(), needs_restart: cell.needs_restart() })
     }
 

@@ -134,14 +134,27 @@ impl Engine {
         if end == End::Rebooted && cell.restarts() == 0 {
             cell.count_restart();
             if self.start_reserved(ctx, &reserved, context).await.is_err() {
-                drop(reserved);
-                self.restart_later(&cell);
+                self.try_again(ctx, reserved).await;
             }
         } else if again {
             drop(reserved);
             self.restart_later(&cell);
         }
         Ok(())
+    }
+
+    /// After a restart that failed: another one where the policy wants it, else the VM stays off.
+    async fn try_again(&self, ctx: &mut Ctx<Unlocked>, reserved: Reserved) {
+        let cell = reserved.cell().clone();
+        if cell.with_record(|record| record.spec.restart) != RestartPolicy::No {
+            drop(reserved);
+            return self.restart_later(&cell);
+        }
+        let mut writer = cell.lock(ctx).await;
+        writer.change_record(|record| record.wanted_running = false);
+        if let Err(error) = self.inner.store.vms().set_wanted_running(cell.id(), false).await {
+            tracing::warn!(vm = %cell.name(), %error, "that it stays off could not be written down");
+        }
     }
 
     /// Starts a VM after a pause, which grows with each restart that does not hold, unless somebody stops, starts or deletes it meanwhile.
@@ -162,24 +175,33 @@ impl Engine {
                 let (engine, cell) = (engine.clone(), cell.clone());
                 move |context, mut ctx| async move {
                     let ctx = &mut ctx;
+                    let reserved = loop {
+                        if !cell.awaits_restart() {
+                            return Ok(());
+                        }
+                        let admitted =
+                            engine.reserve(ctx, &cell, Request::Start, Activity::Starting, context.id).await;
+                        match admitted {
+                            Err(EngineError::Busy { .. }) => cell.free().await,
+                            Ok(Admitted::Reserved(reserved)) => break reserved,
+                            Ok(Admitted::Already) => return Ok(()),
+                            Err(error) => return Err(error),
+                        }
+                    };
+                    // It may have been stopped before it was ours.
                     if !cell.awaits_restart() {
                         return Ok(());
                     }
-                    let admitted =
-                        engine.reserve(ctx, &cell, Request::Start, Activity::Starting, context.id).await?;
-                    match admitted {
-                        // It may have been stopped before it was ours.
-                        Admitted::Reserved(reserved) if cell.awaits_restart() => {
-                            engine.start_reserved(ctx, &reserved, &context).await
-                        }
-                        _ => Ok(()),
+                    let started = engine.start_reserved(ctx, &reserved, &context).await;
+                    if started.is_err() {
+                        engine.try_again(ctx, reserved).await;
                     }
+                    started
                 }
             });
-            // On its way down, the daemon leaves it to the next one.
-            let Ok(operation) = begun else { return };
-            if operation.wait().await.is_err() && cell.awaits_restart() {
-                engine.restart_later(&cell);
+            if let Err(error) = begun {
+                // On its way down, the daemon leaves it to the next one.
+                tracing::debug!(vm = %cell.name(), %error, "not started again");
             }
         });
     }
