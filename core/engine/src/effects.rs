@@ -258,18 +258,18 @@ impl Scope {
         self.journal.lock().await.entries().to_vec()
     }
 
-    /// Hands an applied effect over to another scope. At every moment a journal has it; for one moment both do.
+    /// Takes an applied effect over from another scope, which is to [`Self::forget`] it afterwards: at every moment a journal has
+    /// it, and for one moment both do.
     ///
     /// # Errors
-    /// Nothing was handed over; or, where this journal could not be written, both have it on disk and the other one here.
-    pub async fn hand_over(&self, to: &Self, effect: &Effect, phase: Phase) -> Result<(), EngineError> {
-        to.journal
-            .lock()
-            .await
-            .record(effect, phase, Step::Applied, Handle::None)
-            .map_err(|source| EngineError::Journal { path: to.path.clone(), source })?;
-        self.forget(effect).await;
-        Ok(())
+    /// The journal; nothing was taken over.
+    pub async fn receive(&self, effect: &Effect, phase: Phase) -> Result<(), EngineError> {
+        let mut journal = self.journal.lock().await;
+        // Folded first, as all that has happened is: what could not be written is void.
+        let recorded = journal.record(effect, phase, Step::Intent, Handle::None);
+        recorded
+            .and_then(|()| journal.record(effect, phase, Step::Applied, Handle::None))
+            .map_err(|source| EngineError::Journal { path: self.path.clone(), source })
     }
 
     /// Strikes out an effect that is another scope's.

@@ -24,6 +24,7 @@ use crate::{
     keys,
     ops::Operations,
     reconcile::Recovery,
+    taps::Taps,
     vm::cell::Cell,
 };
 
@@ -57,6 +58,8 @@ pub struct Settings {
     pub subnet: SubnetChoice,
     /// Guests' name servers; the host's own if empty.
     pub resolvers: Vec<IpAddr>,
+    /// Taps that wait for a VM.
+    pub tap_pool: usize,
     /// Group that may use the daemon.
     pub socket_group: Option<u32>,
     /// The guest agent's binary.
@@ -115,6 +118,7 @@ pub(crate) struct Inner {
     /// Images and kernels that are being acquired.
     pub(crate) flights: Flights,
     pub(crate) host_scope: Scope,
+    pub(crate) taps: Taps,
     /// What was found and done when the daemon came up.
     pub(crate) recovery: OnceLock<Recovery>,
 }
@@ -178,6 +182,7 @@ impl Engine {
                 network: Lock::new("network", ()),
                 flights: Flights::default(),
                 host_scope,
+                taps: Taps::new(),
                 recovery: OnceLock::new(),
             }),
         };

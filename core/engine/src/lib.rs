@@ -23,6 +23,7 @@ mod keys;
 mod network;
 pub mod ops;
 pub mod reconcile;
+mod taps;
 pub mod vm;
 
 pub use engine::{Engine, Parts, Settings, SubnetChoice};

@@ -94,25 +94,34 @@ impl Engine {
             Effect::Firewall { table: vm_net::names::table_name(&inner.instance), bridge, subnet },
             Effect::Sysctl { key: "net/ipv4/ip_forward".into(), value: "1".into() },
         ];
-        for effect in effects {
-            inner.host_scope.apply(effect, Phase::Host).await?;
-        }
+        let in_place = async {
+            for effect in effects {
+                inner.host_scope.apply(effect, Phase::Host).await?;
+            }
+            Ok::<_, EngineError>(())
+        };
+        // Cancel-safe: effects go on in tasks of their own.
+        let (in_place, mtu) = tokio::join!(in_place, inner.host.net.guest_mtu());
+        in_place?;
         let resolvers = if inner.settings.resolvers.is_empty() {
             vm_net::resolvers()?.into_iter().map(IpAddr::V4).collect()
         } else {
             inner.settings.resolvers.clone()
         };
-        let mtu = inner.host.net.guest_mtu().await?;
-        Ok(Network { subnet, gateway, resolvers, mtu })
+        Ok(Network { subnet, gateway, resolvers, mtu: mtu? })
     }
 
     /// Takes the network down unless a VM that is up, or may be, stands on it.
     pub(crate) async fn release_network(&self, ctx: &mut Ctx<Unlocked>) -> Result<(), EngineError> {
-        let _one_at_a_time = ctx.lock(&self.inner.network).await;
-        if self.all().iter().any(|cell| cell.live().is_some() && cell.record().address.is_some()) {
-            return Ok(());
+        let ready = self.close_taps(ctx).await;
+        {
+            let _one_at_a_time = ctx.lock(&self.inner.network).await;
+            if !self.all().iter().any(|cell| cell.live().is_some() && cell.record().address.is_some()) {
+                return self.inner.host_scope.unwind(Phase::Host).await;
+            }
         }
-        self.inner.host_scope.unwind(Phase::Host).await
+        self.reopen_taps(ctx, ready).await;
+        Ok(())
     }
 }
 

@@ -98,6 +98,7 @@ impl Bench {
             console_log_bytes: 1 << 16,
             subnet: SubnetChoice::Auto,
             resolvers: Vec::new(),
+            tap_pool: 2,
             socket_group: None,
             agent: "/nonexistent".into(),
             limits: Default::default(),

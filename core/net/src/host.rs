@@ -123,11 +123,12 @@ impl HostNet {
 
     /// `None` where there is no such table.
     async fn judge(&self, table: Table<'_>) -> Result<Option<Judgement>, NetError> {
-        let tables = self.nft_list(&["tables", "inet"]).await?;
-        if !table.is_listed(&tables) {
-            return Ok(None);
+        // In one call where it is there, as nearly always.
+        match self.nft_list(&["table", "inet", table.name]).await {
+            Ok(answer) => Ok(Some(table.judge(&answer))),
+            Err(error) if table.is_listed(&self.nft_list(&["tables", "inet"]).await?) => Err(error),
+            Err(_) => Ok(None),
         }
-        Ok(Some(table.judge(&self.nft_list(&["table", "inet", table.name]).await?)))
     }
 
     async fn replace_table(&self, table: Table<'_>, document: Value, action: &str) -> Result<(), NetError> {

@@ -14,6 +14,8 @@ use vm_vmm::Accelerator;
 
 /// The version this build reads.
 const VERSION: u32 = 1;
+/// A bridge has 1,024 ports at most, and most of them are for VMs that run.
+const TAP_POOL_MAX: usize = 256;
 
 /// A guest's memory that is promised so many times cannot be meant.
 const OVERCOMMIT_MAX: f64 = 16.0;
@@ -92,12 +94,20 @@ struct LimitsConfig {
     vms: u32,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Network {
     /// `auto`, or an IPv4 subnet.
     subnet: Subnet,
     resolvers: Vec<IpAddr>,
+    /// Taps that are made before a VM needs one.
+    tap_pool: usize,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { subnet: Subnet::Auto, resolvers: Vec::new(), tap_pool: 4 }
+    }
 }
 
 /// See [`SubnetChoice`].
@@ -317,6 +327,7 @@ impl Config {
             console_log_bytes: self.vm.console_log_kib << 10,
             subnet: self.subnet(),
             resolvers: self.network.resolvers.clone(),
+            tap_pool: self.network.tap_pool.min(TAP_POOL_MAX),
             socket_group,
             agent: self.agent(),
             limits: self.limits(),

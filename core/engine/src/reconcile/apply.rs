@@ -84,6 +84,13 @@ impl Engine {
             work.act(ctx, &plan.verdicts, action).await;
         }
         let mut report = work.report;
+        let journaled = facts.iter().flat_map(|facts| &facts.journal).chain(&host.journal);
+        let taps = journaled.map(|entry| &entry.effect).chain(&host.found.network);
+        let names = taps.filter_map(|effect| match effect {
+            Effect::Tap { name, .. } => Some(name.clone()),
+            _ => None,
+        });
+        self.recover_taps(ctx, names).await;
         for cell in self.all() {
             self.watch_owner(&cell);
             if cell.awaits_restart() {

@@ -87,7 +87,7 @@ impl Engine {
                 tracing::warn!(vm = %cell.name(), %error, "the deletion could not be written down");
             }
         }
-        cell.scope.unwind(Phase::Start).await?;
+        self.unwind_run(ctx, cell).await?;
         if cell.live().is_some() {
             cell.lock(ctx).await.set_off(None);
         }

@@ -102,7 +102,7 @@ impl Engine {
                 Ok(())
             }
             Err(error) => {
-                if let Err(undo) = cell.scope.unwind(Phase::Start).await {
+                if let Err(undo) = self.unwind_run(ctx, cell).await {
                     // The next start, or the deletion, tries again.
                     tracing::warn!(vm = %cell.name(), error = %undo.chain(), "its start could not be undone");
                 }
@@ -151,10 +151,8 @@ impl Placed {
         cell.scope.apply(Effect::Directory { path: paths.run.clone(), mode: 0o711 }, Phase::Start).await?;
         let mut nics = Vec::new();
         if let Some(place) = &place {
-            let name = engine.tap_name(place);
-            nics.push(Nic { tap: name.clone(), mac: place.mac.clone() });
-            let bridge = vm_net::names::bridge_name(&engine.inner.instance);
-            cell.scope.apply(Effect::Tap { name, bridge }, Phase::Start).await?;
+            let name = engine.take_tap(ctx, cell).await?;
+            nics.push(Nic { tap: name, mac: place.mac.clone() });
         }
         let host_key = std::fs::read_to_string(paths.host_key()).map_err(|error| EngineError::Key {
             action: "read",
@@ -248,12 +246,6 @@ impl Engine {
             drives: vec![Drive { serial: ROOT_SERIAL.into(), path: paths.disk(), read_only: false }],
             nics,
         }
-    }
-
-    /// Numbered by the host part of the VM's address, which is unique among the daemon's VMs.
-    fn tap_name(&self, place: &Place) -> String {
-        let number = vm_net::addresses::host_number(place.subnet, place.address);
-        vm_net::names::tap_name(&self.inner.instance, number)
     }
 
     /// The guest's SSH host key, public half.

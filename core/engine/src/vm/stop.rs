@@ -19,7 +19,7 @@ use super::{
     start,
     state::Request,
 };
-use crate::{Engine, EngineError, journal::Phase, ops::OpContext};
+use crate::{Engine, EngineError, ops::OpContext};
 
 /// How long an agent may take to answer that it shuts down.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -186,7 +186,7 @@ impl Engine {
     ) -> Result<(), EngineError> {
         // The host first: a full disk, where the store cannot write, must not keep a VM from being stopped.
         let ran = cell.live();
-        let unwound = cell.scope.unwind(Phase::Start).await;
+        let unwound = self.unwind_run(ctx, cell).await;
         let failure = match &unwound {
             Ok(()) => failure,
             Err(error) => Some((FailedAt::Stop, error.chain())),

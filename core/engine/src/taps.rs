@@ -1,0 +1,205 @@
+//! Taps that are made before a VM needs one.
+//!
+//! ```text
+//!   refill ──> host's journal ── take ──> VM's journal ── end of the run, pool short ──> host's journal
+//!   (a task)        │                          └──────────── else ──> deleted
+//!                   └── the network is taken down ──> deleted
+//! ```
+//!
+//! Making a tap and a port of it takes the kernel some ten milliseconds, in which a start would wait. A tap that waits here is a
+//! port of the bridge and up. It is an effect of the host's scope; taking it hands it over to the VM's, so that at every moment a
+//! journal has it. For one moment both do, and recovery then gives it to the VM. Names are numbered in one row and none is used
+//! twice, so a tap is never mistaken for a former one.
+
+use std::collections::HashSet;
+
+use vm_locks::{Ctx, Lock, TapPool, Unlocked};
+use vm_net::names;
+use vm_types::{Effect, Layer};
+
+use crate::{
+    Engine, EngineError,
+    journal::{Entry, Phase, Step},
+    vm::cell::Cell,
+};
+
+/// The taps that wait. Empty, and filled by nobody, while there is no network.
+#[derive(Debug)]
+pub(crate) struct Taps {
+    pool: Lock<TapPool, Pool>,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    /// Whether there is a bridge.
+    open: bool,
+    /// The number of the next tap.
+    next: u32,
+    /// Names; each is applied in the host's journal.
+    ready: Vec<String>,
+    /// Handed over, and still in the host's journal too.
+    leaving: HashSet<String>,
+    /// Whether a task fills it.
+    filling: bool,
+}
+
+impl Taps {
+    pub(crate) fn new() -> Self {
+        Self { pool: Lock::new("tap pool", Pool { next: 1, ..Pool::default() }) }
+    }
+}
+
+impl Engine {
+    fn tap(&self, name: String) -> Effect {
+        Effect::Tap { name, bridge: names::bridge_name(&self.inner.instance) }
+    }
+
+    /// Gives a VM a tap, from the pool or, where that is empty, a new one. The network is there. Returns its name.
+    ///
+    /// # Errors
+    /// The journal, or the network layer; what is half done is in the VM's journal.
+    pub(crate) async fn take_tap(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell) -> Result<String, EngineError> {
+        let (name, waiting) = {
+            let mut pool = ctx.lock(&self.inner.taps.pool).await;
+            pool.open = true;
+            match pool.ready.pop() {
+                Some(name) => {
+                    pool.leaving.insert(name.clone());
+                    (name, true)
+                }
+                None => (self.next_name(&mut pool), false),
+            }
+        };
+        let effect = self.tap(name.clone());
+        let received = if waiting { cell.scope.receive(&effect, Phase::Start).await } else { Ok(()) };
+        if let Err(error) = received {
+            let mut pool = ctx.lock(&self.inner.taps.pool).await;
+            pool.leaving.remove(&name);
+            pool.ready.push(name);
+            return Err(error);
+        }
+        self.refill(waiting.then(|| effect.clone()));
+        // One from the pool is only looked at, and made again if somebody took it away.
+        cell.scope.apply(effect, Phase::Start).await?;
+        Ok(name)
+    }
+
+    /// Undoes all that a run needed. Its tap goes back to the pool where that is short.
+    ///
+    /// # Errors
+    /// The first that could not be undone; the rest is.
+    pub(crate) async fn unwind_run(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell) -> Result<(), EngineError> {
+        // A tap is of use to another VM only when no VMM holds it.
+        if cell.scope.unwind_layer(&[Phase::Start], Layer::Vmm).await.is_ok() {
+            for entry in cell.scope.entries().await {
+                self.give_back(ctx, cell, &entry).await;
+            }
+        }
+        cell.scope.unwind(Phase::Start).await
+    }
+
+    async fn give_back(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell, entry: &Entry) {
+        let Effect::Tap { name, .. } = &entry.effect else { return };
+        let whole = entry.step == Step::Applied && entry.boot_id == self.inner.boot_id;
+        if !whole || names::tap_number(&self.inner.instance, name).is_none() {
+            return;
+        }
+        let mut pool = ctx.lock(&self.inner.taps.pool).await;
+        let room = pool.open && !pool.filling && pool.ready.len() < self.inner.settings.tap_pool;
+        if !room || pool.leaving.contains(name) {
+            return;
+        }
+        match self.inner.host_scope.receive(&entry.effect, Phase::Host).await {
+            Ok(()) => {
+                cell.scope.forget(&entry.effect).await;
+                pool.ready.push(name.clone());
+            }
+            Err(error) => tracing::warn!(tap = %name, error = %error.chain(), "not returned to the pool"),
+        }
+    }
+
+    /// Fills the pool where nobody waits for it; `taken` is struck out of the host's journal first.
+    fn refill(&self, taken: Option<Effect>) {
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let locks = engine.locks().clone();
+            locks.root("tap pool", async move |mut ctx| engine.fill(&mut ctx, taken).await).await;
+        });
+    }
+
+    async fn fill(&self, ctx: &mut Ctx<Unlocked>, taken: Option<Effect>) {
+        if let Some(effect) = taken {
+            self.inner.host_scope.forget(&effect).await;
+            if let Effect::Tap { name, .. } = &effect {
+                ctx.lock(&self.inner.taps.pool).await.leaving.remove(name);
+            }
+        }
+        let mut mine = false;
+        loop {
+            let name = {
+                let mut pool = ctx.lock(&self.inner.taps.pool).await;
+                if !mine && pool.filling {
+                    return;
+                }
+                mine = pool.open && pool.ready.len() < self.inner.settings.tap_pool;
+                pool.filling = mine;
+                if !mine {
+                    return;
+                }
+                self.next_name(&mut pool)
+            };
+            let made = self.inner.host_scope.apply(self.tap(name.clone()), Phase::Host).await;
+            let mut pool = ctx.lock(&self.inner.taps.pool).await;
+            match made {
+                // If the network was taken down meanwhile, the tap went with it: it was in the same journal.
+                Ok(_) if !pool.open => {}
+                Ok(_) => pool.ready.push(name),
+                Err(error) => {
+                    tracing::warn!(tap = %name, error = %error.chain(), "the pool of taps is not full");
+                    pool.filling = false;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes the pool out of use: its taps are about to go with the network.
+    pub(crate) async fn close_taps(&self, ctx: &mut Ctx<Unlocked>) -> Vec<String> {
+        let mut pool = ctx.lock(&self.inner.taps.pool).await;
+        pool.open = false;
+        std::mem::take(&mut pool.ready)
+    }
+
+    /// Puts it into use again: the network stays.
+    pub(crate) async fn reopen_taps(&self, ctx: &mut Ctx<Unlocked>, ready: Vec<String>) {
+        let mut pool = ctx.lock(&self.inner.taps.pool).await;
+        pool.open = true;
+        pool.ready.extend(ready);
+    }
+
+    /// Begins with what the former daemon had ready; `taken` are names that are in use anywhere.
+    pub(crate) async fn recover_taps(&self, ctx: &mut Ctx<Unlocked>, taken: impl Iterator<Item = String>) {
+        let entries = self.inner.host_scope.entries().await;
+        let whole = |entry: &&Entry| entry.step == Step::Applied && entry.boot_id == self.inner.boot_id;
+        let mut pool = ctx.lock(&self.inner.taps.pool).await;
+        for entry in entries.iter().filter(whole) {
+            if let Effect::Tap { name, .. } = &entry.effect {
+                pool.ready.push(name.clone());
+            }
+        }
+        pool.open = !pool.ready.is_empty();
+        let known = taken.filter_map(|name| names::tap_number(&self.inner.instance, &name)).max();
+        pool.next = known.map_or(1, |number| number.wrapping_add(1)).max(1);
+    }
+
+    fn next_name(&self, pool: &mut Pool) -> String {
+        let number = pool.next;
+        // After four thousand million taps, the first is not in use any more.
+        pool.next = number.wrapping_add(1).max(1);
+        names::tap_name(&self.inner.instance, number)
+    }
+}
+
+#[cfg(test)]
+#[path = "taps_tests.rs"]
+mod tests;

@@ -1,0 +1,207 @@
+use std::{sync::Arc, time::Duration};
+
+use vm_disk::{FakeCow, Files};
+use vm_net::FakeNet;
+use vm_types::{
+    Layout, VmId,
+    vm::{NetworkMode, VmRecord, VmSpec},
+};
+
+use super::*;
+use crate::{
+    Parts, Settings, SubnetChoice,
+    effects::{FakeShims, Host},
+};
+
+const SIZE: usize = 2;
+
+struct Bench {
+    _dir: tempfile::TempDir,
+    net: Arc<FakeNet>,
+    engine: Engine,
+}
+
+async fn bench() -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let layout = Layout { run: root.join("run"), state: root.join("state"), config: root.join("config") };
+    std::fs::create_dir_all(&layout.state).unwrap();
+    let net = Arc::new(FakeNet::new());
+    let host = Host {
+        net: net.clone(),
+        cow: Arc::new(FakeCow::new()),
+        files: Files::new([root.to_owned()]),
+        shims: Arc::new(FakeShims::new()),
+    };
+    let settings = Settings {
+        default_image: "debian:bookworm".into(),
+        default_cpus: 1,
+        default_memory_mib: 128,
+        default_disk_bytes: 1 << 20,
+        start_timeout: Duration::from_secs(10),
+        stop_grace: Duration::from_secs(1),
+        console_log_bytes: 1 << 16,
+        subnet: SubnetChoice::Auto,
+        resolvers: vec!["192.0.2.53".parse().unwrap()],
+        tap_pool: SIZE,
+        socket_group: None,
+        agent: "/nonexistent".into(),
+        limits: Default::default(),
+    };
+    let store = vm_store::Store::open(&layout.database()).unwrap();
+    let vmm = Arc::new(vm_vmm::FakeDriver::new("/nonexistent", []));
+    let runner = Arc::new(vm_host::HostRunner);
+    let engine = Engine::start(Parts { layout, settings, store, host, vmm, runner }).await.unwrap();
+    Bench { _dir: dir, net, engine }
+}
+
+impl Bench {
+    fn cell(&self, number: u32) -> Arc<Cell> {
+        let id: VmId = format!("{number:012x}").parse().unwrap();
+        let digest = format!("sha256:{}", "1".repeat(64));
+        let spec = VmSpec {
+            name: format!("vm-{number}").parse().unwrap(),
+            image_reference: "debian:bookworm".into(),
+            image: digest.parse().unwrap(),
+            kernel: "0123456789ab".parse().unwrap(),
+            cpus: 1,
+            memory_mib: 128,
+            disk_bytes: 1 << 20,
+            network: NetworkMode::Nat,
+            labels: Default::default(),
+            owner: None,
+            restart: Default::default(),
+            idle_stop_seconds: None,
+            expires_at: None,
+        };
+        let record = VmRecord {
+            id,
+            spec,
+            address: None,
+            created_at: 1,
+            complete: true,
+            wanted_running: false,
+            failure: None,
+        };
+        self.engine.new_cell(record).unwrap()
+    }
+
+    /// Names of taps in the host's journal that are whole.
+    async fn waiting(&self) -> Vec<String> {
+        let entries = self.engine.inner.host_scope.entries().await;
+        let whole = entries.into_iter().filter(|entry| entry.step == Step::Applied);
+        whole.filter_map(|entry| tap_of(&entry.effect)).collect()
+    }
+
+    fn on_host(&self) -> usize {
+        self.net.applied().iter().filter(|id| id.0.starts_with("tap:")).count()
+    }
+
+    /// Waits until nothing is on its way in or out of the pool.
+    async fn settled(&self, ready: usize) {
+        let settled = async {
+            loop {
+                let (idle, found) = self
+                    .engine
+                    .locks()
+                    .root("test", async |mut ctx| {
+                        let pool = ctx.lock(&self.engine.inner.taps.pool).await;
+                        (!pool.filling && pool.leaving.is_empty(), pool.ready.len())
+                    })
+                    .await;
+                if idle && found == ready && self.waiting().await.len() == ready {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), settled).await.expect("the pool settles");
+    }
+
+    async fn take(&self, cell: &Cell) -> String {
+        let locks = self.engine.locks();
+        locks
+            .root("test", async |mut ctx| {
+                self.engine.ensure_network(&mut ctx).await.unwrap();
+                self.engine.take_tap(&mut ctx, cell).await.unwrap()
+            })
+            .await
+    }
+
+    async fn end(&self, cell: &Cell) {
+        let locks = self.engine.locks();
+        locks.root("test", async |mut ctx| self.engine.unwind_run(&mut ctx, cell).await.unwrap()).await;
+    }
+}
+
+fn tap_of(effect: &Effect) -> Option<String> {
+    match effect {
+        Effect::Tap { name, .. } => Some(name.clone()),
+        _ => None,
+    }
+}
+
+async fn taps_of(cell: &Cell) -> Vec<String> {
+    cell.scope.entries().await.iter().filter_map(|entry| tap_of(&entry.effect)).collect()
+}
+
+#[tokio::test]
+async fn the_first_vm_makes_its_own_tap_and_the_next_finds_one_waiting() {
+    let bench = bench().await;
+    assert_eq!(bench.on_host(), 0, "no VM, no network");
+    let (first, second) = (bench.cell(1), bench.cell(2));
+    let one = bench.take(&first).await;
+    bench.settled(SIZE).await;
+    let ready = bench.waiting().await;
+    let two = bench.take(&second).await;
+    assert!(ready.contains(&two), "{two} was not among {ready:?}");
+    bench.settled(SIZE).await;
+    assert_eq!((taps_of(&first).await, taps_of(&second).await), (vec![one], vec![two.clone()]));
+    assert!(!bench.waiting().await.contains(&two), "two have it");
+    assert_eq!(bench.on_host(), SIZE + 2);
+}
+
+#[tokio::test]
+async fn a_tap_goes_back_where_the_pool_is_short_and_is_deleted_where_it_is_full() {
+    let bench = bench().await;
+    let (first, second) = (bench.cell(1), bench.cell(2));
+    let one = bench.take(&first).await;
+    bench.settled(SIZE).await;
+    // The host refuses to make another one.
+    bench.net.fail_apply(1);
+    bench.take(&second).await;
+    bench.settled(SIZE - 1).await;
+    bench.end(&first).await;
+    bench.settled(SIZE).await;
+    assert!(bench.waiting().await.contains(&one) && taps_of(&first).await.is_empty());
+    bench.end(&second).await;
+    assert!(taps_of(&second).await.is_empty());
+    assert_eq!(bench.on_host(), SIZE);
+}
+
+#[tokio::test]
+async fn what_somebody_took_from_the_pool_is_made_again() {
+    let bench = bench().await;
+    bench.take(&bench.cell(1)).await;
+    bench.settled(SIZE).await;
+    for name in bench.waiting().await {
+        let tap = bench.engine.tap(name);
+        vm_net::Net::undo(bench.net.as_ref(), &tap, &vm_types::Handle::None).await.unwrap();
+    }
+    let name = bench.take(&bench.cell(2)).await;
+    let id = bench.engine.tap(name).id();
+    assert!(bench.net.applied().contains(&id));
+}
+
+#[tokio::test]
+async fn the_pool_goes_with_the_network() {
+    let bench = bench().await;
+    let cell = bench.cell(1);
+    bench.take(&cell).await;
+    bench.settled(SIZE).await;
+    bench.end(&cell).await;
+    bench.engine.shut_down().await;
+    assert!(bench.net.applied().is_empty(), "{:?}", bench.net.applied());
+    bench.settled(0).await;
+    assert_ne!(bench.take(&cell).await, names::tap_name(&bench.engine.inner.instance, 1));
+}
