@@ -122,6 +122,8 @@ impl Engine {
         let cell = reserved.cell().clone();
         let policy = cell.with_record(|record| record.spec.restart);
         let again = end.wants_restart(policy);
+        // Nobody takes the memory of a guest that only reboots.
+        let _memory = (end == End::Rebooted).then(|| self.admit_start(&cell));
         self.finish(ctx, &cell, end.failure(), again).await?;
         let id = Some(context.id);
         match &end {
@@ -133,8 +135,8 @@ impl Engine {
         }
         if end == End::Rebooted && cell.restarts() == 0 {
             cell.count_restart();
-            if self.start_reserved(ctx, &reserved, context).await.is_err() {
-                self.try_again(ctx, reserved).await;
+            if let Err(error) = self.start_reserved(ctx, &reserved, context).await {
+                self.try_again(ctx, reserved, &error).await;
             }
         } else if again {
             drop(reserved);
@@ -144,8 +146,12 @@ impl Engine {
     }
 
     /// After a restart that failed: another one where the policy wants it, else the VM stays off.
-    async fn try_again(&self, ctx: &mut Ctx<Unlocked>, reserved: Reserved) {
+    async fn try_again(&self, ctx: &mut Ctx<Unlocked>, reserved: Reserved, error: &EngineError) {
         let cell = reserved.cell().clone();
+        if let EngineError::Admission { .. } = error {
+            // Elsewhere a refusal leaves the VM as it was, and whoever asked is told. Here nobody is.
+            self.note_failure(ctx, &cell, FailedAt::Start, error).await;
+        }
         if cell.with_record(|record| record.spec.restart) != RestartPolicy::No {
             drop(reserved);
             return self.restart_later(&cell);
@@ -193,8 +199,8 @@ impl Engine {
                         return Ok(());
                     }
                     let started = engine.start_reserved(ctx, &reserved, &context).await;
-                    if started.is_err() {
-                        engine.try_again(ctx, reserved).await;
+                    if let Err(error) = &started {
+                        engine.try_again(ctx, reserved, error).await;
                     }
                     started
                 }
