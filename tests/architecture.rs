@@ -19,9 +19,11 @@ const MAY: &[(&str, &[&str])] = &[
     ("vm-store", &["vm-types"]),
     ("vm-disk", &["vm-types", "vm-host"]),
     ("vm-net", &["vm-types", "vm-host"]),
+    ("vm-dns", &["vm-types", "vm-host"]),
     ("vm-image", &["vm-types", "vm-host"]),
     ("vm-vmm", &["vm-types", "vm-host", "vm-channel"]),
     ("vm-shim", &["vm-types", "vm-host", "vm-channel"]),
+    ("vm-plugin", &["vm-types", "vm-host"]),
     // What joins them.
     (
         "vm-engine",
@@ -59,9 +61,11 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rusqlite_migration", &["vm-store"]),
     ("rtnetlink", &["vm-net", "vm-agent"]),
     ("yamux", &["vm-channel"]),
+    ("hickory-server", &["vm-dns"]),
     ("clap", &["vm-cli", "vmd"]),
     ("indicatif", &["vm-cli"]),
     ("comfy-table", &["vm-cli"]),
+    ("wasmtime", &["vm-plugin"]),
 ];
 
 /// Crate, its normal and build dependencies, and the features of `vm-api` it asks for.
