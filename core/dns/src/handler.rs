@@ -5,7 +5,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Instant,
 };
 
@@ -38,6 +38,8 @@ const MIN_PAYLOAD: u16 = 512;
 /// Answers questions, whatever they came by.
 pub(crate) struct Handler {
     policy: RwLock<Arc<Policy>>,
+    /// Held while the policy is made anew from the one before.
+    changing: Mutex<()>,
     authority: Authority,
     pub(crate) forwarder: Forwarder,
     refusals: Bucket,
@@ -63,6 +65,7 @@ impl Handler {
         let counters = Arc::new(Counters::default());
         Self {
             policy: RwLock::new(Arc::new(Policy::new(config.networks, resolver))),
+            changing: Mutex::default(),
             authority: Authority::new(&config.limits, Arc::clone(&counters)),
             forwarder: Forwarder::new(config.upstreams, &config.limits, Arc::clone(&counters)),
             refusals: Bucket::new(config.limits.refusals_per_second),
@@ -71,11 +74,13 @@ impl Handler {
     }
 
     pub(crate) fn set_resolver(&self, resolver: Arc<dyn Resolver>) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let networks = self.policy().networks.clone();
         self.set_policy(Policy::new(networks, resolver));
     }
 
     pub(crate) fn set_networks(&self, networks: Networks) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let resolver = Arc::clone(&self.policy().resolver);
         self.set_policy(Policy::new(networks, resolver));
     }
@@ -276,8 +281,10 @@ impl Parsed {
             (Protocol::Udp, Some(asked)) => asked.max_payload().clamp(MIN_PAYLOAD, PAYLOAD),
             _ => u16::MAX,
         };
+        // What was not asked for may go without a word; what was may not.
+        let lean = Reply { additionals: Vec::new(), ..reply.clone() };
         let empty = Reply::with(reply.code);
-        for (reply, truncated) in [(reply, false), (&empty, true)] {
+        for (reply, truncated) in [(reply, false), (&lean, false), (&empty, true)] {
             let mut bytes = Vec::with_capacity(usize::from(MIN_PAYLOAD));
             let mut encoder = BinEncoder::new(&mut bytes);
             encoder.set_max_size(max);

@@ -1,8 +1,14 @@
 //! What is answered to what.
 
-use hickory_server::proto::{
-    op::{Message, OpCode, ResponseCode},
-    rr::{DNSClass, RData, RecordType},
+use hickory_server::{
+    proto::{
+        op::{Message, OpCode, ResponseCode},
+        rr::{DNSClass, RData, RecordType},
+    },
+    resolver::{
+        TokioResolver,
+        config::{ConnectionConfig, NameServerConfig, ProtocolConfig, ResolverConfig},
+    },
 };
 
 use crate::support::*;
@@ -137,4 +143,27 @@ async fn odd_questions_get_the_answers_that_the_protocol_wants() {
         assert_eq!(u16::from(code(&answer)), u16::from(expected), "{what}");
         assert!(answer.answers.is_empty() && !answer.metadata.authoritative, "{what}");
     }
+}
+
+#[tokio::test]
+async fn a_real_client_that_checks_spelling_finds_its_way() {
+    let (_server, at) = serve(config(vec![]), table()).await;
+    let connections = [ProtocolConfig::Udp, ProtocolConfig::Tcp].map(|protocol| {
+        let mut connection = ConnectionConfig::new(protocol);
+        connection.port = at.port();
+        connection.bind_addr = Some((GUEST, 0).into());
+        connection
+    });
+    let server = NameServerConfig::new(at.ip(), true, connections.into());
+    let config = ResolverConfig::from_parts(None, vec![], vec![server]);
+    let mut builder = TokioResolver::builder_with_config(config, Default::default());
+    builder.options_mut().case_randomization = true;
+    let client = builder.build().unwrap();
+    assert_eq!(client.ipv4_lookup("www.vm.").await.unwrap().answers().len(), 2);
+    assert_eq!(client.ipv4_lookup("big.vm.").await.unwrap().answers().len(), 200, "by way of TCP");
+    let address: std::net::IpAddr = [10, 213, 4, 9].into();
+    let back = client.reverse_lookup(address).await.unwrap();
+    assert_eq!(back.answers()[0].data.to_string(), "web.vm.");
+    let error = client.ipv4_lookup("nobody.vm.").await.unwrap_err();
+    assert!(error.is_nx_domain() && error.into_soa().is_some());
 }
