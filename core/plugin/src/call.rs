@@ -1,0 +1,184 @@
+//! What goes into a call and what comes out of it, as plain data.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use vm_types::{VmId, VmName};
+
+use crate::{
+    error::PluginError,
+    plan::{Plan, RefName},
+    ports::{Blob, Repository, Sandbox, StateChange},
+};
+
+/// A VM as plugins see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmFacts {
+    /// Never used again.
+    pub id: VmId,
+    /// What people call it.
+    pub name: VmName,
+    /// The name its image was asked for.
+    pub image_reference: String,
+    /// `sha256:…`.
+    pub image_digest: String,
+    /// What the image says of itself.
+    pub image_properties: BTreeMap<String, String>,
+    /// `uname -r`.
+    pub kernel_release: String,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory.
+    pub memory_bytes: u64,
+    /// Root disk.
+    pub disk_bytes: u64,
+    /// `nat`, `none`, …
+    pub network: String,
+    /// On the host's bridge.
+    pub addresses: Vec<IpAddr>,
+    /// Free-form labels.
+    pub labels: BTreeMap<String, String>,
+    /// Deleted when its owner ends.
+    pub temporary: bool,
+}
+
+/// What an importer is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Of those offered.
+    pub strategy: String,
+    /// Absolute path in the guest.
+    pub destination: String,
+    /// The guest's user.
+    pub user: String,
+}
+
+/// All that a component can learn in one call. The same input gives the same outcome.
+#[derive(Clone, Default)]
+pub struct Input {
+    /// Why: `create`, `start`, `stopped`, `deleted`, `start-failed`, `plugin-removed`, …
+    pub reason: String,
+    /// The VM, for all hooks but doctor.
+    pub vm: Option<VmFacts>,
+    /// Facts of the host.
+    pub facts: Arc<BTreeMap<String, String>>,
+    /// Values of what was applied before.
+    pub references: BTreeMap<RefName, String>,
+    /// Files that came with the plugin or that its configuration names.
+    pub blobs: BTreeMap<String, Arc<dyn Blob>>,
+    /// A configuration in place of the plugin's own: the new one of a change. Checked by [`crate::Plugin::check_config`].
+    pub config: Option<serde_json::Value>,
+    /// The configuration before a change.
+    pub former_config: Option<serde_json::Value>,
+    /// The running guest.
+    pub sandbox: Option<Arc<dyn Sandbox>>,
+    /// The repository of a workspace.
+    pub repository: Option<Arc<dyn Repository>>,
+    /// What an importer is to do.
+    pub job: Option<Job>,
+    /// The time of the call, for those with the grant.
+    pub now_unix_ms: u64,
+    /// The seed of random bytes, for those with the grant.
+    pub seed: [u8; 32],
+    /// Whether changes of the plugin's state are thrown away: a plan only, or a replay.
+    pub dry_run: bool,
+}
+
+/// How a finding is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// Works, and is not as it should be.
+    Warning,
+    /// Does not work; in a preflight: must not be started.
+    Failure,
+}
+
+/// One thing a plugin has to say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How it is meant.
+    pub severity: Severity,
+    /// What about.
+    pub subject: String,
+    /// What.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// A way in which an importer could do it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Its name.
+    pub strategy: String,
+    /// 0 to 100.
+    pub score: u32,
+    /// For people.
+    pub description: String,
+}
+
+/// How much a message matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// For the author.
+    Debug,
+    /// For whoever looks.
+    Info,
+    /// Should be looked at.
+    Warn,
+    /// Went wrong.
+    Error,
+}
+
+/// One message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// How much it matters.
+    pub level: LogLevel,
+    /// What.
+    pub message: String,
+}
+
+/// What became of a change of configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// In force once planned anew.
+    Applied,
+    /// In force after the next start.
+    NeedsRestart,
+    /// Must not be.
+    Refused(PluginError),
+}
+
+/// What a call gave.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// Effects, all of them granted.
+    pub plan: Plan,
+    /// What it has to say.
+    pub findings: Vec<Finding>,
+    /// What an importer offers.
+    pub offers: Vec<Offer>,
+    /// What became of a change.
+    pub change: Option<Change>,
+    /// Changes of its state; kept already, unless it was a dry run.
+    pub state: Vec<StateChange>,
+    /// Its messages.
+    pub log: Vec<LogLine>,
+    /// How many more there were.
+    pub log_dropped: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Outcome {
+    /// Whether a preflight says no: the findings that do.
+    pub fn refusals(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.severity == Severity::Failure)
+    }
+}
