@@ -1,8 +1,6 @@
 //! What the component model's interface looks like in Rust: made from `wit/`. The handles that a hook gets as parameters are
 //! borrowed, so that they end with the call; those it makes itself are entries of the call's table.
 
-#![expect(missing_docs, unreachable_pub, reason = "generated; the WIT has the documentation")]
-
 wasmtime::component::bindgen!({
     path: "../../wit",
     inline: "

@@ -229,10 +229,10 @@ impl Server {
         let plugin = self.plugin.clone();
         let _running = plugin.runtime.running();
         let limit = plugin.identity.limits.wall;
+        let begin = Instant::now();
         let (store, instance, _) = self.instance().await?;
         let ended = tokio::time::timeout(limit, plugin.parts.zones(&mut *store, instance)).await;
         let said = plugin.ended(Hook::Zones, limit, store, ended);
-        let begin = Instant::now();
         plugin.count(Hook::Zones, begin.elapsed(), said.as_ref().err());
         let failed = |error| CallError::Failed { plugin: plugin.name().to_owned(), hook: Hook::Zones, error };
         let zones = said?.map_err(failed)?;

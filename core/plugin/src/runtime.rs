@@ -67,7 +67,7 @@ impl Clock {
                 if idle < IDLE_TICKS {
                     continue;
                 }
-                idle = 0;
+                idle = IDLE_TICKS;
                 // Whoever comes next either sees that it sleeps, or is seen here.
                 clock.asleep.store(true, Ordering::SeqCst);
                 if clock.active.load(Ordering::SeqCst) == 0 {

@@ -4,6 +4,8 @@
 //! The handles that a hook gets as parameters carry no data: there is one context, one VM, one plan in a call, and they are
 //! fields of [`Call`]. The handles a component makes are entries of a table with an end.
 
+#![expect(unreachable_pub, reason = "the generated bindings re-export the handles' types")]
+
 mod host;
 mod live;
 mod names;
@@ -133,7 +135,7 @@ pub(crate) struct Call {
     log_dropped: u64,
     store: Arc<dyn StateStore>,
     changes: BTreeMap<(StateScope, String), Option<Vec<u8>>>,
-    sizes: BTreeMap<StateScope, BTreeMap<String, usize>>,
+    sizes: BTreeMap<StateScope, Sizes>,
     drawn: u64,
 }
 
@@ -251,26 +253,33 @@ impl Call {
         }
     }
 
-    /// The sizes of a scope's values as they were before this call.
-    async fn stored(&mut self, scope: &StateScope) -> Result<&BTreeMap<String, usize>, Refusal> {
+    /// What is in a scope, counted once in a call and kept up to date.
+    async fn sizes(&mut self, scope: &StateScope) -> Result<&mut Sizes, Refusal> {
         if !self.sizes.contains_key(scope) {
-            let sizes = self.store.sizes(&self.identity.name, scope).await?;
-            self.sizes.insert(scope.clone(), sizes);
+            let stored = self.store.sizes(&self.identity.name, scope).await?;
+            let bytes = stored.iter().map(|(key, size)| key.len() + size).sum();
+            self.sizes.insert(scope.clone(), Sizes { now: stored.clone(), stored, bytes });
         }
-        Ok(&self.sizes[scope])
+        Ok(self.sizes.entry(scope.clone()).or_default())
     }
+}
 
-    /// The sizes of a scope's values as they would be after it.
-    async fn would_be(&mut self, scope: &StateScope) -> Result<BTreeMap<String, usize>, Refusal> {
-        let mut sizes = self.stored(scope).await?.clone();
-        for ((whose, key), value) in &self.changes {
-            match value {
-                _ if whose != scope => {}
-                Some(value) => _ = sizes.insert(key.clone(), value.len()),
-                None => _ = sizes.remove(key),
-            }
+/// The sizes of a scope's values.
+#[derive(Default)]
+struct Sizes {
+    /// Before this call.
+    stored: BTreeMap<String, usize>,
+    /// After it, as things stand.
+    now: BTreeMap<String, usize>,
+    /// Of keys and values, as things stand.
+    bytes: usize,
+}
+
+impl Sizes {
+    fn remove(&mut self, key: &str) {
+        if let Some(size) = self.now.remove(key) {
+            self.bytes -= key.len() + size;
         }
-        Ok(sizes)
     }
 }
 
@@ -346,18 +355,17 @@ impl state::Host for Call {
             return Err(PluginError::new("bad.key", "a key is not empty").into());
         }
         let scope = self.scope(scope)?;
-        let mut sizes = self.would_be(&scope).await?;
-        sizes.insert(key.clone(), value.len());
-        let (keys, bytes) = (sizes.len(), sizes.iter().map(|(key, size)| key.len() + size).sum::<usize>());
-        let limits = self.limits();
-        if keys > limits.state_keys || bytes > limits.state_bytes {
-            let most = format!(
-                "at most {} keys and {} KiB are kept for it",
-                limits.state_keys,
-                limits.state_bytes >> 10
-            );
+        let (most_keys, most_bytes) = (self.limits().state_keys, self.limits().state_bytes);
+        let sizes = self.sizes(&scope).await?;
+        let before = sizes.now.get(&key).map(|size| key.len() + size);
+        let keys = sizes.now.len() + usize::from(before.is_none());
+        let bytes = sizes.bytes - before.unwrap_or_default() + key.len() + value.len();
+        if keys > most_keys || bytes > most_bytes {
+            let most = format!("at most {most_keys} keys and {} KiB are kept for it", most_bytes >> 10);
             return Err(PluginError::new("state.full", most).hint("delete what is not needed").into());
         }
+        sizes.now.insert(key.clone(), value.len());
+        sizes.bytes = bytes;
         self.changes.insert((scope, key), Some(value));
         Ok(())
     }
@@ -365,8 +373,10 @@ impl state::Host for Call {
     async fn delete(&mut self, scope: state::Scope, key: String) -> Answer {
         self.text(&key)?;
         let scope = self.scope(scope)?;
+        let sizes = self.sizes(&scope).await?;
+        sizes.remove(&key);
         // What was never there needs no change, so that deleting cannot fill the memory.
-        if self.stored(&scope).await?.contains_key(&key) {
+        if sizes.stored.contains_key(&key) {
             self.changes.insert((scope, key), None);
         } else {
             self.changes.remove(&(scope, key));
@@ -376,8 +386,8 @@ impl state::Host for Call {
 
     async fn keys(&mut self, scope: state::Scope, prefix: String) -> Answer<Vec<String>> {
         let scope = self.scope(scope)?;
-        let sizes = self.would_be(&scope).await?;
-        Ok(sizes.into_keys().filter(|key| key.starts_with(&prefix)).collect())
+        let sizes = self.sizes(&scope).await?;
+        Ok(sizes.now.keys().filter(|key| key.starts_with(&prefix)).cloned().collect())
     }
 }
 

@@ -40,8 +40,7 @@ pub(crate) fn component(name: &str) -> Vec<u8> {
 
 /// Makes a component of a core module that carries its own description.
 pub(crate) fn encode(module: &[u8]) -> Vec<u8> {
-    let encoder = wit_component::ComponentEncoder::default().module(module).unwrap().validate(true);
-    encoder.encode().unwrap()
+    wit_component::ComponentEncoder::default().module(module).unwrap().validate(true).encode().unwrap()
 }
 
 /// Limits with so much time that only a component at fault can use it up, however slow the machine is.
