@@ -53,6 +53,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("vm-agent", &["vm-types", "vm-channel"]),
     ("vm-tests", &["vm-types", "vm-channel", "vm-store", "vm-api"]),
     ("vm-test-prog", &[]),
+    ("vm-plugins-test", &[]),
 ];
 
 /// Heavy or delicate dependencies that have one home each.
