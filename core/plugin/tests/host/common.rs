@@ -43,10 +43,15 @@ pub(crate) fn encode(module: &[u8]) -> Vec<u8> {
     wit_component::ComponentEncoder::default().module(module).unwrap().validate(true).encode().unwrap()
 }
 
-/// Limits with so much time that only a component at fault can use it up, however slow the machine is.
+/// Limits with so much time that no other limit is met later, however slow the machine is.
 pub(crate) fn limits() -> Limits {
     let minute = std::time::Duration::from_secs(60);
-    Limits { wall: minute, wall_live: minute, ..Limits::default() }
+    Limits { processor: minute, wall: 2 * minute, wall_live: 2 * minute, ..Limits::default() }
+}
+
+/// The same, and an endless loop ends soon.
+pub(crate) fn brief() -> Limits {
+    Limits { processor: std::time::Duration::from_millis(100), ..limits() }
 }
 
 /// A cache that stays, so that each component is compiled once on a machine.

@@ -8,7 +8,7 @@ use vm_plugin::{
     ports::Directory,
 };
 
-use crate::common::{component, limits, manifest, runtime, state};
+use crate::common::{brief, component, limits, manifest, runtime, state};
 
 struct TwoVms;
 
@@ -62,7 +62,7 @@ async fn handles_do_not_add_up_over_a_long_life() {
 
 #[tokio::test]
 async fn after_a_trap_or_a_loop_the_next_question_is_answered() {
-    let resolver = resolver(&runtime(limits())).await;
+    let resolver = resolver(&runtime(brief())).await;
     for harm in ["trap.vm", "spin.vm"] {
         let error = resolver.resolve(query(harm, 1)).await.unwrap_err();
         assert!(
