@@ -94,6 +94,25 @@ async fn nat_leaves_other_networks_alone_and_needs_its_grants() {
 }
 
 #[tokio::test]
+async fn nat_refuses_a_configuration_that_no_rule_could_have() {
+    let plugin = load("nat", json!({})).await;
+    let change = |deny: &str| Input {
+        former_config: Some(json!({ "deny": [] })),
+        config: Some(plugin.check_config(json!({ "deny": [deny] })).unwrap()),
+        ..input()
+    };
+    assert_eq!(call(&plugin, Hook::ConfigChange, change("192.0.2.0/24")).await.change, Some(Change::Applied));
+    for bad in ["2001:db8::/32", "intranet"] {
+        let outcome = call(&plugin, Hook::ConfigChange, change(bad)).await;
+        assert!(
+            matches!(&outcome.change, Some(Change::Refused(error)) if error.hint.is_some()),
+            "{:?}",
+            outcome.change
+        );
+    }
+}
+
+#[tokio::test]
 async fn the_work_disk_is_one_disk_in_host_machine_and_guest() {
     let plugin = load("work-disk", json!({ "path": "/srv", "size-gib": 3, "lifetime": "kept" })).await;
     let host = call(&plugin, Hook::PrepareHost, input()).await.plan.host;

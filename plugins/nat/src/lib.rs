@@ -11,7 +11,7 @@ use vm_plugin_sdk::{
     capability,
 };
 
-use rules::{Answer, rules};
+use rules::{Answer, is_network, rules};
 
 /// The kind of network, by the VM's own configuration, that this plugin makes work.
 const NETWORK: &str = "nat";
@@ -23,11 +23,25 @@ struct Nat {
     deny: Vec<String>,
 }
 
+impl Nat {
+    /// What the schema cannot say.
+    fn check(&self) -> Result {
+        match self.deny.iter().find(|text| !is_network(text)) {
+            None => Ok(()),
+            Some(text) => {
+                Err(Error::new("nat.network", format!("`deny` has {text:?}, which is no IPv4 network"))
+                    .with_hint("write an address, or one with a prefix length: 192.0.2.0/24"))
+            }
+        }
+    }
+}
+
 impl PrepareHost for Nat {
     fn run(&self, _: &Context, vm: &Vm, _: &Facts, plan: &HostPlan) -> Result {
         if vm.network() != NETWORK {
             return Ok(());
         }
+        self.check()?;
         let addresses = vm.addresses();
         let rules = rules(&addresses, &self.deny);
         if rules.is_empty() {
@@ -68,7 +82,7 @@ impl PrepareHost for Nat {
 impl ConfigChange for Nat {
     /// Planning anew gives the new rules.
     fn run(&self, _: &Context, _: &Vm, _: &Facts, _: &Self, _: Option<&Sandbox>) -> Result<Outcome> {
-        Ok(Outcome::Applied)
+        Ok(self.check().map_or_else(Outcome::Refused, |()| Outcome::Applied))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The rules as plain values.
 
+use std::net::Ipv4Addr;
+
 /// A rule's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -65,6 +67,13 @@ pub(crate) fn rules<'a>(addresses: &'a [String], deny: &'a [String]) -> Vec<Rule
     rules
 }
 
+/// Whether a rule about an IPv4 address can name this as the other end: an IPv4 address, or one with a prefix length.
+pub(crate) fn is_network(text: &str) -> bool {
+    let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
+    let digits = prefix.bytes().all(|byte| byte.is_ascii_digit());
+    address.parse::<Ipv4Addr>().is_ok() && digits && prefix.parse::<u8>().is_ok_and(|prefix| prefix <= 32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,5 +116,15 @@ mod tests {
     #[test]
     fn without_ipv4_there_is_nothing_to_do() {
         assert_eq!(rules(&texts(&["2001:db8::7"]), &[]), []);
+    }
+
+    #[test]
+    fn what_is_denied_must_be_a_network_that_a_guest_could_reach() {
+        for good in ["192.0.2.1", "192.0.2.0/24", "0.0.0.0/0"] {
+            assert!(is_network(good), "{good}");
+        }
+        for bad in ["", "192.0.2.0/", "192.0.2.0/33", "192.0.2.0/+8", "2001:db8::/32", "example.org"] {
+            assert!(!is_network(bad), "{bad}");
+        }
     }
 }
