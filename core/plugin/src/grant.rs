@@ -36,8 +36,9 @@ impl Pattern {
     /// Whether the text fits and `*` stands for a plain word: nothing that is a path, an option or another argument.
     pub fn matches_word(&self, text: &str) -> bool {
         self.star(text).is_some_and(|word| {
-            !word.contains("..")
-                && !(self.0.starts_with('*') && word.starts_with('-'))
+            let option = self.0.starts_with('*') && word.starts_with('-');
+            !option
+                && !word.contains("..")
                 && word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'))
         })
     }

@@ -1,5 +1,7 @@
 //! The host with real components, well-behaved and hostile.
 
+#![expect(clippy::unwrap_used, reason = "what helps tests may fail like one")]
+
 mod common;
 
 mod cache;
