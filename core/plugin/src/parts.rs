@@ -2,7 +2,7 @@
 
 use wasmtime::{
     AsContextMut,
-    component::{Component, Instance, InstancePre, Resource, types::ComponentItem},
+    component::{Component, Instance, InstancePre, Linker, Resource, types::ComponentItem},
 };
 
 use crate::{
@@ -76,6 +76,28 @@ fn look(runtime: &Runtime, plugin: &str, world: World, component: &Component) ->
     Ok(())
 }
 
+/// The linker, with a trap in the place of each function that the component imports and the host does not have.
+fn with_traps(runtime: &Runtime, component: &Component) -> wasmtime::Result<Linker<Call>> {
+    let mut linker = runtime.linker.clone();
+    linker.allow_shadowing(false);
+    let ty = component.component_type();
+    for (name, item) in ty.imports(&runtime.engine) {
+        let (Some((interface, _)), ComponentItem::ComponentInstance(instance)) = (ours(name), item.ty) else {
+            continue;
+        };
+        // The host's own version of it, where it has one: linking finds that for any version of 0.1.
+        let mut ours = linker.instance(&format!("vm:plugin/{interface}@{WIT_VERSION}"))?;
+        for (function, item) in instance.exports(&runtime.engine) {
+            if matches!(item.ty, ComponentItem::ComponentFunc(_)) {
+                let missing = format!("this host is too old to have {function} of {name}");
+                // Fails for those that are there already, which is as it should be.
+                let _ = ours.func_new(function, move |_, _, _, _| Err(wasmtime::Error::msg(missing.clone())));
+            }
+        }
+    }
+    Ok(linker)
+}
+
 impl Parts {
     pub(crate) fn new(
         runtime: &Runtime,
@@ -89,8 +111,7 @@ impl Parts {
             Ok(pre) => pre,
             // A newer component may know functions that came later. It runs as long as it does not call them.
             Err(_) => {
-                let mut linker = runtime.linker.clone();
-                linker.define_unknown_imports_as_traps(component).map_err(link)?;
+                let linker = with_traps(runtime, component).map_err(link)?;
                 linker.instantiate_pre(component).map_err(link)?
             }
         };

@@ -204,13 +204,25 @@ async fn another_version_another_world_and_another_system_are_refused_in_words()
     assert_eq!(plugin.call(Hook::Preflight, input(), &state()).await.unwrap().findings.len(), 1);
 }
 
-fn replace(bytes: &[u8], from: &[u8; 6], to: &[u8; 6]) -> Vec<u8> {
+#[tokio::test]
+async fn a_component_newer_than_the_host_runs_until_it_calls_what_is_not_there() {
+    let runtime = runtime(limits());
+    // As if it were made for a version in which this method has been added.
+    let wasm = replace(&component("full"), b"machine-config.vsock", b"machine-config.later");
+    let newer = Plugin::new(&runtime, manifest("newer", "capability"), &wasm, Granted::All, json!({}));
+    let newer = newer.await.unwrap();
+    assert_eq!(newer.call(Hook::PrepareHost, input(), &state()).await.unwrap().plan.host.len(), 8);
+    let error = newer.call(Hook::ContributeMachine, input(), &state()).await.unwrap_err();
+    assert!(error.to_string().contains("machine-config.later"), "{error}");
+}
+
+fn replace<const N: usize>(bytes: &[u8], from: &[u8; N], to: &[u8; N]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     let places: Vec<_> =
-        bytes.windows(6).enumerate().filter(|(_, text)| text == from).map(|(at, _)| at).collect();
+        bytes.windows(N).enumerate().filter(|(_, text)| text == from).map(|(at, _)| at).collect();
     assert!(!places.is_empty());
     for at in places {
-        bytes[at..at + 6].copy_from_slice(to);
+        bytes[at..at + N].copy_from_slice(to);
     }
     bytes
 }
