@@ -1,17 +1,21 @@
 //! Taps that are made before a VM needs one.
 //!
 //! ```text
-//!   refill ──> host's journal ── take ──> VM's journal ── end of the run, pool short ──> host's journal
+//!   refill ──> host's journal ── take ──> VM's journal ── end of the run, room left ──> host's journal
 //!   (a task)        │                          └──────────── else ──> deleted
 //!                   └── the network is taken down ──> deleted
 //! ```
 //!
-//! Making a tap and a port of it takes the kernel some ten milliseconds, in which a start would wait. A tap that waits here is a
-//! port of the bridge and up. It is an effect of the host's scope; taking it hands it over to the VM's, so that at every moment a
+//! A tap that waits here is a port of the bridge and up, so a start only has to look at it. What counts more is the end of a
+//! run: deleting a tap takes the kernel some 20 ms, returning it none. Hence returned ones are kept up to twice as many as are
+//! made in advance, and a VM that is stopped and started leaves the kernel alone. A tap is an effect of the host's scope; taking it hands it over to the VM's, so that at every moment a
 //! journal has it. For one moment both do, and recovery then gives it to the VM. Names are numbered in one row and none is used
 //! twice, so a tap is never mistaken for a former one.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use vm_locks::{Ctx, Lock, TapPool, Unlocked};
 use vm_net::names;
@@ -27,6 +31,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Taps {
     pool: Lock<TapPool, Pool>,
+    /// How many are ready, for whoever only wants to know.
+    ready: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -45,7 +51,7 @@ struct Pool {
 
 impl Taps {
     pub(crate) fn new() -> Self {
-        Self { pool: Lock::new("tap pool", Pool { next: 1, ..Pool::default() }) }
+        Self { pool: Lock::new("tap pool", Pool { next: 1, ..Pool::default() }), ready: AtomicUsize::new(0) }
     }
 }
 
@@ -64,6 +70,7 @@ impl Engine {
             pool.open = true;
             match pool.ready.pop() {
                 Some(name) => {
+                    self.count(&pool);
                     pool.leaving.insert(name.clone());
                     (name, true)
                 }
@@ -76,6 +83,7 @@ impl Engine {
             let mut pool = ctx.lock(&self.inner.taps.pool).await;
             pool.leaving.remove(&name);
             pool.ready.push(name);
+            self.count(&pool);
             return Err(error);
         }
         self.refill(waiting.then(|| effect.clone()));
@@ -105,7 +113,7 @@ impl Engine {
             return;
         }
         let mut pool = ctx.lock(&self.inner.taps.pool).await;
-        let room = pool.open && !pool.filling && pool.ready.len() < self.inner.settings.tap_pool;
+        let room = pool.open && pool.ready.len() < 2 * self.inner.settings.tap_pool;
         if !room || pool.leaving.contains(name) {
             return;
         }
@@ -113,6 +121,7 @@ impl Engine {
             Ok(()) => {
                 cell.scope.forget(&entry.effect).await;
                 pool.ready.push(name.clone());
+                self.count(&pool);
             }
             Err(error) => tracing::warn!(tap = %name, error = %error.chain(), "not returned to the pool"),
         }
@@ -153,7 +162,10 @@ impl Engine {
             match made {
                 // If the network was taken down meanwhile, the tap went with it: it was in the same journal.
                 Ok(_) if !pool.open => {}
-                Ok(_) => pool.ready.push(name),
+                Ok(_) => {
+                    pool.ready.push(name);
+                    self.count(&pool);
+                }
                 Err(error) => {
                     tracing::warn!(tap = %name, error = %error.chain(), "the pool of taps is not full");
                     pool.filling = false;
@@ -167,7 +179,9 @@ impl Engine {
     pub(crate) async fn close_taps(&self, ctx: &mut Ctx<Unlocked>) -> Vec<String> {
         let mut pool = ctx.lock(&self.inner.taps.pool).await;
         pool.open = false;
-        std::mem::take(&mut pool.ready)
+        let ready = std::mem::take(&mut pool.ready);
+        self.count(&pool);
+        ready
     }
 
     /// Puts it into use again: the network stays.
@@ -175,6 +189,7 @@ impl Engine {
         let mut pool = ctx.lock(&self.inner.taps.pool).await;
         pool.open = true;
         pool.ready.extend(ready);
+        self.count(&pool);
     }
 
     /// Begins with what the former daemon had ready; `taken` are names that are in use anywhere.
@@ -188,8 +203,18 @@ impl Engine {
             }
         }
         pool.open = !pool.ready.is_empty();
+        self.count(&pool);
         let known = taken.filter_map(|name| names::tap_number(&self.inner.instance, &name)).max();
         pool.next = known.map_or(1, |number| number.wrapping_add(1)).max(1);
+    }
+
+    /// Taps that wait for a VM.
+    pub fn taps_ready(&self) -> usize {
+        self.inner.taps.ready.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, pool: &Pool) {
+        self.inner.taps.ready.store(pool.ready.len(), Ordering::Relaxed);
     }
 
     fn next_name(&self, pool: &mut Pool) -> String {
