@@ -9,7 +9,7 @@ use std::{
 use vm_locks::{Ctx, Unlocked};
 use vm_types::{
     Effect, EventKind, Handle, Layer, Observed, ProcessRef, VmId,
-    vm::{FailedAt, VmRecord},
+    vm::{FailedAt, RestartPolicy, VmRecord},
 };
 
 use super::{
@@ -301,25 +301,37 @@ impl Engine {
                 self.finish(ctx, cell, end.failure(), again).await?;
                 Some("has ended while the daemon was away: cleaned up".to_owned())
             }
-            Verdict::HostRebooted | Verdict::Lost => {
-                let cause = if verdict == Verdict::HostRebooted {
-                    "the host was booted anew"
-                } else {
-                    "it ended with the host or its shim"
-                };
-                let end = ended::End::Failed(cause.to_owned());
+            Verdict::HostRebooted => {
+                let end = ended::End::Failed("the host was booted anew".to_owned());
                 let again = end.wants_restart(policy);
                 self.finish(ctx, cell, end.failure(), again).await?;
-                Some(format!("is off: {cause}"))
+                Some("is off: the host was booted anew".to_owned())
+            }
+            // Its end was cleaned up, and the daemon ended before that was written down or before it was started again.
+            Verdict::Lost if cell.paths().exit_record().exists() => {
+                let end = ended::judge_end(cell);
+                let again = end.wants_restart(policy);
+                self.finish(ctx, cell, end.failure(), again).await?;
+                Some("is off, though it should be up".to_owned())
+            }
+            Verdict::Lost => {
+                let end = ended::End::Failed("it ended with the host or its shim".to_owned());
+                let again = end.wants_restart(policy);
+                self.finish(ctx, cell, end.failure(), again).await?;
+                Some("is off: it ended with the host or its shim".to_owned())
             }
             Verdict::HalfStarted => {
                 let failure = Some((FailedAt::Start, "the daemon ended while it booted".to_owned()));
-                self.finish(ctx, cell, failure, false).await?;
+                // Wanted before it was up: it was its policy that started it.
+                let again = policy != RestartPolicy::No && cell.with_record(|record| record.wanted_running);
+                self.finish(ctx, cell, failure, again).await?;
                 Some("was half started: undone".to_owned())
             }
             Verdict::HalfStopped => {
                 let failure = cell.with_record(|record| record.failure.clone());
-                self.finish(ctx, cell, failure, false).await?;
+                // Somebody stopped it, unless it was its guest that wants to come up again.
+                let again = ended::judge_end(cell) == ended::End::Rebooted;
+                self.finish(ctx, cell, failure, again).await?;
                 Some("was half stopped: finished".to_owned())
             }
         };
