@@ -209,7 +209,12 @@ async fn each_vm_is_recovered_by_what_it_was_in_and_the_host_agrees_afterwards()
     // A tap that would have been gone with its boot.
     bench.net.undo(&tap(3), &Handle::None).await.unwrap();
 
+    // The former daemon died while it wrote.
+    let half = layout.journals().join("000000000007.handles.json.tmp644-22");
+    std::fs::write(&half, "{").unwrap();
+
     let engine = bench.engine(store).await;
+    assert!(!half.exists());
     let state = |number: u32| engine.find(id(number).as_str()).map(|cell| cell.state());
     assert!(matches!(state(1), Ok(VmState::Running { .. })));
     for number in [2, 3, 4] {

@@ -58,6 +58,7 @@ impl Engine {
     /// # Errors
     /// The store, and a journal that can be neither read nor put aside.
     pub(crate) async fn recover(&self, ctx: &mut Ctx<Unlocked>) -> Result<Recovery, EngineError> {
+        self.tidy_journals();
         let mut subjects = HashMap::new();
         for record in self.inner.store.vms().list().await? {
             let cell = self.new_cell(record)?;
@@ -138,6 +139,17 @@ impl Engine {
             shims: self.inner.host.shims.running(),
             run_directories: vms_in(&layout.run.join("vms"), ""),
             state_directories: vms_in(&layout.state.join("vms"), ""),
+        }
+    }
+
+    /// Removes what a daemon that was killed while it replaced a file has left beside it.
+    fn tidy_journals(&self) {
+        let Ok(entries) = std::fs::read_dir(self.inner.layout.journals()) else { return };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let half = path.extension().is_some_and(|end| end.as_encoded_bytes().starts_with(b"tmp"));
+            if half && let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "could not be removed");
+            }
         }
     }
 
