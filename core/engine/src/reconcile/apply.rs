@@ -341,8 +341,11 @@ impl Engine {
             }
             Verdict::HalfStopped => {
                 let failure = cell.with_record(|record| record.failure.clone());
-                // Somebody stopped it, unless it was its guest that wants to come up again.
-                let again = ended::judge_end(cell) == ended::End::Rebooted;
+                // Somebody stopped it, unless its guest wants to come up again, or a failure of a VM that was up is on record.
+                let again = ended::judge_end(cell) == ended::End::Rebooted
+                    || (failure.is_some()
+                        && policy != RestartPolicy::No
+                        && cell.with_record(|record| record.wanted_running));
                 self.finish(ctx, cell, failure, again).await?;
                 Some("was half stopped: finished".to_owned())
             }

@@ -122,6 +122,12 @@ impl Engine {
         let cell = reserved.cell().clone();
         let policy = cell.with_record(|record| record.spec.restart);
         let again = end.wants_restart(policy);
+        if let (true, Some(failure)) = (again, end.failure()) {
+            // First of all: a daemon that dies while it cleans up tells the next one by this that nobody has stopped the VM.
+            let mut writer = cell.lock(ctx).await;
+            writer.change_record(|record| record.failure = Some(failure.clone()));
+            self.inner.store.vms().set_failure(cell.id(), Some(failure)).await?;
+        }
         // Nobody takes the memory of a guest that only reboots.
         let _memory = (end == End::Rebooted).then(|| self.admit_start(&cell));
         self.finish(ctx, &cell, end.failure(), again).await?;
