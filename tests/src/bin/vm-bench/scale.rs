@@ -44,15 +44,18 @@ pub(crate) fn measure() -> Option<Value> {
         fill(&host, there, vms);
         there = vms;
         let rate = rate(&host);
+        let before = cpu(&host);
         let listing = listing(&host);
+        let cpu = (cpu(&host) - before) / u32::try_from(LISTINGS).unwrap_or(1);
         let resident = resident_kib(&host);
         let (median, high) = (listing.median(), listing.quantile(0.99));
-        println!("{vms:>8} VMs {rate:>29.1} {median:>10.2?} {high:>10.2?} {resident:>10}");
+        println!("{vms:>8} VMs {rate:>29.1} {median:>10.2?} {high:>10.2?} {cpu:>10.2?} {resident:>10}");
         figures.push(json!({
             "vms": vms,
             "create_delete_per_s": rate,
             "list_p50_s": median.as_secs_f64(),
             "list_p99_s": high.as_secs_f64(),
+            "list_daemon_cpu_s": cpu.as_secs_f64(),
             "rss_kib": resident,
         }));
     }
@@ -61,7 +64,7 @@ pub(crate) fn measure() -> Option<Value> {
     let ratio = number(0, "create_delete_per_s") / number(last, "create_delete_per_s");
     let growth = (number(last, "rss_kib") - number(0, "rss_kib")) / (VMS[last] - VMS[0]) as f64;
     let (before, after) = cycles;
-    println!("{:8} idle {:>61}", "", idle);
+    println!("{:8} idle {:>72}", "", idle);
     let goals = [
         goal("vm.list p99 at 1,000 VMs, ms", number(last, "list_p99_s") * 1e3, LIST_P99.as_secs_f64() * 1e3),
         goal("create+delete rate at 1 / at 1,000", ratio, RATE_RATIO),
@@ -146,6 +149,14 @@ fn listing(host: &FakeWorld) -> Samples {
         }
     });
     samples
+}
+
+/// What the daemon has had of the processors, in user and system mode (proc_pid_stat(5), fields 14 and 15, in ticks of 10 ms).
+fn cpu(host: &FakeWorld) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", host.daemon_pid())).unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok());
+    Duration::from_millis(ticks.sum::<u64>() * 10)
 }
 
 fn resident_kib(host: &FakeWorld) -> u64 {
