@@ -306,7 +306,13 @@ impl Engine {
 
     /// Opens a VM's journal; nobody finds the VM before it is published.
     pub(crate) fn new_cell(&self, record: VmRecord) -> Result<Arc<Cell>, EngineError> {
-        let scope = Scope::vm(&self.inner.host, &self.inner.layout, &record.id, &self.inner.boot_id)?;
+        let scope = Scope::vm(
+            &self.inner.host,
+            &self.inner.layout,
+            &record.id,
+            Some(&record.spec.name),
+            &self.inner.boot_id,
+        )?;
         Ok(Arc::new(Cell::new(record, scope, self.inner.layout.clone())))
     }
 

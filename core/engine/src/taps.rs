@@ -78,7 +78,7 @@ impl Engine {
             }
         };
         let effect = self.tap(name.clone());
-        let received = if waiting { cell.scope.receive(&effect, Phase::Start).await } else { Ok(()) };
+        let received = if waiting { cell.scope.receive(ctx, &effect, Phase::Start).await } else { Ok(()) };
         if let Err(error) = received {
             let mut pool = ctx.lock(&self.inner.taps.pool).await;
             pool.leaving.remove(&name);
@@ -88,7 +88,7 @@ impl Engine {
         }
         self.refill(waiting.then(|| effect.clone()));
         // One from the pool is only looked at, and made again if somebody took it away.
-        cell.scope.apply(effect, Phase::Start).await?;
+        cell.scope.apply(ctx, effect, Phase::Start).await?;
         Ok(name)
     }
 
@@ -98,12 +98,12 @@ impl Engine {
     /// The first that could not be undone; the rest is.
     pub(crate) async fn unwind_run(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell) -> Result<(), EngineError> {
         // A tap is of use to another VM only when no VMM holds it.
-        if cell.scope.unwind_layer(&[Phase::Start], Layer::Vmm).await.is_ok() {
-            for entry in cell.scope.entries().await {
+        if cell.scope.unwind_layer(ctx, &[Phase::Start], Layer::Vmm).await.is_ok() {
+            for entry in cell.scope.entries(ctx).await {
                 self.give_back(ctx, cell, &entry).await;
             }
         }
-        cell.scope.unwind(Phase::Start).await
+        cell.scope.unwind(ctx, Phase::Start).await
     }
 
     async fn give_back(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell, entry: &Entry) {
@@ -112,16 +112,17 @@ impl Engine {
         if !whole || names::tap_number(&self.inner.instance, name).is_none() {
             return;
         }
-        let mut pool = ctx.lock(&self.inner.taps.pool).await;
+        let mut held = ctx.lock(&self.inner.taps.pool).await;
+        let (pool, ctx) = held.split();
         let room = pool.open && pool.ready.len() < 2 * self.inner.settings.tap_pool;
         if !room || pool.leaving.contains(name) {
             return;
         }
-        match self.inner.host_scope.receive(&entry.effect, Phase::Host).await {
+        match self.inner.host_scope.receive(ctx, &entry.effect, Phase::Host).await {
             Ok(()) => {
-                cell.scope.forget(&entry.effect).await;
+                cell.scope.forget(ctx, &entry.effect).await;
                 pool.ready.push(name.clone());
-                self.count(&pool);
+                self.count(pool);
             }
             Err(error) => tracing::warn!(tap = %name, error = %error.chain(), "not returned to the pool"),
         }
@@ -138,7 +139,7 @@ impl Engine {
 
     async fn fill(&self, ctx: &mut Ctx<Unlocked>, taken: Option<Effect>) {
         if let Some(effect) = taken {
-            self.inner.host_scope.forget(&effect).await;
+            self.inner.host_scope.forget(ctx, &effect).await;
             if let Effect::Tap { name, .. } = &effect {
                 ctx.lock(&self.inner.taps.pool).await.leaving.remove(name);
             }
@@ -157,7 +158,7 @@ impl Engine {
                 }
                 self.next_name(&mut pool)
             };
-            let made = self.inner.host_scope.apply(self.tap(name.clone()), Phase::Host).await;
+            let made = self.inner.host_scope.apply(ctx, self.tap(name.clone()), Phase::Host).await;
             let mut pool = ctx.lock(&self.inner.taps.pool).await;
             match made {
                 // If the network was taken down meanwhile, the tap went with it: it was in the same journal.
@@ -194,7 +195,7 @@ impl Engine {
 
     /// Begins with what the former daemon had ready; `taken` are names that are in use anywhere.
     pub(crate) async fn recover_taps(&self, ctx: &mut Ctx<Unlocked>, taken: impl Iterator<Item = String>) {
-        let entries = self.inner.host_scope.entries().await;
+        let entries = self.inner.host_scope.entries(ctx).await;
         let whole = |entry: &&Entry| entry.step == Step::Applied && entry.boot_id == self.inner.boot_id;
         let mut pool = ctx.lock(&self.inner.taps.pool).await;
         for entry in entries.iter().filter(whole) {

@@ -88,7 +88,8 @@ impl Bench {
 
     /// Names of taps in the host's journal that are whole.
     async fn waiting(&self) -> Vec<String> {
-        let entries = self.engine.inner.host_scope.entries().await;
+        let scope = &self.engine.inner.host_scope;
+        let entries = self.engine.locks().root("test", async |mut ctx| scope.entries(&mut ctx).await).await;
         let whole = entries.into_iter().filter(|entry| entry.step == Step::Applied);
         whole.filter_map(|entry| tap_of(&entry.effect)).collect()
     }
@@ -142,7 +143,9 @@ fn tap_of(effect: &Effect) -> Option<String> {
 }
 
 async fn taps_of(cell: &Cell) -> Vec<String> {
-    cell.scope.entries().await.iter().filter_map(|entry| tap_of(&entry.effect)).collect()
+    let locks = vm_locks::LockTable::default();
+    let entries = locks.root("test", async |mut ctx| cell.scope.entries(&mut ctx).await).await;
+    entries.iter().filter_map(|entry| tap_of(&entry.effect)).collect()
 }
 
 #[tokio::test]

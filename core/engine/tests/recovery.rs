@@ -11,6 +11,7 @@ use vm_engine::{
     journal::Phase,
 };
 use vm_host::HostRunner;
+use vm_locks::LockTable;
 use vm_net::{FakeNet, Net};
 use vm_store::Store;
 use vm_types::{
@@ -84,7 +85,7 @@ impl Bench {
     }
 
     fn scope(&self, vm: &VmId, boot_id: &str) -> Scope {
-        Scope::vm(&self.host(), &self.layout(), vm, boot_id).unwrap()
+        Scope::vm(&self.host(), &self.layout(), vm, None, boot_id).unwrap()
     }
 
     async fn engine(&self, store: Store) -> Engine {
@@ -152,11 +153,16 @@ fn tap(number: u32) -> Effect {
     Effect::Tap { name: format!("vt3f2a{number:04x}"), bridge: "vmbr-3f2a".into() }
 }
 
+async fn apply(scope: &Scope, effect: Effect, phase: Phase) {
+    let locks = LockTable::default();
+    locks.root("test", async |mut ctx| scope.apply(&mut ctx, effect, phase).await.unwrap()).await;
+}
+
 async fn make(bench: &Bench, number: u32, boot_id: &str) -> Scope {
     let (scope, paths) = (bench.scope(&id(number), boot_id), bench.layout().vm(&id(number)));
     let disk = Effect::CowDisk { base: "/base".into(), path: paths.disk(), size_bytes: 1 << 20 };
     for effect in [Effect::Directory { path: paths.state.clone(), mode: 0o700 }, disk] {
-        scope.apply(effect, Phase::Create).await.unwrap();
+        apply(&scope, effect, Phase::Create).await;
     }
     scope
 }
@@ -166,7 +172,7 @@ async fn bring_up(bench: &Bench, number: u32, boot_id: &str) -> Scope {
     let run_dir = bench.layout().vm(&id(number)).run;
     let shim = Effect::Shim { spec: run_dir.join("shim.json"), run_dir: run_dir.clone() };
     for effect in [Effect::Directory { path: run_dir, mode: 0o711 }, tap(number), shim] {
-        scope.apply(effect, Phase::Start).await.unwrap();
+        apply(&scope, effect, Phase::Start).await;
     }
     scope
 }
@@ -239,7 +245,9 @@ async fn each_vm_is_recovered_by_what_it_was_in_and_the_host_agrees_afterwards()
     let counts = (recovery.adopted, recovery.undone, recovery.removed, recovery.reclaimed, recovery.failed);
     assert_eq!(counts, (1, 3, 2, 2, 0), "{recovery:?}");
     assert!(engine.events().list(0).iter().any(|event| event.kind == EventKind::Recovered));
-    assert!(engine.leftovers().await.is_empty());
+    let locks = engine.locks();
+    let left = locks.root("test", async |mut ctx| engine.leftovers(&mut ctx).await).await;
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[tokio::test]

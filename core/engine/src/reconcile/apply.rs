@@ -68,15 +68,15 @@ impl Engine {
         for id in self.journaled() {
             if let hash_map::Entry::Vacant(place) = subjects.entry(id) {
                 let id = place.key();
-                let scope = Scope::vm(&self.inner.host, &self.inner.layout, id, &self.inner.boot_id)?;
+                let scope = Scope::vm(&self.inner.host, &self.inner.layout, id, None, &self.inner.boot_id)?;
                 place.insert(Subject::Remains(scope));
             }
         }
         let mut facts = Vec::with_capacity(subjects.len());
         for (id, subject) in &subjects {
-            facts.push(self.facts(id, subject).await);
+            facts.push(self.facts(ctx, id, subject).await);
         }
-        let host = HostFacts { journal: self.inner.host_scope.entries().await, found: self.look().await };
+        let host = HostFacts { journal: self.inner.host_scope.entries(ctx).await, found: self.look().await };
         let plan = Plan::new(&self.inner.layout, &self.inner.boot_id, &facts, &host);
 
         let mut work =
@@ -110,8 +110,8 @@ impl Engine {
         Ok(report)
     }
 
-    async fn facts(&self, id: &VmId, subject: &Subject) -> VmFacts {
-        let journal = subject.scope().entries().await;
+    async fn facts(&self, ctx: &mut Ctx<Unlocked>, id: &VmId, subject: &Subject) -> VmFacts {
+        let journal = subject.scope().entries(ctx).await;
         let record = match subject {
             Subject::Vm(cell) => Some(
                 cell.with_record(|record| Wish { complete: record.complete, running: record.wanted_running }),
@@ -159,14 +159,14 @@ impl Engine {
     }
 
     /// Leftovers of ours on the host that nobody's journal has, for `vm doctor`.
-    pub async fn leftovers(&self) -> Vec<Effect> {
+    pub async fn leftovers(&self, ctx: &mut Ctx<Unlocked>) -> Vec<Effect> {
         // In this order: what is made meanwhile is journaled before it can be found.
         let found = self.look().await;
         let mut facts = Vec::new();
         for cell in self.all() {
-            facts.push(self.facts(cell.id(), &Subject::Vm(cell.clone())).await);
+            facts.push(self.facts(ctx, cell.id(), &Subject::Vm(cell.clone())).await);
         }
-        let host = HostFacts { journal: self.inner.host_scope.entries().await, found };
+        let host = HostFacts { journal: self.inner.host_scope.entries(ctx).await, found };
         let plan = Plan::new(&self.inner.layout, &self.inner.boot_id, &facts, &host);
         let mut left = Vec::new();
         for action in plan.actions {
@@ -213,17 +213,17 @@ impl Work<'_> {
                 if let (Layer::Vmm, &Verdict::Ended { shim, vmm }) = (layer, verdict) {
                     let _ = tokio::time::timeout(LAST_WORDS, start::ended(vmm, shim)).await;
                 }
-                if let Err(error) = subject.scope().unwind_layer(verdict.undone(), *layer).await {
+                if let Err(error) = subject.scope().unwind_layer(ctx, verdict.undone(), *layer).await {
                     self.failed.insert(id.clone(), error);
                 }
             }
-            Action::Forget(effect) => engine.inner.host_scope.forget(effect).await,
+            Action::Forget(effect) => engine.inner.host_scope.forget(ctx, effect).await,
             Action::UndoHost => {
                 if let Err(error) = engine.release_network(ctx).await {
                     self.fail(format!("the former network could not be taken down: {}", error.chain()));
                 }
             }
-            Action::Reclaim(effect) => match engine.inner.host_scope.reclaim(effect).await {
+            Action::Reclaim(effect) => match engine.inner.host_scope.reclaim(ctx, effect).await {
                 Ok(()) => {
                     self.report.reclaimed += 1;
                     self.report.lines.push(format!("{} was in no journal: reclaimed", effect.id()));
@@ -295,7 +295,7 @@ impl Engine {
         let cell = match subject {
             Subject::Vm(cell) => cell,
             Subject::Remains(scope) => {
-                scope.close().await?;
+                scope.close(ctx).await?;
                 return Ok(Some("had a journal and no record: removed".to_owned()));
             }
         };

@@ -177,7 +177,7 @@ impl Settled {
         ctx: &mut Ctx<Unlocked>,
         context: &OpContext,
     ) -> Result<Registered, EngineError> {
-        let _names = ctx.lock(&engine.inner.create).await;
+        let mut names = ctx.lock(&engine.inner.create).await;
         let address = match self.spec.network {
             NetworkMode::Nat => Some(engine.free_address().await?),
             NetworkMode::None => None,
@@ -197,7 +197,7 @@ impl Settled {
         let cell = engine.new_cell(record.clone())?;
         let reserved = Reserved::new(&cell, Activity::Creating, context.id);
         if let Err(error) = engine.inner.store.vms().insert(record).await {
-            cell.scope.close().await?;
+            cell.scope.close(names.ctx()).await?;
             return Err(error.into());
         }
         engine.publish(&cell);
@@ -239,17 +239,19 @@ impl Engine {
         let record = cell.record();
         let paths = cell.paths();
         context.progress("making the disk", 0, None);
-        cell.scope.apply(Effect::Directory { path: paths.state.clone(), mode: 0o700 }, Phase::Create).await?;
+        cell.scope
+            .apply(ctx, Effect::Directory { path: paths.state.clone(), mode: 0o700 }, Phase::Create)
+            .await?;
         let (host_key, _) = keys::generate(record.spec.name.as_str())?;
         let key = Effect::File { path: paths.host_key(), mode: 0o600, content: host_key.into_bytes() };
-        cell.scope.apply(key, Phase::Create).await?;
+        cell.scope.apply(ctx, key, Phase::Create).await?;
         let disk = Effect::CowDisk {
             base: self.inner.layout.image_rootfs(&record.spec.image),
             path: paths.disk(),
             size_bytes: record.spec.disk_bytes,
         };
-        cell.scope.apply(disk, Phase::Create).await?;
-        cell.scope.settle().await;
+        cell.scope.apply(ctx, disk, Phase::Create).await?;
+        cell.scope.settle(ctx).await;
         let mut writer = cell.lock(ctx).await;
         self.inner.store.vms().set_complete(cell.id()).await?;
         writer.change_record(|record| record.complete = true);

@@ -91,8 +91,8 @@ impl Engine {
         if cell.live().is_some() {
             cell.lock(ctx).await.set_off(None);
         }
-        cell.scope.unwind(Phase::Create).await?;
-        cell.scope.close().await?;
+        cell.scope.unwind(ctx, Phase::Create).await?;
+        cell.scope.close(ctx).await?;
         let mut writer = cell.lock(ctx).await;
         self.inner.store.vms().delete(cell.id()).await?;
         cell.set_gone(&mut writer);
