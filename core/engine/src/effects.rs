@@ -203,6 +203,25 @@ impl Scope {
         tokio::spawn(work).await.map_err(|error| EngineError::Panicked { detail: error.to_string() })?
     }
 
+    /// Notes that the guest of this journal's shim has answered: a daemon that finds both later need not doubt it.
+    ///
+    /// # Errors
+    /// The journal.
+    pub async fn answered<L: Level>(&self, ctx: &mut Ctx<L>) -> Result<(), EngineError>
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        let mut journal = ctx.lock(&self.journal).await;
+        let found = journal.entries().iter().find_map(|entry| match entry.handle {
+            Handle::Processes { shim, vmm, .. } => Some((entry.effect.clone(), entry.phase, shim, vmm)),
+            _ => None,
+        });
+        let Some((effect, phase, shim, vmm)) = found else { return Ok(()) };
+        journal
+            .record(&effect, phase, Step::Applied, Handle::Processes { shim, vmm, answered: true })
+            .map_err(|source| EngineError::Journal { path: self.path.clone(), source })
+    }
+
     /// Says that a phase has ended: what is open now is what the VM lives on.
     pub async fn settle<L: Level>(&self, ctx: &mut Ctx<L>)
     where
@@ -444,191 +463,4 @@ fn note(journal: &mut Journal, effect: &Effect, phase: Phase, step: Step) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use vm_disk::FakeCow;
-    use vm_locks::Unlocked;
-    use vm_net::FakeNet;
-
-    use super::*;
-
-    struct Bench {
-        dir: tempfile::TempDir,
-        net: Arc<FakeNet>,
-        host: Host,
-    }
-
-    fn bench() -> Bench {
-        let dir = tempfile::tempdir().unwrap();
-        let net = Arc::new(FakeNet::new());
-        let host = Host {
-            net: net.clone(),
-            cow: Arc::new(FakeCow::new()),
-            files: Files::new([dir.path().to_owned()]),
-            shims: Arc::new(FakeShims::new()),
-        };
-        Bench { dir, net, host }
-    }
-
-    /// A scope whose steps are operations of their own.
-    struct Steps {
-        scope: Scope,
-        locks: LockTable,
-    }
-
-    impl Steps {
-        async fn root<R>(&self, step: impl AsyncFnOnce(&Scope, &mut Ctx<Unlocked>) -> R) -> R {
-            self.locks.root("step", async |mut ctx| step(&self.scope, &mut ctx).await).await
-        }
-
-        async fn apply(&self, effect: Effect, phase: Phase) -> Result<Handle, EngineError> {
-            self.root(async |scope, ctx| scope.apply(ctx, effect, phase).await).await
-        }
-
-        async fn unwind(&self, phase: Phase) -> Result<(), EngineError> {
-            self.root(async |scope, ctx| scope.unwind(ctx, phase).await).await
-        }
-
-        async fn close(&self) -> Result<(), EngineError> {
-            self.root(async |scope, ctx| scope.close(ctx).await).await
-        }
-
-        /// What a daemon that dies in the middle of a step leaves.
-        async fn intend(&self, effect: &Effect, phase: Phase, former: Handle) {
-            self.root(async |scope, ctx| {
-                ctx.lock(&scope.journal).await.record(effect, phase, Step::Intent, former).unwrap();
-            })
-            .await;
-        }
-    }
-
-    fn scope(bench: &Bench) -> Steps {
-        let path = |name: &str| bench.dir.path().join(name);
-        let name = "journal of vm web".to_owned();
-        let scope = Scope::open(&bench.host, name, path("j.jsonl"), path("h.json"), "boot").unwrap();
-        Steps { scope, locks: LockTable::default() }
-    }
-
-    fn bridge() -> Effect {
-        Effect::Bridge { name: "vmbr-aaaa".into(), address: "10.9.0.1/24".parse().unwrap() }
-    }
-
-    fn tap(number: u32) -> Effect {
-        Effect::Tap { name: format!("vtaaaa{number:04x}"), bridge: "vmbr-aaaa".into() }
-    }
-
-    async fn there(bench: &Bench, effect: &Effect) -> bool {
-        matches!(bench.host.observe(effect).await.unwrap(), Observed::Present(_))
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_fold_is_written_soon_after_a_phase_has_ended() {
-        let bench = bench();
-        let scope = scope(&bench);
-        let handles = bench.dir.path().join("h.json");
-        scope.apply(bridge(), Phase::Start).await.unwrap();
-        scope.root(async |scope, ctx| scope.settle(ctx).await).await;
-        assert!(!handles.exists(), "nobody waits for it");
-        while !handles.exists() {
-            tokio::time::sleep(SOON).await;
-        }
-        assert!(std::fs::read_to_string(&handles).unwrap().contains("vmbr-aaaa"));
-        scope.unwind(Phase::Start).await.unwrap();
-        scope.close().await.unwrap();
-        assert!(!handles.exists());
-    }
-
-    #[tokio::test]
-    async fn a_phase_is_unwound_in_reverse_and_no_other_is_touched() {
-        let bench = bench();
-        let scope = scope(&bench);
-        let dir = Effect::Directory { path: bench.dir.path().join("kept"), mode: 0o700 };
-        scope.apply(dir.clone(), Phase::Create).await.unwrap();
-        scope.apply(bridge(), Phase::Start).await.unwrap();
-        // A bridge with a port cannot be removed before it, so only the reverse order succeeds.
-        scope.apply(tap(1), Phase::Start).await.unwrap();
-        scope.unwind(Phase::Start).await.unwrap();
-        assert!(!there(&bench, &bridge()).await && !there(&bench, &tap(1)).await);
-        assert!(there(&bench, &dir).await);
-        assert!(scope.close().await.is_err(), "the directory is still open");
-        scope.unwind(Phase::Create).await.unwrap();
-        scope.close().await.unwrap();
-        assert!(!Path::new(&bench.dir.path().join("j.jsonl")).exists());
-    }
-
-    #[tokio::test]
-    async fn what_a_dead_daemon_left_is_undone_by_the_next() {
-        let bench = bench();
-        let first = scope(&bench);
-        first.apply(bridge(), Phase::Start).await.unwrap();
-        first.apply(tap(1), Phase::Start).await.unwrap();
-        // Dead between the intent and the effect.
-        first.intend(&tap(2), Phase::Start, Handle::None).await;
-        drop(first);
-        let second = scope(&bench);
-        second.unwind(Phase::Start).await.unwrap();
-        assert!(!there(&bench, &tap(1)).await && !there(&bench, &bridge()).await);
-        second.close().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn an_effect_that_fails_is_undone_and_those_before_it_stay_for_unwinding() {
-        let bench = bench();
-        let scope = scope(&bench);
-        scope.apply(bridge(), Phase::Start).await.unwrap();
-        bench.net.fail_apply(1);
-        let error = scope.apply(tap(1), Phase::Start).await.unwrap_err();
-        assert!(matches!(error, EngineError::Net(_)), "{error}");
-        assert!(!there(&bench, &tap(1)).await);
-        assert!(there(&bench, &bridge()).await);
-        scope.unwind(Phase::Start).await.unwrap();
-        scope.close().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn what_cannot_be_undone_is_kept_and_tried_again() {
-        let bench = bench();
-        let scope = scope(&bench);
-        scope.apply(bridge(), Phase::Start).await.unwrap();
-        bench.net.fail_undo(true);
-        let error = scope.unwind(Phase::Start).await.unwrap_err();
-        assert!(matches!(&error, EngineError::Undo { id, .. } if id.0 == "bridge:vmbr-aaaa"), "{error}");
-        assert!(scope.close().await.is_err(), "the bridge would be forgotten");
-        bench.net.fail_undo(false);
-        scope.unwind(Phase::Start).await.unwrap();
-        scope.close().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_setting_gets_its_former_value_back_wherever_the_daemon_died() {
-        let key = "net/ipv4/ip_forward";
-        let setting = Effect::Sysctl { key: key.into(), value: "1".into() };
-        for applied_again in [false, true] {
-            let bench = bench();
-            bench.net.set_setting(key, "0");
-            let first = scope(&bench);
-            // Dead right after the change, which no `applied` tells of.
-            let former = vm_net::Net::former(bench.net.as_ref(), &setting).await.unwrap();
-            first.intend(&setting, Phase::Host, former).await;
-            vm_net::Net::apply(bench.net.as_ref(), &setting).await.unwrap();
-            drop(first);
-            let second = scope(&bench);
-            if applied_again {
-                second.apply(setting.clone(), Phase::Host).await.unwrap();
-            }
-            second.unwind(Phase::Host).await.unwrap();
-            assert_eq!(bench.net.setting(key), "0", "applied again: {applied_again}");
-        }
-    }
-
-    #[tokio::test]
-    async fn what_somebody_took_away_is_made_again() {
-        let bench = bench();
-        let scope = scope(&bench);
-        scope.apply(bridge(), Phase::Host).await.unwrap();
-        vm_net::Net::undo(bench.net.as_ref(), &bridge(), &Handle::None).await.unwrap();
-        scope.apply(bridge(), Phase::Host).await.unwrap();
-        assert!(there(&bench, &bridge()).await);
-    }
-}
+mod tests;

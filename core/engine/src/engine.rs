@@ -292,6 +292,11 @@ impl Engine {
         })
     }
 
+    /// The VM with this id.
+    pub fn by_id(&self, id: &VmId) -> Option<Arc<Cell>> {
+        self.cells().get(id).cloned()
+    }
+
     /// All VMs, by name.
     pub fn all(&self) -> Vec<Arc<Cell>> {
         let mut cells: Vec<_> = self.cells().values().cloned().collect();

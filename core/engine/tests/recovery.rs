@@ -177,6 +177,12 @@ async fn bring_up(bench: &Bench, number: u32, boot_id: &str) -> Scope {
     scope
 }
 
+/// The guest of a VM that was brought up has answered.
+async fn answer(scope: &Scope) {
+    let locks = LockTable::default();
+    locks.root("test", async |mut ctx| scope.answered(&mut ctx).await.unwrap()).await;
+}
+
 fn exists(path: &Path) -> bool {
     path.exists()
 }
@@ -199,10 +205,13 @@ async fn each_vm_is_recovered_by_what_it_was_in_and_the_host_agrees_afterwards()
     ] {
         store.vms().insert(record(number, complete, wanted)).await.unwrap();
     }
-    for number in [1, 2, 4, 5, 6] {
+    for number in [4, 5, 6] {
         bring_up(&bench, number, &boot).await;
     }
-    bring_up(&bench, 3, "former boot").await;
+    for number in [1, 2] {
+        answer(&bring_up(&bench, number, &boot).await).await;
+    }
+    answer(&bring_up(&bench, 3, "former boot").await).await;
     make(&bench, 7, &boot).await;
     for number in [2, 3] {
         bench.shims.die(&layout.vm(&id(number)).run);
@@ -259,7 +268,7 @@ async fn a_vm_that_cannot_be_recovered_is_shown_and_stops_no_other() {
         store.vms().insert(record(number, true, number == 2)).await.unwrap();
     }
     bring_up(&bench, 1, &bench.boot_id.clone()).await;
-    bring_up(&bench, 2, &bench.boot_id.clone()).await;
+    answer(&bring_up(&bench, 2, &bench.boot_id.clone()).await).await;
     bench.net.fail_undo(true);
     let engine = bench.engine(store.clone()).await;
     let state = |engine: &Engine, number: u32| engine.find(id(number).as_str()).map(|cell| cell.state());

@@ -9,7 +9,7 @@ use std::{
 use vm_locks::{Ctx, Unlocked};
 use vm_types::{
     Effect, EventKind, Handle, Layer, Observed, ProcessRef, VmId,
-    vm::{FailedAt, RestartPolicy, VmRecord},
+    vm::{FailedAt, VmRecord},
 };
 
 use super::{
@@ -194,13 +194,21 @@ impl Work<'_> {
         let engine = self.engine;
         match action {
             Action::Adopt(id) => {
-                if let (Some(Subject::Vm(cell)), Some(&Verdict::Adopt { shim, vmm })) =
-                    (self.subjects.get(id), verdicts.get(id))
-                {
-                    engine.adopt(ctx, cell, shim, vmm).await;
-                    self.report.adopted += 1;
-                    self.report.lines.push(format!("VM {} is up: adopted", cell.name()));
+                let (Some(Subject::Vm(cell)), Some(verdict)) = (self.subjects.get(id), verdicts.get(id))
+                else {
+                    return;
+                };
+                let Some((shim, vmm)) = verdict.live() else { return };
+                engine.adopt(ctx, cell, shim, vmm).await;
+                self.report.adopted += 1;
+                let mut line = format!("VM {} is up: adopted", cell.name());
+                if matches!(verdict, Verdict::GoOnStopping { .. }) {
+                    line.push_str(", and stopped as somebody wanted");
+                    if let Err(error) = engine.stop(cell.clone(), None) {
+                        tracing::warn!(vm = %cell.name(), error = %error.chain(), "not stopped");
+                    }
                 }
+                self.report.lines.push(line);
             }
             Action::Undo(id, layer) => {
                 let (Some(subject), Some(verdict)) = (self.subjects.get(id), verdicts.get(id)) else {
@@ -301,7 +309,7 @@ impl Engine {
         };
         let policy = cell.with_record(|record| record.spec.restart);
         let line = match verdict {
-            Verdict::Adopt { .. } | Verdict::Discard => return Ok(None),
+            Verdict::Adopt { .. } | Verdict::GoOnStopping { .. } | Verdict::Discard => return Ok(None),
             Verdict::Rest => None,
             Verdict::Remove => {
                 self.remove_all(ctx, cell).await?;
@@ -319,33 +327,18 @@ impl Engine {
                 self.finish(ctx, cell, end.failure(), again).await?;
                 Some("is off: the host was booted anew".to_owned())
             }
-            // Its end was cleaned up, and the daemon ended before that was written down or before it was started again.
-            Verdict::Lost if cell.paths().exit_record().exists() => {
-                let end = ended::judge_end(cell);
-                let again = end.wants_restart(policy);
-                self.finish(ctx, cell, end.failure(), again).await?;
-                Some("is off, though it should be up".to_owned())
-            }
-            Verdict::Lost => {
-                let end = ended::End::Failed("it ended with the host or its shim".to_owned());
-                let again = end.wants_restart(policy);
-                self.finish(ctx, cell, end.failure(), again).await?;
-                Some("is off: it ended with the host or its shim".to_owned())
-            }
+            Verdict::Due => Some("is off and due to be started".to_owned()),
+            // In these two what is wanted was written down before anything was done. Wanted before it was up, it was started by its
+            // policy or again; wanted after it was up, it was not stopped by anybody.
             Verdict::HalfStarted => {
                 let failure = Some((FailedAt::Start, "the daemon ended while it booted".to_owned()));
-                // Wanted before it was up: it was its policy that started it.
-                let again = policy != RestartPolicy::No && cell.with_record(|record| record.wanted_running);
+                let again = cell.with_record(|record| record.wanted_running);
                 self.finish(ctx, cell, failure, again).await?;
                 Some("was half started: undone".to_owned())
             }
             Verdict::HalfStopped => {
-                let failure = cell.with_record(|record| record.failure.clone());
-                // Somebody stopped it, unless its guest wants to come up again, or a failure of a VM that was up is on record.
-                let again = ended::judge_end(cell) == ended::End::Rebooted
-                    || (failure.is_some()
-                        && policy != RestartPolicy::No
-                        && cell.with_record(|record| record.wanted_running));
+                let (failure, again) =
+                    cell.with_record(|record| (record.failure.clone(), record.wanted_running));
                 self.finish(ctx, cell, failure, again).await?;
                 Some("was half stopped: finished".to_owned())
             }
@@ -361,7 +354,7 @@ impl Engine {
 fn processes(journal: &[Entry], boot_id: &str) -> Option<(ProcessRef, ProcessRef)> {
     journal.iter().filter(|entry| entry.phase == Phase::Start && entry.boot_id == boot_id).find_map(|entry| {
         match entry.handle {
-            Handle::Processes { shim, vmm } => Some((shim, vmm)),
+            Handle::Processes { shim, vmm, .. } => Some((shim, vmm)),
             _ => None,
         }
     })

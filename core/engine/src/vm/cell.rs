@@ -100,6 +100,7 @@ pub struct Cell {
     released: Notify,
     gone: CancellationToken,
     restarts: AtomicU32,
+    killers: AtomicU32,
 }
 
 /// The right to change what is known of a VM; guarded by the VM's lock.
@@ -121,6 +122,7 @@ impl Cell {
             released: Notify::new(),
             gone: CancellationToken::new(),
             restarts: AtomicU32::new(0),
+            killers: AtomicU32::new(0),
         }
     }
 
@@ -186,9 +188,20 @@ impl Cell {
         self.restarts.store(0, Ordering::Relaxed);
     }
 
+    /// From now on, until the result is dropped, its end is somebody's wish and no failure.
+    pub(crate) fn expect_end(self: &Arc<Self>) -> Killing {
+        self.killers.fetch_add(1, Ordering::Relaxed);
+        Killing(self.clone())
+    }
+
+    /// Whether somebody is about to clean up after having ended it.
+    pub(crate) fn end_expected(&self) -> bool {
+        self.killers.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether it is off although it is to be up: its policy will start it again.
     pub(crate) fn awaits_restart(&self) -> bool {
-        self.live().is_none() && self.with_record(|record| record.wanted_running)
+        self.live().is_none() && self.with_record(|record| record.wanted_running && record.complete)
     }
 
     /// Names of settings that differ between the VM that runs and what it should be.
@@ -266,6 +279,16 @@ impl Writer {
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody who ends a VM without asking.
+#[derive(Debug)]
+pub(crate) struct Killing(Arc<Cell>);
+
+impl Drop for Killing {
+    fn drop(&mut self) {
+        self.0.killers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -349,7 +372,11 @@ impl Engine {
                         let state = if changing { "being changed" } else { state.word() };
                         return Err(EngineError::Busy { name: cell.name.clone(), state });
                     }
-                    Verdict::TakeOver => shared.activity.map(|(_, other)| other),
+                    // A deletion cannot be cancelled, and what it may be part of (a prune) is not to be.
+                    Verdict::TakeOver => match shared.activity {
+                        Some((Activity::Deleting, _)) | None => None,
+                        Some((_, other)) => Some(other),
+                    },
                 }
             };
             if let Some(other) = other {

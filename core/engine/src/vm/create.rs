@@ -51,6 +51,8 @@ pub struct CreateRequest {
 const CPUS_MAX: u32 = 255;
 const MEMORY_MIN_MIB: u64 = 64;
 const DISK_MAX: u64 = 16 << 40;
+/// No clock of ours goes beyond it.
+const SECONDS_MAX: u64 = 100 * 365 * 24 * 3600;
 
 /// Image and kernel are at hand and all is decided; nothing was made.
 struct Settled {
@@ -260,7 +262,19 @@ impl Engine {
 }
 
 fn check(request: &CreateRequest) -> Result<(), EngineError> {
-    check_shape(request.cpus, request.memory_mib, request.disk_bytes)
+    check_shape(request.cpus, request.memory_mib, request.disk_bytes)?;
+    check_times([request.ttl_seconds, request.idle_stop_seconds])
+}
+
+/// Bounds of times in seconds.
+pub(super) fn check_times<const N: usize>(times: [Option<u64>; N]) -> Result<(), EngineError> {
+    match times.into_iter().flatten().find(|seconds| *seconds > SECONDS_MAX) {
+        None => Ok(()),
+        Some(seconds) => Err(EngineError::InvalidArgument {
+            message: format!("{seconds} seconds are too long"),
+            hint: format!("{SECONDS_MAX} (a hundred years) are the most; leave it out for ever"),
+        }),
+    }
 }
 
 /// Bounds of what a machine can be; `None` is not looked at.

@@ -85,6 +85,7 @@ impl Engine {
         cell.scope.unwind(ctx, Phase::Start).await?;
         let up = async {
             let live = context.cancellable(self.bring_up(ctx, cell, context)).await?;
+            cell.scope.answered(ctx).await?;
             let mut writer = cell.lock(ctx).await;
             self.inner.store.vms().set_started(cell.id()).await?;
             writer.change_record(|record| {
@@ -199,7 +200,7 @@ impl Placed {
             .apply(ctx, Effect::File { path: paths.shim_spec(), mode: 0o600, content }, Phase::Start)
             .await?;
         let shim = Effect::Shim { run_dir: paths.run.clone(), spec: paths.shim_spec() };
-        let Handle::Processes { shim, vmm } = cell.scope.apply(ctx, shim, Phase::Start).await? else {
+        let Handle::Processes { shim, vmm, .. } = cell.scope.apply(ctx, shim, Phase::Start).await? else {
             return Err(EngineError::Panicked { detail: "a started shim has no processes".into() });
         };
         Ok(Launched { live: Live { shim, vmm, since: now(), cpus, memory_mib } })

@@ -187,7 +187,7 @@ impl VmServer for Context {
 
     async fn console(&self, vm: String, bytes: u64) -> RpcResult<ConsoleChunk> {
         let cell = self.find(&vm)?;
-        Ok(ConsoleChunk { end: true, ..chunk(&mut tail(&cell, bytes).map_err(wire)?) })
+        Ok(ConsoleChunk { end: cell.live().is_none(), ..chunk(&mut tail(&cell, bytes).map_err(wire)?) })
     }
 
     async fn console_follow(
