@@ -70,6 +70,14 @@ impl SetRequest {
     }
 }
 
+/// What became of a VMM that somebody ends meanwhile is no failure of the host's.
+fn overtaken(cell: &Cell, context: &OpContext, result: Result<(), EngineError>) -> Result<(), EngineError> {
+    match result {
+        Err(_) if context.preempted() || cell.end_expected() => Err(EngineError::Cancelled),
+        result => result,
+    }
+}
+
 /// Names of the settings in which two specifications differ.
 fn differences(before: &VmSpec, after: &VmSpec) -> Vec<&'static str> {
     [
@@ -215,7 +223,8 @@ impl Engine {
                 let admitted =
                     engine.reserve(ctx, &cell, Request::Pause, Activity::Changing, context.id).await?;
                 if let Admitted::Reserved(_reserved) = admitted {
-                    engine.inner.vmm.require_pause()?.pause(&cell.paths()).await?;
+                    let paused = engine.inner.vmm.require_pause()?.pause(&cell.paths()).await;
+                    overtaken(&cell, &context, paused.map_err(Into::into))?;
                     let before = cell.paused();
                     cell.lock(ctx).await.set_paused(true);
                     if !before {
@@ -244,7 +253,8 @@ impl Engine {
                     engine.reserve(ctx, &cell, Request::Resume, Activity::Changing, context.id).await?;
                 if let Admitted::Reserved(_reserved) = admitted {
                     let before = cell.paused();
-                    engine.let_run(ctx, &cell).await?;
+                    let runs = engine.let_run(ctx, &cell).await;
+                    overtaken(&cell, &context, runs)?;
                     if before {
                         engine.event(EventKind::VmResumed, &cell, Some(context.id), "resumed".into());
                     }
