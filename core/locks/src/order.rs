@@ -75,7 +75,7 @@ levels! {
     TapPool,
     /// Leaf: the initramfs that VMs share.
     Initramfs,
-    /// Leaf: one journal of effects.
+    /// Leaf: one journal of effects, for as long as one of them takes.
     Journal,
 }
 

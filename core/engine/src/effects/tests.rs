@@ -265,7 +265,7 @@ async fn an_effect_that_has_begun_goes_on_without_its_caller_and_unwinding_waits
     slow.begun.notified().await;
     let journal = || "journal of vm web".to_owned();
     let held = (journal(), LockState::Held, "operation 7 vm-start web".to_owned());
-    assert_eq!(shown(&locks), [held.clone()], "a stuck effect can be seen");
+    assert_eq!(shown(&locks), std::slice::from_ref(&held), "a stuck effect can be seen");
     caller.abort();
     assert!(caller.await.unwrap_err().is_cancelled());
 
