@@ -66,26 +66,23 @@ impl Engine {
     /// The journal, or the network layer; what is half done is in the VM's journal.
     pub(crate) async fn take_tap(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell) -> Result<String, EngineError> {
         let (name, waiting) = {
-            let mut pool = ctx.lock(&self.inner.taps.pool).await;
+            let mut held = ctx.lock(&self.inner.taps.pool).await;
+            let (pool, ctx) = held.split();
             pool.open = true;
-            match pool.ready.pop() {
+            match pool.ready.last().cloned() {
                 Some(name) => {
-                    self.count(&pool);
+                    let effect = self.tap(name.clone());
+                    // It leaves the pool when a journal of the VM's has it: whoever gives up before that takes nothing away.
+                    cell.scope.receive(ctx, &effect, Phase::Start).await?;
+                    pool.ready.pop();
                     pool.leaving.insert(name.clone());
+                    self.count(pool);
                     (name, true)
                 }
-                None => (self.next_name(&mut pool), false),
+                None => (self.next_name(pool), false),
             }
         };
         let effect = self.tap(name.clone());
-        let received = if waiting { cell.scope.receive(ctx, &effect, Phase::Start).await } else { Ok(()) };
-        if let Err(error) = received {
-            let mut pool = ctx.lock(&self.inner.taps.pool).await;
-            pool.leaving.remove(&name);
-            pool.ready.push(name);
-            self.count(&pool);
-            return Err(error);
-        }
         self.refill(waiting.then(|| effect.clone()));
         // One from the pool is only looked at, and made again if somebody took it away.
         cell.scope.apply(ctx, effect, Phase::Start).await?;
