@@ -234,7 +234,7 @@ impl Work<'_> {
             Action::Reclaim(effect) => match engine.inner.host_scope.reclaim(ctx, effect).await {
                 Ok(()) => {
                     self.report.reclaimed += 1;
-                    self.report.lines.push(format!("{} was in no journal: reclaimed", effect.id()));
+                    self.report.lines.push(format!("{} belonged to nobody: reclaimed", effect.id()));
                 }
                 Err(error) => self.fail(format!("{} could not be reclaimed: {}", effect.id(), error.chain())),
             },

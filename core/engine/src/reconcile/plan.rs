@@ -168,7 +168,13 @@ impl Plan {
         let of_vms: BTreeSet<EffectId> = ids(vms.iter().flat_map(|facts| &facts.journal));
         let shared: Vec<&Entry> =
             host.journal.iter().filter(|entry| of_vms.contains(&entry.effect.id())).collect();
-        let orphans = orphans(layout, vms, host, &verdicts, anybody_up);
+        let mut orphans = orphans(layout, vms, host, &verdicts, anybody_up);
+        // A tap of the pool that is half made or half deleted goes, also under VMs that are up: no start makes it whole, as it does
+        // bridge and rules.
+        let half_done = |entry: &&Entry| {
+            matches!(entry.effect, Effect::Tap { .. }) && stale(entry) && !of_vms.contains(&entry.effect.id())
+        };
+        orphans.extend(host.journal.iter().filter(half_done).map(|entry| entry.effect.clone()));
 
         let mut actions: Vec<Action> =
             shared.into_iter().map(|entry| Action::Forget(entry.effect.clone())).collect();

@@ -254,6 +254,17 @@ fn a_tap_on_its_way_from_the_pool_is_the_vms() {
     assert_eq!(plan(&[live], &host).actions, [Action::Forget(tap(1)), Action::Adopt(vm)]);
 }
 
+#[test]
+fn a_tap_of_the_pool_that_is_half_done_goes_also_under_a_vm_that_is_up() {
+    let vm = id(1);
+    let live = facts(&vm, true, started(&vm, Step::Applied, BOOT), Processes::Live);
+    let pool = [(2, Step::Applied), (3, Step::Intent), (4, Step::Undoing)];
+    let journal = pool.map(|(number, step)| entry(tap(number), Phase::Host, step, BOOT));
+    let host = HostFacts { journal: journal.into(), ..Default::default() };
+    let expected = [Action::Adopt(vm), Action::Reclaim(tap(3)), Action::Reclaim(tap(4))];
+    assert_eq!(plan(&[live], &host).actions, expected);
+}
+
 fn reclaimed(vms: &[VmFacts], found: Found) -> Vec<Effect> {
     let host = HostFacts { found, ..Default::default() };
     let actions = plan(vms, &host).actions.into_iter();
