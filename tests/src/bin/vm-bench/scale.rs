@@ -36,26 +36,35 @@ pub(crate) fn measure() -> Option<Value> {
     let mut figures = Vec::new();
     let idle = resident_kib(&host);
     println!(
-        "\nwith fake guests{:>25} {:>10} {:>10} {:>10}",
-        "create+delete/s", "list p50", "list p99", "RSS, KiB"
+        "\nwith fake guests{:>15} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "create+delete/s", "list p50", "list p99", "daemon CPU", "client CPU", "bytes", "RSS, KiB"
     );
     let mut there = 0;
     for vms in VMS {
         fill(&host, there, vms);
         there = vms;
         let rate = rate(&host);
-        let before = cpu(&host);
-        let listing = listing(&host);
-        let cpu = (cpu(&host) - before) / u32::try_from(LISTINGS).unwrap_or(1);
+        let processes = [host.daemon_pid(), std::process::id()];
+        let before = processes.map(cpu);
+        let (listing, bytes) = listing(&host);
+        let after = processes.map(cpu);
+        let each = |process: usize| {
+            after[process].saturating_sub(before[process]) / u32::try_from(LISTINGS).unwrap_or(1)
+        };
+        let (daemon, client) = (each(0), each(1));
         let resident = resident_kib(&host);
         let (median, high) = (listing.median(), listing.quantile(0.99));
-        println!("{vms:>8} VMs {rate:>29.1} {median:>10.2?} {high:>10.2?} {cpu:>10.2?} {resident:>10}");
+        println!(
+            "{vms:>8} VMs {rate:>19.1} {median:>10.2?} {high:>10.2?} {daemon:>10.2?} {client:>10.2?} {bytes:>10} {resident:>10}"
+        );
         figures.push(json!({
             "vms": vms,
             "create_delete_per_s": rate,
             "list_p50_s": median.as_secs_f64(),
             "list_p99_s": high.as_secs_f64(),
-            "list_daemon_cpu_s": cpu.as_secs_f64(),
+            "list_daemon_cpu_s": daemon.as_secs_f64(),
+            "list_client_cpu_s": client.as_secs_f64(),
+            "list_bytes": bytes,
             "rss_kib": resident,
         }));
     }
@@ -64,7 +73,7 @@ pub(crate) fn measure() -> Option<Value> {
     let ratio = number(0, "create_delete_per_s") / number(last, "create_delete_per_s");
     let growth = (number(last, "rss_kib") - number(0, "rss_kib")) / (VMS[last] - VMS[0]) as f64;
     let (before, after) = cycles;
-    println!("{:8} idle {:>72}", "", idle);
+    println!("{:8} idle {:>84}", "", idle);
     let goals = [
         goal("vm.list p99 at 1,000 VMs, ms", number(last, "list_p99_s") * 1e3, LIST_P99.as_secs_f64() * 1e3),
         goal("create+delete rate at 1 / at 1,000", ratio, RATE_RATIO),
@@ -138,22 +147,24 @@ fn rate(host: &FakeWorld) -> f64 {
     PAIRS as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// The time to the whole answer, as text.
-fn listing(host: &FakeWorld) -> Samples {
+/// The time to the whole answer, as text, and its length in bytes.
+fn listing(host: &FakeWorld) -> (Samples, usize) {
     let mut samples = Samples::default();
+    let mut bytes = 0;
     host.ask(async |api| {
         for _ in 0..LISTINGS {
             let begun = Instant::now();
-            let _: Box<RawValue> = api.call("vm.list", &[]).await.expect("the daemon answers");
+            let answer: Box<RawValue> = api.call("vm.list", &[]).await.expect("the daemon answers");
             samples.add(begun.elapsed());
+            bytes = answer.get().len();
         }
     });
-    samples
+    (samples, bytes)
 }
 
-/// What the daemon has had of the processors, in user and system mode (proc_pid_stat(5), fields 14 and 15, in ticks of 10 ms).
-fn cpu(host: &FakeWorld) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", host.daemon_pid())).unwrap_or_default();
+/// What a process has had of the processors, in user and system mode (proc_pid_stat(5), fields 14 and 15, in ticks of 10 ms).
+fn cpu(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = stat.rsplit(')').next().unwrap_or_default();
     let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok());
     Duration::from_millis(ticks.sum::<u64>() * 10)
