@@ -3,9 +3,11 @@
 
 mod bad_input;
 mod daemon;
+mod ends;
 mod fakes;
 mod images;
 mod lifecycle;
 mod network;
+mod overlap;
 mod run;
 mod session;

@@ -4,6 +4,7 @@
 use std::{
     fs::{File, OpenOptions},
     os::unix::process::ExitStatusExt,
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -18,6 +19,7 @@ use crate::{
     Snapshot, World,
     fixtures::{self, TINY},
     namespaces::{Network, Process, before_exec, default_signals},
+    programs,
     rpc::Api,
     world::SHORT,
 };
@@ -56,7 +58,15 @@ impl FakeWorld {
     /// # Panics
     /// It cannot be made.
     pub fn new(config: &str) -> Self {
-        let world = World::empty(Network::Own);
+        Self::with_programs(programs::directory(), config)
+    }
+
+    /// The same with the `vmd` and `vm-fake-vmm` of a directory.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn with_programs(programs: PathBuf, config: &str) -> Self {
+        let world = World::with_programs(programs, Network::Own);
         let fake = world.program("vm-fake-vmm");
         let agent = world.directory().join("agent");
         // Copied at each start of a VM; the fake's guest has no use for a true one.

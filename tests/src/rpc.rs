@@ -22,6 +22,7 @@ pub const ANSWER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Api {
     client: Client,
+    limit: Duration,
 }
 
 /// A VM as a client sees it.
@@ -70,7 +71,7 @@ pub enum Failure {
     Refused(Problem),
     /// The daemon went away meanwhile; nobody knows what came of the call.
     Lost(String),
-    /// It does not answer within [`ANSWER`].
+    /// It does not answer in time.
     Hangs(String),
 }
 
@@ -89,7 +90,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Refused(problem) => write!(f, "{}: {problem}", problem.kind.word()),
             Self::Lost(what) => write!(f, "lost the daemon: {what}"),
-            Self::Hangs(what) => write!(f, "no answer within {ANSWER:?} to {what}"),
+            Self::Hangs(what) => write!(f, "no answer to {what}"),
         }
     }
 }
@@ -122,7 +123,13 @@ impl Api {
     /// # Errors
     /// No daemon there.
     pub async fn connect(socket: &Path) -> std::io::Result<Self> {
-        Ok(Self { client: vm_api::client::connect(socket).await? })
+        Ok(Self { client: vm_api::client::connect(socket).await?, limit: ANSWER })
+    }
+
+    /// The same with more time for each answer, for VMs that truly boot.
+    #[must_use]
+    pub fn patient(self, limit: Duration) -> Self {
+        Self { limit, ..self }
     }
 
     /// One call.
@@ -131,7 +138,7 @@ impl Api {
     /// See [`Failure`].
     pub async fn call<T: DeserializeOwned>(&self, method: &str, params: &[Value]) -> Result<T, Failure> {
         let answer = self.client.request::<T, _>(method, array(params));
-        within(method, params, async { Ok(answer.await?) }).await
+        self.within(method, params, async { Ok(answer.await?) }).await
     }
 
     /// A call that begins an operation, to the end of that.
@@ -140,7 +147,17 @@ impl Api {
     /// See [`Failure`].
     pub async fn run(&self, method: &str, params: &[Value]) -> Result<Value, Failure> {
         let begun: Begun = self.call(method, params).await?;
-        within(method, params, self.wait(begun.operation)).await
+        self.within(method, params, self.wait(begun.operation)).await
+    }
+
+    async fn within<T>(
+        &self,
+        method: &str,
+        params: &[Value],
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let hangs = |_| Failure::Hangs(format!("{method}({}) within {:?}", json!(params), self.limit));
+        tokio::time::timeout(self.limit, work).await.map_err(hangs)?
     }
 
     async fn wait(&self, operation: OperationId) -> Result<Value, Failure> {
@@ -195,17 +212,6 @@ impl Api {
     /// See [`Failure`].
     pub async fn delete(&self, name: &str) -> Result<Value, Failure> {
         self.run("vm.delete", &[json!(name), json!(true)]).await
-    }
-}
-
-async fn within<T>(
-    method: &str,
-    params: &[Value],
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    match tokio::time::timeout(ANSWER, work).await {
-        Ok(result) => result,
-        Err(_) => Err(Failure::Hangs(format!("{method}({})", json!(params)))),
     }
 }
 

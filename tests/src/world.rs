@@ -80,6 +80,10 @@ impl World {
     /// It cannot be made.
     #[track_caller]
     pub fn empty(network: Network) -> Self {
+        Self::with_programs(programs::directory(), network)
+    }
+
+    pub(crate) fn with_programs(programs: PathBuf, network: Network) -> Self {
         let place = Place::take();
         let base = fixtures::cache().join("worlds");
         fs::create_dir_all(&base).expect("the cache directory can be written to");
@@ -92,15 +96,7 @@ impl World {
         };
         fs::create_dir_all(&dirs.config).expect("a directory can be made");
         let namespaces = Namespaces::new(network);
-        Self {
-            namespaces,
-            directory,
-            dirs,
-            programs: programs::directory(),
-            before: None,
-            instance: OnceLock::new(),
-            _place: place,
-        }
+        Self { namespaces, directory, dirs, programs, before: None, instance: OnceLock::new(), _place: place }
     }
 
     /// Directories for one more daemon, with the same images.

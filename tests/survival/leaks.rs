@@ -38,6 +38,7 @@ fn one_leak_of_each_kind_is_seen() {
     let host = FakeWorld::new("");
     let state = host.world().dirs().state.display().to_string();
     let run = host.world().dirs().run.display().to_string();
+    let place = host.world().directory().join("planted-mount").display().to_string();
 
     planted(&host, "ip tuntap add vtplant mode tap", "ip link delete vtplant", &["link"], "vtplant");
     planted(
@@ -81,8 +82,8 @@ fn one_leak_of_each_kind_is_seen() {
 
     planted(
         &host,
-        "mkdir /tmp/planted-mount && mount -t tmpfs planted /tmp/planted-mount",
-        "umount /tmp/planted-mount && rmdir /tmp/planted-mount",
+        &format!("mkdir {place} && mount -t tmpfs planted {place}"),
+        &format!("umount {place} && rmdir {place}"),
         &["mount"],
         "planted-mount",
     );

@@ -4,6 +4,7 @@
 mod crash;
 mod kills;
 mod leaks;
+mod listing;
 mod model;
 
 /// To stderr itself: what libtest captures of a test that passes nobody sees.

@@ -1,9 +1,10 @@
 //! What requests and answers hold.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, sync::Arc};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
 pub use vm_types::{
     ImageDigest, KernelId, OperationId, VmId, VmName,
     event::{Event, EventKind},
@@ -130,7 +131,8 @@ pub struct VmInfo {
     pub memory_mib: u64,
     /// Root disk in bytes.
     pub disk_bytes: u64,
-    /// Bytes its root disk takes on the host.
+    /// Bytes its root disk takes on the host. In a listing, this is up to a second old while the VM is up or worked on; of one
+    /// that is off, it is looked at again after each change of the VM, and then ever more rarely.
     pub disk_used_bytes: u64,
     /// How it reaches the network.
     pub network: NetworkMode,
@@ -152,6 +154,76 @@ pub struct VmInfo {
     pub created_at: u64,
     /// Name of the VMM.
     pub vmm: String,
+}
+
+/// A VM with its JSON, for a daemon that lists the same VM again and again.
+#[derive(Debug)]
+pub struct RenderedVm {
+    vm: VmInfo,
+    json: Box<RawValue>,
+}
+
+impl RenderedVm {
+    /// Writes the JSON.
+    ///
+    /// # Errors
+    /// None that plain data with string keys could have.
+    pub fn new(vm: VmInfo) -> serde_json::Result<Self> {
+        Ok(Self { json: serde_json::value::to_raw_value(&vm)?, vm })
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &VmInfo {
+        &self.vm
+    }
+}
+
+/// VMs, by name. On the wire it is an array of [`VmInfo`], whether the sender had their JSON ready or not.
+#[derive(Debug, Clone, JsonSchema)]
+#[schemars(transparent)]
+pub struct VmList(#[schemars(with = "Vec<VmInfo>")] List);
+
+#[derive(Debug, Clone)]
+enum List {
+    Plain(Vec<VmInfo>),
+    Rendered(Vec<Arc<RenderedVm>>),
+}
+
+impl VmList {
+    /// The VMs.
+    pub fn into_vec(self) -> Vec<VmInfo> {
+        match self.0 {
+            List::Plain(vms) => vms,
+            List::Rendered(vms) => vms.iter().map(|vm| vm.vm.clone()).collect(),
+        }
+    }
+}
+
+impl From<Vec<VmInfo>> for VmList {
+    fn from(vms: Vec<VmInfo>) -> Self {
+        Self(List::Plain(vms))
+    }
+}
+
+impl FromIterator<Arc<RenderedVm>> for VmList {
+    fn from_iter<I: IntoIterator<Item = Arc<RenderedVm>>>(vms: I) -> Self {
+        Self(List::Rendered(vms.into_iter().collect()))
+    }
+}
+
+impl Serialize for VmList {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            List::Plain(vms) => vms.serialize(serializer),
+            List::Rendered(vms) => serializer.collect_seq(vms.iter().map(|vm| &vm.json)),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for VmList {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::deserialize(deserializer).map(|vms| Self(List::Plain(vms)))
+    }
 }
 
 /// How to log in to a running guest.
@@ -342,4 +414,32 @@ pub struct Finding {
     pub message: String,
     /// What to do about it, where there is something to do.
     pub fix: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(name: &str) -> VmInfo {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        serde_json::from_value(serde_json::json!({
+            "id": "0123456789ab", "name": name, "state": "stopped", "last_exit": {"code": 1}, "image": "debian",
+            "image_digest": digest, "kernel": "0123456789ab", "cpus": 1, "memory_mib": 64, "disk_bytes": 1 << 30,
+            "disk_used_bytes": 512, "network": "nat", "address": "10.0.0.2", "labels": {"a": "\"b\"\n"},
+            "restart": "on-failure", "expires_at": null, "idle_stop_seconds": 5, "needs_restart": ["cpus"],
+            "ephemeral": false, "created_at": 1, "vmm": "fake",
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_list_of_rendered_vms_reads_as_any() {
+        let vms = vec![vm("a"), vm("b")];
+        let rendered: VmList = vms.iter().map(|vm| Arc::new(RenderedVm::new(vm.clone()).unwrap())).collect();
+        let text = serde_json::to_string(&rendered).unwrap();
+        assert_eq!(text, serde_json::to_string(&vms).unwrap());
+        assert_eq!(text, serde_json::to_string(&VmList::from(vms.clone())).unwrap());
+        assert_eq!(serde_json::from_str::<VmList>(&text).unwrap().into_vec(), vms);
+        assert_eq!(rendered.into_vec(), vms);
+    }
 }

@@ -51,10 +51,10 @@ pub trait Vm {
     /// Deletes a VM with its disk. One that is up is refused unless `force`.
     #[method(name = "delete")]
     async fn delete(&self, vm: String, force: bool) -> RpcResult<Begun>;
-    /// All VMs, by name.
+    /// All VMs, by name; what their disks take may be a second old (see [`VmInfo`]).
     #[method(name = "list")]
-    async fn list(&self) -> RpcResult<Vec<VmInfo>>;
-    /// One VM.
+    async fn list(&self) -> RpcResult<VmList>;
+    /// One VM; all of it is as of now.
     #[method(name = "get")]
     async fn get(&self, vm: String) -> RpcResult<VmInfo>;
     /// How to log in to a running VM.

@@ -168,7 +168,10 @@ impl Cow for HostCow {
             let file = file.map_err(|source| failed("open", path, source))?;
             let about = file.metadata().map_err(|source| failed("look at", path, source))?;
             if !about.is_file() {
-                return Err(DiskError::Foreign { path: path.to_owned(), what: "it is no regular file".into() });
+                return Err(DiskError::Foreign {
+                    path: path.to_owned(),
+                    what: "it is no regular file".into(),
+                });
             }
             if about.len() < size_bytes {
                 file.set_len(size_bytes).map_err(|source| failed("grow", path, source))?;

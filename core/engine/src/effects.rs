@@ -9,12 +9,17 @@
 
 mod shims;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::oneshot;
 use vm_disk::{Cow, Files};
+use vm_locks::{Ctx, Level, Lock, LockAfter, LockTable};
 use vm_net::Net;
-use vm_types::{Effect, Handle, Layer, Layout, Observed};
+use vm_types::{Effect, Handle, Layer, Layout, Observed, VmId, VmName};
 
 pub use self::shims::{FakeShims, HostShims, Shims};
 #[cfg(feature = "failpoints")]
@@ -106,16 +111,26 @@ impl Host {
 pub struct Scope {
     host: Host,
     path: PathBuf,
-    journal: Arc<Mutex<Journal>>,
+    journal: Lock<vm_locks::Journal, Journal>,
 }
 
 impl Scope {
-    /// A VM's scope.
+    /// A VM's scope; `name` is what people know it by, and `None` where there is no record of it any more.
     ///
     /// # Errors
     /// An unreadable journal.
-    pub fn vm(host: &Host, layout: &Layout, id: &vm_types::VmId, boot_id: &str) -> Result<Self, EngineError> {
-        Self::open(host, layout.vm_journal(id), layout.vm_handles(id), boot_id)
+    pub fn vm(
+        host: &Host,
+        layout: &Layout,
+        id: &VmId,
+        name: Option<&VmName>,
+        boot_id: &str,
+    ) -> Result<Self, EngineError> {
+        let lock = match name {
+            Some(name) => format!("journal of vm {name}"),
+            None => format!("journal of the former vm {id}"),
+        };
+        Self::open(host, lock, layout.vm_journal(id), layout.vm_handles(id), boot_id)
     }
 
     /// The daemon's own scope.
@@ -123,10 +138,17 @@ impl Scope {
     /// # Errors
     /// An unreadable journal.
     pub fn host(host: &Host, layout: &Layout, boot_id: &str) -> Result<Self, EngineError> {
-        Self::open(host, layout.host_journal(), layout.host_handles(), boot_id)
+        let lock = "journal of the host".to_owned();
+        Self::open(host, lock, layout.host_journal(), layout.host_handles(), boot_id)
     }
 
-    fn open(host: &Host, path: PathBuf, handles: PathBuf, boot_id: &str) -> Result<Self, EngineError> {
+    fn open(
+        host: &Host,
+        lock: String,
+        path: PathBuf,
+        handles: PathBuf,
+        boot_id: &str,
+    ) -> Result<Self, EngineError> {
         let opened = Journal::open(&path, &handles, boot_id).or_else(|error| {
             // What cannot be read must not keep all the others from coming up. It is put aside, and what the handles know counts.
             let mut aside = path.clone().into_os_string();
@@ -135,7 +157,7 @@ impl Scope {
             std::fs::rename(&path, aside).and_then(|()| Journal::open(&path, &handles, boot_id))
         });
         let journal = opened.map_err(|source| EngineError::Journal { path: path.clone(), source })?;
-        Ok(Self { host: host.clone(), path, journal: Arc::new(Mutex::new(journal)) })
+        Ok(Self { host: host.clone(), path, journal: Lock::new(lock, journal) })
     }
 
     /// Applies an effect unless it is applied already in this boot. On failure the effect itself is undone at once.
@@ -145,117 +167,136 @@ impl Scope {
     ///
     /// # Errors
     /// The journal or the layer. What was half done and could not be undone stays in the journal for [`Self::unwind`].
-    pub async fn apply(&self, effect: Effect, phase: Phase) -> Result<Handle, EngineError> {
-        let journal = self.journal.clone().lock_owned().await;
-        let work = Self::apply_locked(self.host.clone(), self.path.clone(), journal, effect.clone(), phase);
+    pub async fn apply<L: Level>(
+        &self,
+        ctx: &mut Ctx<L>,
+        effect: Effect,
+        phase: Phase,
+    ) -> Result<Handle, EngineError>
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
         if matches!(effect, Effect::CowDisk { .. }) {
-            return Box::pin(work).await;
+            let mut journal = ctx.lock(&self.journal).await;
+            return Box::pin(apply(&self.host, &self.path, &mut journal, &effect, phase)).await;
         }
+        // Dropped with this future.
+        let (_wanted, wanted) = oneshot::channel();
+        let (host, path, journal) = (self.host.clone(), self.path.clone(), self.journal.clone());
+        // A root of its own, as in every task. That it locks nothing but the journal, and that its caller, who waits for it,
+        // may do so, is what the bound on `L` says.
+        let work = ctx.table().root(ctx.origin(), async move |mut ctx| {
+            let mut wanted: oneshot::Receiver<()> = wanted;
+            // Cancel-safe: whoever does not wait for a lock any more leaves its queue.
+            let mut journal = tokio::select! {
+                biased;
+                _ = &mut wanted => return Err(EngineError::Cancelled),
+                held = ctx.lock(&journal) => held,
+            };
+            // Asked under the lock. Whoever gave up before it was ours may have unwound already, and finds nothing begun after
+            // that; whoever gives up from here on unwinds when this is done.
+            if wanted.try_recv() == Err(oneshot::error::TryRecvError::Closed) {
+                return Err(EngineError::Cancelled);
+            }
+            apply(&host, &path, &mut journal, &effect, phase).await
+        });
         tokio::spawn(work).await.map_err(|error| EngineError::Panicked { detail: error.to_string() })?
     }
 
-    async fn apply_locked(
-        host: Host,
-        path: PathBuf,
-        mut journal: OwnedMutexGuard<Journal>,
-        effect: Effect,
-        phase: Phase,
-    ) -> Result<Handle, EngineError> {
-        let failed = |source| EngineError::Journal { path: path.clone(), source };
-        if let Some(entry) = journal.applied(&effect.id()).filter(|entry| same(&entry.effect, &effect)) {
-            let handle = entry.handle.clone();
-            // The journal says so; somebody else may have taken it away or changed it since.
-            if let Observed::Present(_) = host.observe(&effect).await? {
-                return Ok(handle);
-            }
-        }
-        let started = std::time::Instant::now();
-        // What was there before us is asked once: a second time it would be our own.
-        let mut handle = match journal.open_entry(&effect.id()) {
-            Some(entry) if entry.boot_id == journal.boot_id() => entry.handle.clone(),
-            _ => host.former(&effect).await?,
-        };
-        journal.record(&effect, phase, Step::Intent, handle.clone()).map_err(failed)?;
-        let applied = async {
-            #[cfg(feature = "failpoints")]
-            failpoint::reach(&effect, Change::Apply, Side::Before)?;
-            match host.apply(&effect).await? {
-                Handle::None => {}
-                new => handle = new,
-            }
-            #[cfg(feature = "failpoints")]
-            failpoint::reach(&effect, Change::Apply, Side::After)?;
-            Ok(())
-        };
-        match applied.await {
-            Ok(()) => {
-                journal.record(&effect, phase, Step::Applied, handle.clone()).map_err(failed)?;
-                let took = started.elapsed();
-                tracing::debug!(effect = %effect.id(), ?took, "applied");
-                Ok(handle)
-            }
-            Err(error) => {
-                if let Err(undo) = undo(&host, &mut journal, &effect, phase, &handle).await {
-                    tracing::warn!(effect = %effect.id(), error = %undo.chain(), "half done, and left so");
-                }
-                Err(error)
-            }
-        }
+    /// Notes that the guest of this journal's shim has answered: a daemon that finds both later need not doubt it.
+    ///
+    /// # Errors
+    /// The journal.
+    pub async fn answered<L: Level>(&self, ctx: &mut Ctx<L>) -> Result<(), EngineError>
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        let mut journal = ctx.lock(&self.journal).await;
+        let found = journal.entries().iter().find_map(|entry| match entry.handle {
+            Handle::Processes { shim, vmm, .. } => Some((entry.effect.clone(), entry.phase, shim, vmm)),
+            _ => None,
+        });
+        let Some((effect, phase, shim, vmm)) = found else { return Ok(()) };
+        journal
+            .record(&effect, phase, Step::Applied, Handle::Processes { shim, vmm, answered: true })
+            .map_err(|source| EngineError::Journal { path: self.path.clone(), source })
     }
 
     /// Says that a phase has ended: what is open now is what the VM lives on.
-    pub async fn settle(&self) {
-        let mut journal = self.journal.lock().await;
-        self.rest(&mut journal);
+    pub async fn settle<L: Level>(&self, ctx: &mut Ctx<L>)
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        let table = ctx.table();
+        self.rest(table, &mut *ctx.lock(&self.journal).await);
     }
 
     /// Closes the journal, and has its fold written where nobody waits for it.
-    fn rest(&self, journal: &mut Journal) {
+    fn rest(&self, table: LockTable, journal: &mut Journal) {
         if !journal.rest() {
             return;
         }
         let (journal, path) = (self.journal.clone(), self.path.clone());
-        tokio::spawn(async move {
+        tokio::spawn(table.root("writing handles", async move |mut ctx| {
             // What is deleted by then, or has changed again, is not written in vain.
             tokio::time::sleep(SOON).await;
-            let mut journal = journal.lock_owned().await;
-            let settled = tokio::task::spawn_blocking(move || journal.settle()).await;
-            if let Ok(Err(error)) = settled {
+            let mut journal = ctx.lock(&journal).await;
+            let Some(fold) = journal.settle() else { return };
+            // The journal stays locked meanwhile.
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || fold.write()).await {
                 tracing::warn!(journal = %path.display(), %error, "its handles could not be written");
             }
-        });
+        }));
     }
 
     /// Undoes all of a phase, newest first. Goes on past an effect that cannot be undone, which stays in the journal.
     ///
     /// # Errors
     /// The first that could not be undone.
-    pub async fn unwind(&self, phase: Phase) -> Result<(), EngineError> {
-        self.undo_all(|entry| entry.phase == phase).await
+    pub async fn unwind<L: Level>(&self, ctx: &mut Ctx<L>, phase: Phase) -> Result<(), EngineError>
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        self.undo_all(ctx, |entry| entry.phase == phase).await
     }
 
     /// Undoes what of these phases is part of one layer, newest first, as [`Self::unwind`] does.
     ///
     /// # Errors
     /// The first that could not be undone.
-    pub async fn unwind_layer(&self, phases: &[Phase], layer: Layer) -> Result<(), EngineError> {
-        self.undo_all(|entry| phases.contains(&entry.phase) && entry.effect.layer() == layer).await
+    pub async fn unwind_layer<L: Level>(
+        &self,
+        ctx: &mut Ctx<L>,
+        phases: &[Phase],
+        layer: Layer,
+    ) -> Result<(), EngineError>
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        self.undo_all(ctx, |entry| phases.contains(&entry.phase) && entry.effect.layer() == layer).await
     }
 
     /// Undoes what no journal tells of and the host shows all the same.
     ///
     /// # Errors
     /// The layer's; it stays in this journal then.
-    pub async fn reclaim(&self, effect: &Effect) -> Result<(), EngineError> {
-        let mut journal = self.journal.lock().await;
+    pub async fn reclaim<L: Level>(&self, ctx: &mut Ctx<L>, effect: &Effect) -> Result<(), EngineError>
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        let table = ctx.table();
+        let mut journal = ctx.lock(&self.journal).await;
         let result = undo(&self.host, &mut journal, effect, Phase::Host, &Handle::None).await;
-        self.rest(&mut journal);
+        self.rest(table, &mut journal);
         result
     }
 
     /// What is applied or half done, in the order in which it was begun.
-    pub async fn entries(&self) -> Vec<Entry> {
-        self.journal.lock().await.entries().to_vec()
+    pub async fn entries<L: Level>(&self, ctx: &mut Ctx<L>) -> Vec<Entry>
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        ctx.lock(&self.journal).await.entries().to_vec()
     }
 
     /// Takes an applied effect over from another scope, which is to [`Self::forget`] it afterwards: at every moment a journal has
@@ -263,8 +304,16 @@ impl Scope {
     ///
     /// # Errors
     /// The journal; nothing was taken over.
-    pub async fn receive(&self, effect: &Effect, phase: Phase) -> Result<(), EngineError> {
-        let mut journal = self.journal.lock().await;
+    pub async fn receive<L: Level>(
+        &self,
+        ctx: &mut Ctx<L>,
+        effect: &Effect,
+        phase: Phase,
+    ) -> Result<(), EngineError>
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        let mut journal = ctx.lock(&self.journal).await;
         // Folded first, as all that has happened is: what could not be written is void.
         let recorded = journal.record(effect, phase, Step::Intent, Handle::None);
         recorded
@@ -273,14 +322,26 @@ impl Scope {
     }
 
     /// Strikes out an effect that is another scope's.
-    pub async fn forget(&self, effect: &Effect) {
-        let mut journal = self.journal.lock().await;
+    pub async fn forget<L: Level>(&self, ctx: &mut Ctx<L>, effect: &Effect)
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        let table = ctx.table();
+        let mut journal = ctx.lock(&self.journal).await;
         note(&mut journal, effect, Phase::Host, Step::Undone);
-        self.rest(&mut journal);
+        self.rest(table, &mut journal);
     }
 
-    async fn undo_all(&self, wanted: impl Fn(&Entry) -> bool) -> Result<(), EngineError> {
-        let mut journal = self.journal.lock().await;
+    async fn undo_all<L: Level>(
+        &self,
+        ctx: &mut Ctx<L>,
+        wanted: impl Fn(&Entry) -> bool,
+    ) -> Result<(), EngineError>
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        let table = ctx.table();
+        let mut journal = ctx.lock(&self.journal).await;
         let open: Vec<_> = journal.entries().iter().filter(|entry| wanted(entry)).rev().cloned().collect();
         let mut first_error = None;
         for entry in open {
@@ -300,7 +361,7 @@ impl Scope {
                 }
             }
         }
-        self.rest(&mut journal);
+        self.rest(table, &mut journal);
         first_error.map_or(Ok(()), Err)
     }
 
@@ -308,8 +369,11 @@ impl Scope {
     ///
     /// # Errors
     /// Something still being open, or removal failing.
-    pub async fn close(&self) -> Result<(), EngineError> {
-        let removed = self.journal.lock().await.remove();
+    pub async fn close<L: Level>(&self, ctx: &mut Ctx<L>) -> Result<(), EngineError>
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        let removed = ctx.lock(&self.journal).await.remove();
         removed.map_err(|source| EngineError::Journal { path: self.path.clone(), source })
     }
 }
@@ -319,6 +383,56 @@ fn same(journaled: &Effect, wanted: &Effect) -> bool {
     match wanted {
         Effect::File { .. } | Effect::AppendedFile { .. } => false,
         _ => journaled == wanted,
+    }
+}
+
+/// Applies one effect unless it is applied already, and journals that.
+async fn apply(
+    host: &Host,
+    path: &Path,
+    journal: &mut Journal,
+    effect: &Effect,
+    phase: Phase,
+) -> Result<Handle, EngineError> {
+    let failed = |source| EngineError::Journal { path: path.into(), source };
+    if let Some(entry) = journal.applied(&effect.id()).filter(|entry| same(&entry.effect, effect)) {
+        let handle = entry.handle.clone();
+        // The journal says so; somebody else may have taken it away or changed it since.
+        if let Observed::Present(_) = host.observe(effect).await? {
+            return Ok(handle);
+        }
+    }
+    let started = std::time::Instant::now();
+    // What was there before us is asked once: a second time it would be our own.
+    let mut handle = match journal.open_entry(&effect.id()) {
+        Some(entry) if entry.boot_id == journal.boot_id() => entry.handle.clone(),
+        _ => host.former(effect).await?,
+    };
+    journal.record(effect, phase, Step::Intent, handle.clone()).map_err(failed)?;
+    let applied = async {
+        #[cfg(feature = "failpoints")]
+        failpoint::reach(effect, Change::Apply, Side::Before)?;
+        match host.apply(effect).await? {
+            Handle::None => {}
+            new => handle = new,
+        }
+        #[cfg(feature = "failpoints")]
+        failpoint::reach(effect, Change::Apply, Side::After)?;
+        Ok(())
+    };
+    match applied.await {
+        Ok(()) => {
+            journal.record(effect, phase, Step::Applied, handle.clone()).map_err(failed)?;
+            let took = started.elapsed();
+            tracing::debug!(effect = %effect.id(), ?took, "applied");
+            Ok(handle)
+        }
+        Err(error) => {
+            if let Err(undo) = undo(host, journal, effect, phase, &handle).await {
+                tracing::warn!(effect = %effect.id(), error = %undo.chain(), "half done, and left so");
+            }
+            Err(error)
+        }
     }
 }
 
@@ -349,156 +463,4 @@ fn note(journal: &mut Journal, effect: &Effect, phase: Phase, step: Step) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use vm_disk::FakeCow;
-    use vm_net::FakeNet;
-
-    use super::*;
-
-    struct Bench {
-        dir: tempfile::TempDir,
-        net: Arc<FakeNet>,
-        host: Host,
-    }
-
-    fn bench() -> Bench {
-        let dir = tempfile::tempdir().unwrap();
-        let net = Arc::new(FakeNet::new());
-        let host = Host {
-            net: net.clone(),
-            cow: Arc::new(FakeCow::new()),
-            files: Files::new([dir.path().to_owned()]),
-            shims: Arc::new(FakeShims::new()),
-        };
-        Bench { dir, net, host }
-    }
-
-    fn scope(bench: &Bench) -> Scope {
-        let path = |name: &str| bench.dir.path().join(name);
-        Scope::open(&bench.host, path("j.jsonl"), path("h.json"), "boot").unwrap()
-    }
-
-    fn bridge() -> Effect {
-        Effect::Bridge { name: "vmbr-aaaa".into(), address: "10.9.0.1/24".parse().unwrap() }
-    }
-
-    fn tap(number: u32) -> Effect {
-        Effect::Tap { name: format!("vtaaaa{number:04x}"), bridge: "vmbr-aaaa".into() }
-    }
-
-    async fn there(bench: &Bench, effect: &Effect) -> bool {
-        matches!(bench.host.observe(effect).await.unwrap(), Observed::Present(_))
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_fold_is_written_soon_after_a_phase_has_ended() {
-        let bench = bench();
-        let scope = scope(&bench);
-        let handles = bench.dir.path().join("h.json");
-        scope.apply(bridge(), Phase::Start).await.unwrap();
-        scope.settle().await;
-        assert!(!handles.exists(), "nobody waits for it");
-        while !handles.exists() {
-            tokio::time::sleep(SOON).await;
-        }
-        assert!(std::fs::read_to_string(&handles).unwrap().contains("vmbr-aaaa"));
-        scope.unwind(Phase::Start).await.unwrap();
-        scope.close().await.unwrap();
-        assert!(!handles.exists());
-    }
-
-    #[tokio::test]
-    async fn a_phase_is_unwound_in_reverse_and_no_other_is_touched() {
-        let bench = bench();
-        let scope = scope(&bench);
-        let dir = Effect::Directory { path: bench.dir.path().join("kept"), mode: 0o700 };
-        scope.apply(dir.clone(), Phase::Create).await.unwrap();
-        scope.apply(bridge(), Phase::Start).await.unwrap();
-        // A bridge with a port cannot be removed before it, so only the reverse order succeeds.
-        scope.apply(tap(1), Phase::Start).await.unwrap();
-        scope.unwind(Phase::Start).await.unwrap();
-        assert!(!there(&bench, &bridge()).await && !there(&bench, &tap(1)).await);
-        assert!(there(&bench, &dir).await);
-        assert!(scope.close().await.is_err(), "the directory is still open");
-        scope.unwind(Phase::Create).await.unwrap();
-        scope.close().await.unwrap();
-        assert!(!Path::new(&bench.dir.path().join("j.jsonl")).exists());
-    }
-
-    #[tokio::test]
-    async fn what_a_dead_daemon_left_is_undone_by_the_next() {
-        let bench = bench();
-        let first = scope(&bench);
-        first.apply(bridge(), Phase::Start).await.unwrap();
-        first.apply(tap(1), Phase::Start).await.unwrap();
-        // Dead between the intent and the effect.
-        first.journal.lock().await.record(&tap(2), Phase::Start, Step::Intent, Handle::None).unwrap();
-        drop(first);
-        let second = scope(&bench);
-        second.unwind(Phase::Start).await.unwrap();
-        assert!(!there(&bench, &tap(1)).await && !there(&bench, &bridge()).await);
-        second.close().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn an_effect_that_fails_is_undone_and_those_before_it_stay_for_unwinding() {
-        let bench = bench();
-        let scope = scope(&bench);
-        scope.apply(bridge(), Phase::Start).await.unwrap();
-        bench.net.fail_apply(1);
-        let error = scope.apply(tap(1), Phase::Start).await.unwrap_err();
-        assert!(matches!(error, EngineError::Net(_)), "{error}");
-        assert!(!there(&bench, &tap(1)).await);
-        assert!(there(&bench, &bridge()).await);
-        scope.unwind(Phase::Start).await.unwrap();
-        scope.close().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn what_cannot_be_undone_is_kept_and_tried_again() {
-        let bench = bench();
-        let scope = scope(&bench);
-        scope.apply(bridge(), Phase::Start).await.unwrap();
-        bench.net.fail_undo(true);
-        let error = scope.unwind(Phase::Start).await.unwrap_err();
-        assert!(matches!(&error, EngineError::Undo { id, .. } if id.0 == "bridge:vmbr-aaaa"), "{error}");
-        assert!(scope.close().await.is_err(), "the bridge would be forgotten");
-        bench.net.fail_undo(false);
-        scope.unwind(Phase::Start).await.unwrap();
-        scope.close().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_setting_gets_its_former_value_back_wherever_the_daemon_died() {
-        let key = "net/ipv4/ip_forward";
-        let setting = Effect::Sysctl { key: key.into(), value: "1".into() };
-        for applied_again in [false, true] {
-            let bench = bench();
-            bench.net.set_setting(key, "0");
-            let first = scope(&bench);
-            // Dead right after the change, which no `applied` tells of.
-            let former = vm_net::Net::former(bench.net.as_ref(), &setting).await.unwrap();
-            first.journal.lock().await.record(&setting, Phase::Host, Step::Intent, former).unwrap();
-            vm_net::Net::apply(bench.net.as_ref(), &setting).await.unwrap();
-            drop(first);
-            let second = scope(&bench);
-            if applied_again {
-                second.apply(setting.clone(), Phase::Host).await.unwrap();
-            }
-            second.unwind(Phase::Host).await.unwrap();
-            assert_eq!(bench.net.setting(key), "0", "applied again: {applied_again}");
-        }
-    }
-
-    #[tokio::test]
-    async fn what_somebody_took_away_is_made_again() {
-        let bench = bench();
-        let scope = scope(&bench);
-        scope.apply(bridge(), Phase::Host).await.unwrap();
-        vm_net::Net::undo(bench.net.as_ref(), &bridge(), &Handle::None).await.unwrap();
-        scope.apply(bridge(), Phase::Host).await.unwrap();
-        assert!(there(&bench, &bridge()).await);
-    }
-}
+mod tests;

@@ -292,6 +292,11 @@ impl Engine {
         })
     }
 
+    /// The VM with this id.
+    pub fn by_id(&self, id: &VmId) -> Option<Arc<Cell>> {
+        self.cells().get(id).cloned()
+    }
+
     /// All VMs, by name.
     pub fn all(&self) -> Vec<Arc<Cell>> {
         let mut cells: Vec<_> = self.cells().values().cloned().collect();
@@ -306,7 +311,13 @@ impl Engine {
 
     /// Opens a VM's journal; nobody finds the VM before it is published.
     pub(crate) fn new_cell(&self, record: VmRecord) -> Result<Arc<Cell>, EngineError> {
-        let scope = Scope::vm(&self.inner.host, &self.inner.layout, &record.id, &self.inner.boot_id)?;
+        let scope = Scope::vm(
+            &self.inner.host,
+            &self.inner.layout,
+            &record.id,
+            Some(&record.spec.name),
+            &self.inner.boot_id,
+        )?;
         Ok(Arc::new(Cell::new(record, scope, self.inner.layout.clone())))
     }
 

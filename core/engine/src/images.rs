@@ -263,14 +263,21 @@ impl Engine {
     /// # Errors
     /// No such kernel, or a VM that uses it.
     pub async fn delete_kernel(&self, ctx: &mut Ctx<Unlocked>, name: &str) -> Result<(), EngineError> {
+        // One that is being imported again has its files before its record.
+        let _flight = self.inner.flights.board(ctx, KERNEL_FLIGHT).await;
         let _catalogue = ctx.lock(&self.inner.catalogue).await;
         let kernels = self.inner.store.kernels();
         let kernel = kernels.get(name).await?.ok_or_else(|| no_kernel(name))?;
-        kernels.delete(&kernel.id).await?;
-        if kernel.default
-            && let Some(newest) = kernels.list().await?.first()
-        {
+        // First, so that there is a default whenever there is a kernel.
+        let newest = kernels.list().await?.into_iter().find(|other| other.id != kernel.id);
+        if let (true, Some(newest)) = (kernel.default, &newest) {
             kernels.set_default(&newest.id).await?;
+        }
+        if let Err(error) = kernels.delete(&kernel.id).await {
+            if kernel.default {
+                kernels.set_default(&kernel.id).await?;
+            }
+            return Err(error.into());
         }
         let path = self.inner.layout.kernel(&kernel.id);
         match std::fs::remove_dir_all(&path) {

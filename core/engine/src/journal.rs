@@ -227,46 +227,31 @@ impl Journal {
         self.unsettled && !std::mem::replace(&mut self.settling, true)
     }
 
-    /// Rewrites the journal if it has grown, and replaces `handles.json`. Flushes to the disk.
-    ///
-    /// # Errors
-    /// Writing. Nothing is lost: the journal is as it was.
-    pub fn settle(&mut self) -> io::Result<()> {
+    /// What is to be written, if there were steps since it was last. No step may be taken until [`Fold::write`] has ended.
+    pub fn settle(&mut self) -> Option<Fold> {
         self.settling = false;
         if !std::mem::take(&mut self.unsettled) {
-            return Ok(());
+            return None;
         }
-        if self.length > COMPACT_BYTES {
-            self.compact()?;
-        }
-        if self.entries.is_empty() {
-            return files::remove_if_there(&self.handles);
-        }
-        let fold = Handles {
-            version: HANDLES_VERSION,
-            boot_id: self.boot_id.clone(),
-            effects: self.entries.clone(),
-        };
-        files::write_json(&self.handles, 0o600, &fold)
-    }
-
-    /// Replaces the journal by one line for each open effect, whole or not at all.
-    fn compact(&mut self) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        for entry in &self.entries {
-            bytes.extend(line(entry)?);
-        }
-        files::write_atomic(&self.path, 0o600, &bytes)?;
-        // It is the former file.
+        // What is open would be the former file once the journal is rewritten.
         self.file = None;
-        self.length = bytes.len() as u64;
-        Ok(())
+        let grown = self.length > COMPACT_BYTES;
+        Some(Fold {
+            journal: grown.then(|| self.path.clone()),
+            path: self.handles.clone(),
+            handles: Handles {
+                version: HANDLES_VERSION,
+                boot_id: self.boot_id.clone(),
+                effects: self.entries.clone(),
+            },
+        })
     }
 
     /// Writes a line whole or not at all: half of one would spoil the next.
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
-        let before = self.length;
         self.unsettled = true;
+        self.file()?;
+        let before = self.length;
         let file = self.file()?;
         file.write_all(line).inspect_err(|_| {
             let _ = file.set_len(before);
@@ -278,7 +263,12 @@ impl Journal {
     fn file(&mut self) -> io::Result<&mut File> {
         let file = match self.file.take() {
             Some(file) => file,
-            None => OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path)?,
+            None => {
+                let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path)?;
+                // It may have been rewritten since.
+                self.length = file.metadata()?.len();
+                file
+            }
         };
         Ok(self.file.insert(file))
     }
@@ -296,6 +286,36 @@ impl Journal {
         self.length = 0;
         files::remove_if_there(&self.handles)?;
         files::remove_if_there(&self.path)
+    }
+}
+
+/// A journal's fold on its way to the disk.
+#[derive(Debug)]
+pub struct Fold {
+    /// The journal, where it has grown and is rewritten.
+    journal: Option<PathBuf>,
+    path: PathBuf,
+    handles: Handles,
+}
+
+impl Fold {
+    /// Rewrites the journal if it has grown, and replaces `handles.json`. Flushes to the disk, so it takes long.
+    ///
+    /// # Errors
+    /// Writing. Nothing is lost: the journal is as it was.
+    pub fn write(&self) -> io::Result<()> {
+        if let Some(journal) = &self.journal {
+            // One line for each open effect, whole or not at all.
+            let mut bytes = Vec::new();
+            for entry in &self.handles.effects {
+                bytes.extend(line(entry)?);
+            }
+            files::write_atomic(journal, 0o600, &bytes)?;
+        }
+        if self.handles.effects.is_empty() {
+            return files::remove_if_there(&self.path);
+        }
+        files::write_json(&self.path, 0o600, &self.handles)
     }
 }
 
@@ -330,6 +350,10 @@ mod tests {
 
     fn tap(name: &str) -> Effect {
         Effect::Tap { name: name.into(), bridge: "b".into() }
+    }
+
+    fn settle(journal: &mut Journal) {
+        journal.settle().expect("there were steps").write().unwrap();
     }
 
     fn open(dir: &Path) -> Journal {
@@ -396,7 +420,7 @@ mod tests {
             }
             largest = largest.max(std::fs::metadata(&path).unwrap().len());
             journal.rest();
-            journal.settle().unwrap();
+            settle(&mut journal);
         }
         assert!(largest < 2 * COMPACT_BYTES, "it has grown to {largest} bytes");
         journal.record(&tap("half"), Phase::Start, Step::Intent, Handle::None).unwrap();
@@ -415,7 +439,7 @@ mod tests {
         assert!(journal.rest(), "there is something to be written down");
         assert!(journal.file.is_none());
         assert!(!journal.rest(), "somebody is about to");
-        journal.settle().unwrap();
+        settle(&mut journal);
         assert!(!journal.rest(), "it is written");
         journal.record(&tap("b"), Phase::Start, Step::Intent, Handle::None).unwrap();
         drop(journal);
@@ -429,7 +453,7 @@ mod tests {
         for name in ["a", "b"] {
             journal.record(&tap(name), Phase::Start, Step::Applied, Handle::None).unwrap();
         }
-        journal.settle().unwrap();
+        settle(&mut journal);
         drop(journal);
         let steps = || open(dir.path()).entries().iter().map(|entry| entry.step).collect::<Vec<_>>();
         assert_eq!(steps(), [Step::Applied, Step::Applied]);

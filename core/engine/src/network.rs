@@ -72,7 +72,8 @@ impl Engine {
     /// Bridge, firewall and forwarding: looked at, and made where they are not there or not as they should be.
     pub(crate) async fn ensure_network(&self, ctx: &mut Ctx<Unlocked>) -> Result<Network, EngineError> {
         let inner = &self.inner;
-        let _one_at_a_time = ctx.lock(&inner.network).await;
+        let mut one_at_a_time = ctx.lock(&inner.network).await;
+        let ctx = one_at_a_time.ctx();
         let subnet = self.subnet().await?;
         let stranded = self.all().into_iter().find(|cell| {
             cell.live().is_some() && cell.record().address.is_some_and(|address| !subnet.contains(&address))
@@ -96,7 +97,7 @@ impl Engine {
         ];
         let in_place = async {
             for effect in effects {
-                inner.host_scope.apply(effect, Phase::Host).await?;
+                inner.host_scope.apply(ctx, effect, Phase::Host).await?;
             }
             Ok::<_, EngineError>(())
         };
@@ -115,9 +116,9 @@ impl Engine {
     pub(crate) async fn release_network(&self, ctx: &mut Ctx<Unlocked>) -> Result<(), EngineError> {
         let ready = self.close_taps(ctx).await;
         {
-            let _one_at_a_time = ctx.lock(&self.inner.network).await;
+            let mut one_at_a_time = ctx.lock(&self.inner.network).await;
             if !self.all().iter().any(|cell| cell.live().is_some() && cell.record().address.is_some()) {
-                return self.inner.host_scope.unwind(Phase::Host).await;
+                return self.inner.host_scope.unwind(one_at_a_time.ctx(), Phase::Host).await;
             }
         }
         self.reopen_taps(ctx, ready).await;

@@ -474,6 +474,11 @@ impl Operations {
         }
     }
 
+    /// Whether the daemon goes down: operations that are cancelled now are the next one's to go on with.
+    pub(crate) fn closed(&self) -> bool {
+        self.table(|table| table.closed)
+    }
+
     /// Takes no more, cancels all that are at work and waits until each has unwound.
     pub async fn shut_down(&self) {
         self.table(|table| {

@@ -1,17 +1,21 @@
 //! Taps that are made before a VM needs one.
 //!
 //! ```text
-//!   refill ──> host's journal ── take ──> VM's journal ── end of the run, pool short ──> host's journal
+//!   refill ──> host's journal ── take ──> VM's journal ── end of the run, room left ──> host's journal
 //!   (a task)        │                          └──────────── else ──> deleted
 //!                   └── the network is taken down ──> deleted
 //! ```
 //!
-//! Making a tap and a port of it takes the kernel some ten milliseconds, in which a start would wait. A tap that waits here is a
-//! port of the bridge and up. It is an effect of the host's scope; taking it hands it over to the VM's, so that at every moment a
+//! A tap that waits here is a port of the bridge and up, so a start only has to look at it. What counts more is the end of a
+//! run: deleting a tap takes the kernel some 20 ms, returning it none. Hence returned ones are kept up to twice as many as are
+//! made in advance, and a VM that is stopped and started leaves the kernel alone. A tap is an effect of the host's scope; taking it hands it over to the VM's, so that at every moment a
 //! journal has it. For one moment both do, and recovery then gives it to the VM. Names are numbered in one row and none is used
 //! twice, so a tap is never mistaken for a former one.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use vm_locks::{Ctx, Lock, TapPool, Unlocked};
 use vm_net::names;
@@ -27,6 +31,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Taps {
     pool: Lock<TapPool, Pool>,
+    /// How many are ready, for whoever only wants to know.
+    ready: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -45,7 +51,7 @@ struct Pool {
 
 impl Taps {
     pub(crate) fn new() -> Self {
-        Self { pool: Lock::new("tap pool", Pool { next: 1, ..Pool::default() }) }
+        Self { pool: Lock::new("tap pool", Pool { next: 1, ..Pool::default() }), ready: AtomicUsize::new(0) }
     }
 }
 
@@ -60,27 +66,26 @@ impl Engine {
     /// The journal, or the network layer; what is half done is in the VM's journal.
     pub(crate) async fn take_tap(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell) -> Result<String, EngineError> {
         let (name, waiting) = {
-            let mut pool = ctx.lock(&self.inner.taps.pool).await;
+            let mut held = ctx.lock(&self.inner.taps.pool).await;
+            let (pool, ctx) = held.split();
             pool.open = true;
-            match pool.ready.pop() {
+            match pool.ready.last().cloned() {
                 Some(name) => {
+                    let effect = self.tap(name.clone());
+                    // It leaves the pool when a journal of the VM's has it: whoever gives up before that takes nothing away.
+                    cell.scope.receive(ctx, &effect, Phase::Start).await?;
+                    pool.ready.pop();
                     pool.leaving.insert(name.clone());
+                    self.count(pool);
                     (name, true)
                 }
-                None => (self.next_name(&mut pool), false),
+                None => (self.next_name(pool), false),
             }
         };
         let effect = self.tap(name.clone());
-        let received = if waiting { cell.scope.receive(&effect, Phase::Start).await } else { Ok(()) };
-        if let Err(error) = received {
-            let mut pool = ctx.lock(&self.inner.taps.pool).await;
-            pool.leaving.remove(&name);
-            pool.ready.push(name);
-            return Err(error);
-        }
         self.refill(waiting.then(|| effect.clone()));
         // One from the pool is only looked at, and made again if somebody took it away.
-        cell.scope.apply(effect, Phase::Start).await?;
+        cell.scope.apply(ctx, effect, Phase::Start).await?;
         Ok(name)
     }
 
@@ -90,12 +95,12 @@ impl Engine {
     /// The first that could not be undone; the rest is.
     pub(crate) async fn unwind_run(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell) -> Result<(), EngineError> {
         // A tap is of use to another VM only when no VMM holds it.
-        if cell.scope.unwind_layer(&[Phase::Start], Layer::Vmm).await.is_ok() {
-            for entry in cell.scope.entries().await {
+        if cell.scope.unwind_layer(ctx, &[Phase::Start], Layer::Vmm).await.is_ok() {
+            for entry in cell.scope.entries(ctx).await {
                 self.give_back(ctx, cell, &entry).await;
             }
         }
-        cell.scope.unwind(Phase::Start).await
+        cell.scope.unwind(ctx, Phase::Start).await
     }
 
     async fn give_back(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell, entry: &Entry) {
@@ -104,15 +109,17 @@ impl Engine {
         if !whole || names::tap_number(&self.inner.instance, name).is_none() {
             return;
         }
-        let mut pool = ctx.lock(&self.inner.taps.pool).await;
-        let room = pool.open && !pool.filling && pool.ready.len() < self.inner.settings.tap_pool;
+        let mut held = ctx.lock(&self.inner.taps.pool).await;
+        let (pool, ctx) = held.split();
+        let room = pool.open && pool.ready.len() < 2 * self.inner.settings.tap_pool;
         if !room || pool.leaving.contains(name) {
             return;
         }
-        match self.inner.host_scope.receive(&entry.effect, Phase::Host).await {
+        match self.inner.host_scope.receive(ctx, &entry.effect, Phase::Host).await {
             Ok(()) => {
-                cell.scope.forget(&entry.effect).await;
+                cell.scope.forget(ctx, &entry.effect).await;
                 pool.ready.push(name.clone());
+                self.count(pool);
             }
             Err(error) => tracing::warn!(tap = %name, error = %error.chain(), "not returned to the pool"),
         }
@@ -129,7 +136,7 @@ impl Engine {
 
     async fn fill(&self, ctx: &mut Ctx<Unlocked>, taken: Option<Effect>) {
         if let Some(effect) = taken {
-            self.inner.host_scope.forget(&effect).await;
+            self.inner.host_scope.forget(ctx, &effect).await;
             if let Effect::Tap { name, .. } = &effect {
                 ctx.lock(&self.inner.taps.pool).await.leaving.remove(name);
             }
@@ -148,12 +155,15 @@ impl Engine {
                 }
                 self.next_name(&mut pool)
             };
-            let made = self.inner.host_scope.apply(self.tap(name.clone()), Phase::Host).await;
+            let made = self.inner.host_scope.apply(ctx, self.tap(name.clone()), Phase::Host).await;
             let mut pool = ctx.lock(&self.inner.taps.pool).await;
             match made {
                 // If the network was taken down meanwhile, the tap went with it: it was in the same journal.
                 Ok(_) if !pool.open => {}
-                Ok(_) => pool.ready.push(name),
+                Ok(_) => {
+                    pool.ready.push(name);
+                    self.count(&pool);
+                }
                 Err(error) => {
                     tracing::warn!(tap = %name, error = %error.chain(), "the pool of taps is not full");
                     pool.filling = false;
@@ -167,7 +177,9 @@ impl Engine {
     pub(crate) async fn close_taps(&self, ctx: &mut Ctx<Unlocked>) -> Vec<String> {
         let mut pool = ctx.lock(&self.inner.taps.pool).await;
         pool.open = false;
-        std::mem::take(&mut pool.ready)
+        let ready = std::mem::take(&mut pool.ready);
+        self.count(&pool);
+        ready
     }
 
     /// Puts it into use again: the network stays.
@@ -175,11 +187,12 @@ impl Engine {
         let mut pool = ctx.lock(&self.inner.taps.pool).await;
         pool.open = true;
         pool.ready.extend(ready);
+        self.count(&pool);
     }
 
     /// Begins with what the former daemon had ready; `taken` are names that are in use anywhere.
     pub(crate) async fn recover_taps(&self, ctx: &mut Ctx<Unlocked>, taken: impl Iterator<Item = String>) {
-        let entries = self.inner.host_scope.entries().await;
+        let entries = self.inner.host_scope.entries(ctx).await;
         let whole = |entry: &&Entry| entry.step == Step::Applied && entry.boot_id == self.inner.boot_id;
         let mut pool = ctx.lock(&self.inner.taps.pool).await;
         for entry in entries.iter().filter(whole) {
@@ -188,8 +201,18 @@ impl Engine {
             }
         }
         pool.open = !pool.ready.is_empty();
+        self.count(&pool);
         let known = taken.filter_map(|name| names::tap_number(&self.inner.instance, &name)).max();
         pool.next = known.map_or(1, |number| number.wrapping_add(1)).max(1);
+    }
+
+    /// Taps that wait for a VM.
+    pub fn taps_ready(&self) -> usize {
+        self.inner.taps.ready.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, pool: &Pool) {
+        self.inner.taps.ready.store(pool.ready.len(), Ordering::Relaxed);
     }
 
     fn next_name(&self, pool: &mut Pool) -> String {

@@ -88,7 +88,8 @@ impl Bench {
 
     /// Names of taps in the host's journal that are whole.
     async fn waiting(&self) -> Vec<String> {
-        let entries = self.engine.inner.host_scope.entries().await;
+        let scope = &self.engine.inner.host_scope;
+        let entries = self.engine.locks().root("test", async |mut ctx| scope.entries(&mut ctx).await).await;
         let whole = entries.into_iter().filter(|entry| entry.step == Step::Applied);
         whole.filter_map(|entry| tap_of(&entry.effect)).collect()
     }
@@ -142,7 +143,9 @@ fn tap_of(effect: &Effect) -> Option<String> {
 }
 
 async fn taps_of(cell: &Cell) -> Vec<String> {
-    cell.scope.entries().await.iter().filter_map(|entry| tap_of(&entry.effect)).collect()
+    let locks = vm_locks::LockTable::default();
+    let entries = locks.root("test", async |mut ctx| cell.scope.entries(&mut ctx).await).await;
+    entries.iter().filter_map(|entry| tap_of(&entry.effect)).collect()
 }
 
 #[tokio::test]
@@ -162,21 +165,27 @@ async fn the_first_vm_makes_its_own_tap_and_the_next_finds_one_waiting() {
 }
 
 #[tokio::test]
-async fn a_tap_goes_back_where_the_pool_is_short_and_is_deleted_where_it_is_full() {
+async fn a_tap_goes_back_where_there_is_room_and_is_deleted_where_there_is_not() {
     let bench = bench().await;
-    let (first, second) = (bench.cell(1), bench.cell(2));
-    let one = bench.take(&first).await;
-    bench.settled(SIZE).await;
-    // The host refuses to make another one.
-    bench.net.fail_apply(1);
-    bench.take(&second).await;
-    bench.settled(SIZE - 1).await;
-    bench.end(&first).await;
-    bench.settled(SIZE).await;
-    assert!(bench.waiting().await.contains(&one) && taps_of(&first).await.is_empty());
-    bench.end(&second).await;
-    assert!(taps_of(&second).await.is_empty());
-    assert_eq!(bench.on_host(), SIZE);
+    let cells: Vec<_> = (1..=5).map(|number| bench.cell(number)).collect();
+    let mut taken = Vec::new();
+    for cell in &cells {
+        taken.push(bench.take(cell).await);
+        bench.settled(SIZE).await;
+    }
+    for (cell, ready) in cells.iter().zip([3, 4, 4, 4, 4]) {
+        bench.end(cell).await;
+        bench.settled(ready).await;
+        assert!(taps_of(cell).await.is_empty());
+        assert_eq!(bench.engine.taps_ready(), ready);
+    }
+    assert_eq!(bench.on_host(), 2 * SIZE);
+    assert!(bench.waiting().await.contains(&taken[0]) && !bench.waiting().await.contains(&taken[4]));
+    // There are enough for a while: none is made.
+    let applied = bench.net.applied();
+    bench.take(&cells[0]).await;
+    bench.settled(2 * SIZE - 1).await;
+    assert_eq!(bench.net.applied(), applied);
 }
 
 #[tokio::test]

@@ -19,8 +19,9 @@ use vm_engine::{
     effects::{FakeShims, Host, Scope},
     journal::Phase,
 };
+use vm_locks::LockTable;
 use vm_net::FakeNet;
-use vm_types::{Effect, EffectKind, Layout, Observed, VmId};
+use vm_types::{Effect, EffectKind, Handle, Layout, Observed, VmId};
 
 const POINTS: [&str; 4] = ["apply.before", "apply.after", "undo.before", "undo.after"];
 
@@ -28,6 +29,21 @@ struct Bench {
     dir: tempfile::TempDir,
     host: Host,
     scope: Scope,
+    locks: LockTable,
+}
+
+impl Bench {
+    async fn apply(&self, effect: Effect, phase: Phase) -> Result<Handle, EngineError> {
+        self.locks.root("apply", async |mut ctx| self.scope.apply(&mut ctx, effect, phase).await).await
+    }
+
+    async fn unwind(&self, phase: Phase) -> Result<(), EngineError> {
+        self.locks.root("unwind", async |mut ctx| self.scope.unwind(&mut ctx, phase).await).await
+    }
+
+    async fn close(&self) -> Result<(), EngineError> {
+        self.locks.root("close", async |mut ctx| self.scope.close(&mut ctx).await).await
+    }
 }
 
 fn bench() -> Bench {
@@ -42,8 +58,8 @@ fn bench() -> Bench {
     let layout = Layout { run: root.join("run"), state: root.join("state"), config: root.join("config") };
     std::fs::create_dir_all(layout.journals()).unwrap();
     let id: VmId = "0123456789ab".parse().unwrap();
-    let scope = Scope::vm(&host, &layout, &id, "boot").unwrap();
-    Bench { dir, host, scope }
+    let scope = Scope::vm(&host, &layout, &id, None, "boot").unwrap();
+    Bench { dir, host, scope, locks: LockTable::default() }
 }
 
 /// An effect of each kind: whoever adds one must say here how it looks.
@@ -73,7 +89,7 @@ fn sample(kind: EffectKind, dir: &Path) -> Effect {
 async fn ground(bench: &Bench, kind: EffectKind) {
     if kind == EffectKind::Tap {
         let bridge = sample(EffectKind::Bridge, bench.dir.path());
-        bench.scope.apply(bridge, Phase::Host).await.unwrap();
+        bench.apply(bridge, Phase::Host).await.unwrap();
     }
 }
 
@@ -101,9 +117,9 @@ async fn every_kind_of_effect_has_a_point_on_both_sides_of_both_changes() {
             fail::cfg_callback(point(kind, name), count).unwrap();
         }
         let seen = || reached.iter().map(|count| count.load(Ordering::Relaxed)).collect::<Vec<_>>();
-        bench.scope.apply(sample(kind, bench.dir.path()), Phase::Start).await.unwrap();
+        bench.apply(sample(kind, bench.dir.path()), Phase::Start).await.unwrap();
         assert_eq!(seen(), [1, 1, 0, 0], "{kind:?} applied");
-        bench.scope.unwind(Phase::Start).await.unwrap();
+        bench.unwind(Phase::Start).await.unwrap();
         assert_eq!(seen(), [1, 1, 1, 1], "{kind:?} undone");
     }
 }
@@ -127,7 +143,7 @@ async fn a_step_that_fails_on_either_side_is_undone_at_once() {
                 _ => "EPERM",
             };
             fail::cfg(&name, &format!("return({word})")).unwrap();
-            let error = bench.scope.apply(effect.clone(), Phase::Start).await.unwrap_err();
+            let error = bench.apply(effect.clone(), Phase::Start).await.unwrap_err();
             assert!(
                 matches!(&error, EngineError::Injected { point, source }
                     if *point == name && source.raw_os_error() == Some(errno)),
@@ -135,8 +151,8 @@ async fn a_step_that_fails_on_either_side_is_undone_at_once() {
             );
             assert!(!present(&bench, &effect).await, "{name} left it there");
             fail::remove(&name);
-            bench.scope.unwind(Phase::Host).await.unwrap();
-            bench.scope.close().await.unwrap();
+            bench.unwind(Phase::Host).await.unwrap();
+            bench.close().await.unwrap();
         }
     }
 }
@@ -152,15 +168,15 @@ async fn what_cannot_be_undone_is_undone_by_the_next_attempt() {
             // The rollback of a failed step fails too.
             fail::cfg(point(kind, "apply.after"), "return(EBUSY)").unwrap();
             fail::cfg(point(kind, name), "return(EBUSY)").unwrap();
-            bench.scope.apply(effect.clone(), Phase::Start).await.unwrap_err();
-            bench.scope.unwind(Phase::Start).await.unwrap_err();
-            assert!(bench.scope.close().await.is_err(), "{kind:?} would be forgotten");
+            bench.apply(effect.clone(), Phase::Start).await.unwrap_err();
+            bench.unwind(Phase::Start).await.unwrap_err();
+            assert!(bench.close().await.is_err(), "{kind:?} would be forgotten");
             fail::remove(point(kind, "apply.after"));
             fail::remove(point(kind, name));
-            bench.scope.unwind(Phase::Start).await.unwrap();
+            bench.unwind(Phase::Start).await.unwrap();
             assert!(!present(&bench, &effect).await, "{kind:?}");
-            bench.scope.unwind(Phase::Host).await.unwrap();
-            bench.scope.close().await.unwrap();
+            bench.unwind(Phase::Host).await.unwrap();
+            bench.close().await.unwrap();
         }
     }
 }

@@ -142,6 +142,11 @@ impl<L: Level> Ctx<L> {
         self.root.origin()
     }
 
+    /// The table that this root is of, for the root of a task that begins here.
+    pub fn table(&self) -> LockTable {
+        self.root.table.clone()
+    }
+
     fn inner<M>(&self, more: usize) -> Ctx<M> {
         Ctx { root: self.root.clone(), depth: self.depth + more, level: PhantomData }
     }

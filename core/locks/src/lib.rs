@@ -2,9 +2,9 @@
 //! waits for one can be seen.
 //!
 //! ```text
-//!                 ┌─> Vm ────────┐   ┌─> CreateVm ──┐
-//!   Unlocked ─────┤              ├───┤              ├──> leaves: Network, TapPool, Initramfs, Journal
-//!                 └─> Workspace ─┘   └─> ImageOps ──┘
+//!               ┌─> Vm ────────┐   ┌─> CreateVm ──┐   ┌─> Network ─┐
+//!   Unlocked ───┤              ├───┤              ├───┼─> TapPool ─┴─> Journal
+//!               └─> Workspace ─┘   └─> ImageOps ──┘   └─> Initramfs
 //! ```
 //!
 //! Every task that locks has one [`Ctx`], which [`LockTable::root`] makes. To lock is to borrow it mutably for as long as the

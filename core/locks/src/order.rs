@@ -69,13 +69,13 @@ levels! {
     CreateVm,
     /// Changes of the catalogue of images and kernels.
     ImageOps,
-    /// Leaf: the host's bridge, firewall table and forwarding.
+    /// The host's bridge, firewall table and forwarding.
     Network,
-    /// Leaf: the taps that wait for a VM.
+    /// The taps that wait for a VM.
     TapPool,
     /// Leaf: the initramfs that VMs share.
     Initramfs,
-    /// Leaf: one journal of effects.
+    /// Leaf: one journal of effects, for as long as one of them takes.
     Journal,
 }
 
@@ -85,8 +85,8 @@ order! {
     Workspace then [             CreateVm ImageOps Network TapPool Initramfs Journal];
     CreateVm  then [                               Network TapPool Initramfs Journal];
     ImageOps  then [                               Network TapPool Initramfs Journal];
-    Network   then [];
-    TapPool   then [];
+    Network   then [                                                 Journal];
+    TapPool   then [                                                 Journal];
     Initramfs then [];
     Journal   then [];
 }

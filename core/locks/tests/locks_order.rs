@@ -53,8 +53,8 @@ async fn locks_in_order_are_taken() {
         Workspace then CreateVm ImageOps Network TapPool Initramfs Journal;
         CreateVm then Network TapPool Initramfs Journal;
         ImageOps then Network TapPool Initramfs Journal;
-        Network then;
-        TapPool then;
+        Network then Journal;
+        TapPool then Journal;
         Initramfs then;
         Journal then;
     };

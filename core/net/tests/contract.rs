@@ -312,3 +312,39 @@ fn a_firewall_that_drops_forwarding_is_explained() {
         assert!(found[0].fix("vmbr-3f2a")[0].starts_with("firewall-cmd"));
     });
 }
+
+/// For people: what a start and a stop save by a tap that waits, and what looking at the network costs.
+#[test]
+#[ignore = "measures"]
+fn what_a_tap_costs() {
+    in_namespace(|net| async move {
+        net.apply(&bridge()).await.unwrap();
+        net.apply(&firewall()).await.unwrap();
+        const ROUNDS: u32 = 50;
+        let mut took = [std::time::Duration::ZERO; 5];
+        for _ in 0..ROUNDS {
+            let mut lap = std::time::Instant::now();
+            let mut note = |which: usize| {
+                took[which] += lap.elapsed();
+                lap = std::time::Instant::now();
+            };
+            net.apply(&tap()).await.unwrap();
+            note(0);
+            net.observe(&tap()).await.unwrap();
+            note(1);
+            net.undo(&tap(), &Handle::None).await.unwrap();
+            note(2);
+            net.observe(&firewall()).await.unwrap();
+            note(3);
+            net.observe(&bridge()).await.unwrap();
+            note(4);
+        }
+        for (what, took) in
+            ["make a tap", "look at it", "delete it", "look at the firewall", "look at the bridge"]
+                .iter()
+                .zip(took)
+        {
+            println!("{what}: {:?}", took / ROUNDS);
+        }
+    });
+}

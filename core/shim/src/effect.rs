@@ -31,7 +31,7 @@ pub async fn apply(
     limit: Duration,
 ) -> Result<Handle, ShimError> {
     let started = client::launch(vmd_program, spec, run_dir, limit).await?;
-    Ok(Handle::Processes { shim: started.shim, vmm: started.vmm })
+    Ok(Handle::Processes { shim: started.shim, vmm: started.vmm, answered: false })
 }
 
 /// What there is of the shim of `run_dir`, known by its command line and so also where only its intent was journaled.
@@ -44,10 +44,10 @@ pub async fn observe(run_dir: &Path) -> Observed {
         && status.shim == shim
         && matches!(verify(&sockets(run_dir), shim, status.vmm), Ok(true))
     {
-        return Observed::Present(Handle::Processes { shim: status.shim, vmm: status.vmm });
+        return Observed::Present(Handle::Processes { shim: status.shim, vmm: status.vmm, answered: false });
     }
     match children(shim).first() {
-        Some(&vmm) => Observed::Present(Handle::Processes { shim, vmm }),
+        Some(&vmm) => Observed::Present(Handle::Processes { shim, vmm, answered: false }),
         None if process::alive(shim) => Observed::Present(Handle::None),
         None => Observed::Absent,
     }
@@ -97,7 +97,7 @@ fn hold(held: &mut Vec<PidFd>, run_dir: &Path, handle: &Handle) -> Result<(), Sh
     for shim in wanted.clone() {
         wanted.extend(children(shim));
     }
-    if let Handle::Processes { shim, vmm } = handle {
+    if let Handle::Processes { shim, vmm, .. } = handle {
         wanted.extend([*shim, *vmm]);
     }
     for process in wanted {

@@ -286,7 +286,7 @@ async fn sigterm_ends_both_with_a_record_and_sighup_neither() {
 async fn undo_ends_a_shim_known_only_by_its_intent_and_is_idempotent() {
     let vm = Vm::new(&["hang"]);
     let started = vm.start().await;
-    let handle = Handle::Processes { shim: started.shim, vmm: started.vmm };
+    let handle = Handle::Processes { shim: started.shim, vmm: started.vmm, answered: false };
     assert_eq!(effect::observe(&vm.paths.run).await, Observed::Present(handle.clone()));
     effect::undo(&vm.paths.run, &Handle::None, LIMIT).await.unwrap();
     assert!(!alive(started.shim) && !alive(started.vmm));

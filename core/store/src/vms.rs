@@ -107,12 +107,15 @@ impl Vms<'_> {
         self.update(id, |t, id| execute(t, "UPDATE vms SET complete = 1 WHERE id = ?1", [id])).await
     }
 
-    /// Notes that the VM is being taken apart: from now on it is to be removed, whatever happens.
+    /// Notes that the VM is being taken apart: from now on nobody wants it to run, and it is to be removed, whatever happens.
     ///
     /// # Errors
     /// [`StoreError::NoSuchVm`], or the database failing.
     pub async fn set_incomplete(&self, id: &VmId) -> Result<(), StoreError> {
-        self.update(id, |t, id| execute(t, "UPDATE vms SET complete = 0 WHERE id = ?1", [id])).await
+        self.update(id, |t, id| {
+            execute(t, "UPDATE vms SET complete = 0, wanted_running = 0 WHERE id = ?1", [id])
+        })
+        .await
     }
 
     /// Gives the VM an address, or takes it away.

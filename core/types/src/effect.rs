@@ -199,6 +199,9 @@ pub enum Handle {
         shim: ProcessRef,
         /// The VMM.
         vmm: ProcessRef,
+        /// Whether the guest's agent has answered in this run.
+        #[serde(default)]
+        answered: bool,
     },
 }
 

@@ -7,6 +7,7 @@ use vm_api::{Finding, Severity};
 use vm_disk::HostCow;
 use vm_engine::{Engine, SubnetChoice};
 use vm_host::{HostRunner, Runner};
+use vm_locks::{Ctx, Unlocked};
 use vm_net::{HostNet, Net};
 use vm_types::{Layout, layout::SOCKET_PATH_MAX};
 use vm_vmm::Accelerator;
@@ -267,7 +268,8 @@ fn recovery(engine: &Engine) -> Finding {
 /// What carries the daemon's names and is in none of its journals.
 async fn leftovers(engine: &Engine) -> Finding {
     let check = "daemon.leftovers";
-    let left = engine.leftovers().await;
+    let look = async |mut ctx: Ctx<Unlocked>| engine.leftovers(&mut ctx).await;
+    let left = engine.locks().root("request daemon.doctor", look).await;
     if left.is_empty() {
         return ok(check, "nothing of the daemon's is on the host that it does not know of");
     }

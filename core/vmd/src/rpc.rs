@@ -4,6 +4,7 @@ mod daemon;
 mod event;
 mod image;
 mod kernel;
+mod listing;
 mod operation;
 pub(crate) mod server;
 mod vm;

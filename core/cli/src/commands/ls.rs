@@ -20,7 +20,7 @@ pub(crate) struct LsArgs {}
 impl LsArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let client = context.client().await?;
-        let vms = VmClient::list(&client).await?;
+        let vms = VmClient::list(&client).await?.into_vec();
         context.output.show(&vms, || {
             if context.output.quiet {
                 return vms.iter().map(|vm| format!("{}\n", vm.name)).collect();

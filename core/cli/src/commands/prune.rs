@@ -101,7 +101,7 @@ async fn candidates(
 ) -> Result<Vec<VmInfo>, CliError> {
     let (dry, _) = prune(context, client, PruneVms { dry_run: true, ..params }, interrupts).await?;
     let names: BTreeSet<_> = dry.deleted.into_iter().collect();
-    let mut vms = VmClient::list(client).await?;
+    let mut vms = VmClient::list(client).await?.into_vec();
     vms.retain(|vm| names.contains(&vm.name));
     Ok(vms)
 }

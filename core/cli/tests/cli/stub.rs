@@ -226,8 +226,8 @@ impl VmServer for Daemon {
     async fn delete(&self, vm: String, force: bool) -> RpcResult<Begun> {
         self.begin(OperationKind::VmDelete, "vm.delete", &vm, force)
     }
-    async fn list(&self) -> RpcResult<Vec<VmInfo>> {
-        Ok(self.answers.vms.clone())
+    async fn list(&self) -> RpcResult<VmList> {
+        Ok(self.answers.vms.clone().into())
     }
     async fn get(&self, vm: String) -> RpcResult<VmInfo> {
         Ok(self.find(&vm).cloned().ok_or_else(|| no_vm(&vm))?)

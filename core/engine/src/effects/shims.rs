@@ -116,12 +116,12 @@ impl Shims for FakeShims {
         let process = |pid| ProcessRef { pid, start_ticks: number };
         let (shim, vmm) =
             *running.entry(run_dir.to_owned()).or_insert_with(|| (process(u32::MAX - 1), process(u32::MAX)));
-        Ok(Handle::Processes { shim, vmm })
+        Ok(Handle::Processes { shim, vmm, answered: false })
     }
 
     async fn observe(&self, run_dir: &Path) -> Observed {
         match self.lock().get(run_dir) {
-            Some(&(shim, vmm)) => Observed::Present(Handle::Processes { shim, vmm }),
+            Some(&(shim, vmm)) => Observed::Present(Handle::Processes { shim, vmm, answered: false }),
             None => Observed::Absent,
         }
     }

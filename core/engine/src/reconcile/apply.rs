@@ -58,6 +58,7 @@ impl Engine {
     /// # Errors
     /// The store, and a journal that can be neither read nor put aside.
     pub(crate) async fn recover(&self, ctx: &mut Ctx<Unlocked>) -> Result<Recovery, EngineError> {
+        self.tidy_journals();
         let mut subjects = HashMap::new();
         for record in self.inner.store.vms().list().await? {
             let cell = self.new_cell(record)?;
@@ -67,15 +68,15 @@ impl Engine {
         for id in self.journaled() {
             if let hash_map::Entry::Vacant(place) = subjects.entry(id) {
                 let id = place.key();
-                let scope = Scope::vm(&self.inner.host, &self.inner.layout, id, &self.inner.boot_id)?;
+                let scope = Scope::vm(&self.inner.host, &self.inner.layout, id, None, &self.inner.boot_id)?;
                 place.insert(Subject::Remains(scope));
             }
         }
         let mut facts = Vec::with_capacity(subjects.len());
         for (id, subject) in &subjects {
-            facts.push(self.facts(id, subject).await);
+            facts.push(self.facts(ctx, id, subject).await);
         }
-        let host = HostFacts { journal: self.inner.host_scope.entries().await, found: self.look().await };
+        let host = HostFacts { journal: self.inner.host_scope.entries(ctx).await, found: self.look().await };
         let plan = Plan::new(&self.inner.layout, &self.inner.boot_id, &facts, &host);
 
         let mut work =
@@ -109,8 +110,8 @@ impl Engine {
         Ok(report)
     }
 
-    async fn facts(&self, id: &VmId, subject: &Subject) -> VmFacts {
-        let journal = subject.scope().entries().await;
+    async fn facts(&self, ctx: &mut Ctx<Unlocked>, id: &VmId, subject: &Subject) -> VmFacts {
+        let journal = subject.scope().entries(ctx).await;
         let record = match subject {
             Subject::Vm(cell) => Some(
                 cell.with_record(|record| Wish { complete: record.complete, running: record.wanted_running }),
@@ -141,20 +142,31 @@ impl Engine {
         }
     }
 
+    /// Removes what a daemon that was killed while it replaced a file has left beside it.
+    fn tidy_journals(&self) {
+        let Ok(entries) = std::fs::read_dir(self.inner.layout.journals()) else { return };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let half = path.extension().is_some_and(|end| end.as_encoded_bytes().starts_with(b"tmp"));
+            if half && let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "could not be removed");
+            }
+        }
+    }
+
     /// VMs that have a journal.
     fn journaled(&self) -> Vec<VmId> {
         vms_in(&self.inner.layout.journals(), ".jsonl")
     }
 
     /// Leftovers of ours on the host that nobody's journal has, for `vm doctor`.
-    pub async fn leftovers(&self) -> Vec<Effect> {
+    pub async fn leftovers(&self, ctx: &mut Ctx<Unlocked>) -> Vec<Effect> {
         // In this order: what is made meanwhile is journaled before it can be found.
         let found = self.look().await;
         let mut facts = Vec::new();
         for cell in self.all() {
-            facts.push(self.facts(cell.id(), &Subject::Vm(cell.clone())).await);
+            facts.push(self.facts(ctx, cell.id(), &Subject::Vm(cell.clone())).await);
         }
-        let host = HostFacts { journal: self.inner.host_scope.entries().await, found };
+        let host = HostFacts { journal: self.inner.host_scope.entries(ctx).await, found };
         let plan = Plan::new(&self.inner.layout, &self.inner.boot_id, &facts, &host);
         let mut left = Vec::new();
         for action in plan.actions {
@@ -182,13 +194,21 @@ impl Work<'_> {
         let engine = self.engine;
         match action {
             Action::Adopt(id) => {
-                if let (Some(Subject::Vm(cell)), Some(&Verdict::Adopt { shim, vmm })) =
-                    (self.subjects.get(id), verdicts.get(id))
-                {
-                    engine.adopt(ctx, cell, shim, vmm).await;
-                    self.report.adopted += 1;
-                    self.report.lines.push(format!("VM {} is up: adopted", cell.name()));
+                let (Some(Subject::Vm(cell)), Some(verdict)) = (self.subjects.get(id), verdicts.get(id))
+                else {
+                    return;
+                };
+                let Some((shim, vmm)) = verdict.live() else { return };
+                engine.adopt(ctx, cell, shim, vmm).await;
+                self.report.adopted += 1;
+                let mut line = format!("VM {} is up: adopted", cell.name());
+                if matches!(verdict, Verdict::GoOnStopping { .. }) {
+                    line.push_str(", and stopped as somebody wanted");
+                    if let Err(error) = engine.stop(cell.clone(), None) {
+                        tracing::warn!(vm = %cell.name(), error = %error.chain(), "not stopped");
+                    }
                 }
+                self.report.lines.push(line);
             }
             Action::Undo(id, layer) => {
                 let (Some(subject), Some(verdict)) = (self.subjects.get(id), verdicts.get(id)) else {
@@ -201,20 +221,20 @@ impl Work<'_> {
                 if let (Layer::Vmm, &Verdict::Ended { shim, vmm }) = (layer, verdict) {
                     let _ = tokio::time::timeout(LAST_WORDS, start::ended(vmm, shim)).await;
                 }
-                if let Err(error) = subject.scope().unwind_layer(verdict.undone(), *layer).await {
+                if let Err(error) = subject.scope().unwind_layer(ctx, verdict.undone(), *layer).await {
                     self.failed.insert(id.clone(), error);
                 }
             }
-            Action::Forget(effect) => engine.inner.host_scope.forget(effect).await,
+            Action::Forget(effect) => engine.inner.host_scope.forget(ctx, effect).await,
             Action::UndoHost => {
                 if let Err(error) = engine.release_network(ctx).await {
                     self.fail(format!("the former network could not be taken down: {}", error.chain()));
                 }
             }
-            Action::Reclaim(effect) => match engine.inner.host_scope.reclaim(effect).await {
+            Action::Reclaim(effect) => match engine.inner.host_scope.reclaim(ctx, effect).await {
                 Ok(()) => {
                     self.report.reclaimed += 1;
-                    self.report.lines.push(format!("{} was in no journal: reclaimed", effect.id()));
+                    self.report.lines.push(format!("{} belonged to nobody: reclaimed", effect.id()));
                 }
                 Err(error) => self.fail(format!("{} could not be reclaimed: {}", effect.id(), error.chain())),
             },
@@ -283,13 +303,13 @@ impl Engine {
         let cell = match subject {
             Subject::Vm(cell) => cell,
             Subject::Remains(scope) => {
-                scope.close().await?;
+                scope.close(ctx).await?;
                 return Ok(Some("had a journal and no record: removed".to_owned()));
             }
         };
         let policy = cell.with_record(|record| record.spec.restart);
         let line = match verdict {
-            Verdict::Adopt { .. } | Verdict::Discard => return Ok(None),
+            Verdict::Adopt { .. } | Verdict::GoOnStopping { .. } | Verdict::Discard => return Ok(None),
             Verdict::Rest => None,
             Verdict::Remove => {
                 self.remove_all(ctx, cell).await?;
@@ -301,25 +321,25 @@ impl Engine {
                 self.finish(ctx, cell, end.failure(), again).await?;
                 Some("has ended while the daemon was away: cleaned up".to_owned())
             }
-            Verdict::HostRebooted | Verdict::Lost => {
-                let cause = if verdict == Verdict::HostRebooted {
-                    "the host was booted anew"
-                } else {
-                    "it ended with the host or its shim"
-                };
-                let end = ended::End::Failed(cause.to_owned());
+            Verdict::HostRebooted => {
+                let end = ended::End::Failed("the host was booted anew".to_owned());
                 let again = end.wants_restart(policy);
                 self.finish(ctx, cell, end.failure(), again).await?;
-                Some(format!("is off: {cause}"))
+                Some("is off: the host was booted anew".to_owned())
             }
+            Verdict::Due => Some("is off and due to be started".to_owned()),
+            // In these two what is wanted was written down before anything was done. Wanted before it was up, it was started by its
+            // policy or again; wanted after it was up, it was not stopped by anybody.
             Verdict::HalfStarted => {
                 let failure = Some((FailedAt::Start, "the daemon ended while it booted".to_owned()));
-                self.finish(ctx, cell, failure, false).await?;
+                let again = cell.with_record(|record| record.wanted_running);
+                self.finish(ctx, cell, failure, again).await?;
                 Some("was half started: undone".to_owned())
             }
             Verdict::HalfStopped => {
-                let failure = cell.with_record(|record| record.failure.clone());
-                self.finish(ctx, cell, failure, false).await?;
+                let (failure, again) =
+                    cell.with_record(|record| (record.failure.clone(), record.wanted_running));
+                self.finish(ctx, cell, failure, again).await?;
                 Some("was half stopped: finished".to_owned())
             }
         };
@@ -334,7 +354,7 @@ impl Engine {
 fn processes(journal: &[Entry], boot_id: &str) -> Option<(ProcessRef, ProcessRef)> {
     journal.iter().filter(|entry| entry.phase == Phase::Start && entry.boot_id == boot_id).find_map(|entry| {
         match entry.handle {
-            Handle::Processes { shim, vmm } => Some((shim, vmm)),
+            Handle::Processes { shim, vmm, .. } => Some((shim, vmm)),
             _ => None,
         }
     })

@@ -75,6 +75,13 @@ pub enum Verdict {
         /// Its VMM.
         vmm: ProcessRef,
     },
+    /// It is up, and somebody had begun to stop it.
+    GoOnStopping {
+        /// Its shim.
+        shim: ProcessRef,
+        /// Its VMM.
+        vmm: ProcessRef,
+    },
     /// It was up and its VMM has ended since.
     Ended {
         /// Its shim, which may still be writing down how.
@@ -84,11 +91,11 @@ pub enum Verdict {
     },
     /// It was up when the host was booted anew.
     HostRebooted,
-    /// It should be up, and nothing tells of its having been started.
-    Lost,
-    /// The daemon ended while it was started: nobody knows whether it ever answered.
+    /// It is to be up and is off: the daemon ended before it was started again.
+    Due,
+    /// The daemon ended while it was started: its guest has not answered.
     HalfStarted,
-    /// The daemon ended while it was stopped.
+    /// The daemon ended while it was stopped, or cleaned up after.
     HalfStopped,
     /// The daemon ended while it was made or deleted.
     Remove,
@@ -100,11 +107,19 @@ impl Verdict {
     /// Phases whose effects are undone.
     pub fn undone(&self) -> &'static [Phase] {
         match self {
-            Self::Rest | Self::Adopt { .. } => &[],
-            Self::Ended { .. } | Self::HostRebooted | Self::Lost | Self::HalfStarted | Self::HalfStopped => {
+            Self::Rest | Self::Adopt { .. } | Self::GoOnStopping { .. } => &[],
+            Self::Ended { .. } | Self::HostRebooted | Self::Due | Self::HalfStarted | Self::HalfStopped => {
                 &[Phase::Start]
             }
             Self::Remove | Self::Discard => &[Phase::Start, Phase::Create],
+        }
+    }
+
+    /// Its processes, if they run and it is taken over with them.
+    pub fn live(&self) -> Option<(ProcessRef, ProcessRef)> {
+        match *self {
+            Self::Adopt { shim, vmm } | Self::GoOnStopping { shim, vmm } => Some((shim, vmm)),
+            _ => None,
         }
     }
 
@@ -145,7 +160,7 @@ impl Plan {
     pub fn new(layout: &Layout, boot_id: &str, vms: &[VmFacts], host: &HostFacts) -> Self {
         let verdicts: BTreeMap<VmId, Verdict> =
             vms.iter().map(|facts| (facts.id.clone(), verdict(facts, boot_id))).collect();
-        let anybody_up = verdicts.values().any(|verdict| matches!(verdict, Verdict::Adopt { .. }));
+        let anybody_up = verdicts.values().any(|verdict| verdict.live().is_some());
         let stale = |entry: &Entry| entry.step != Step::Applied || entry.boot_id != boot_id;
         let undo_host = !anybody_up && host.journal.iter().any(stale);
 
@@ -153,13 +168,19 @@ impl Plan {
         let of_vms: BTreeSet<EffectId> = ids(vms.iter().flat_map(|facts| &facts.journal));
         let shared: Vec<&Entry> =
             host.journal.iter().filter(|entry| of_vms.contains(&entry.effect.id())).collect();
-        let orphans = orphans(layout, vms, host, &verdicts, anybody_up);
+        let mut orphans = orphans(layout, vms, host, &verdicts, anybody_up);
+        // A tap of the pool that is half made or half deleted goes, also under VMs that are up: no start makes it whole, as it does
+        // bridge and rules.
+        let half_done = |entry: &&Entry| {
+            matches!(entry.effect, Effect::Tap { .. }) && stale(entry) && !of_vms.contains(&entry.effect.id())
+        };
+        orphans.extend(host.journal.iter().filter(half_done).map(|entry| entry.effect.clone()));
 
         let mut actions: Vec<Action> =
             shared.into_iter().map(|entry| Action::Forget(entry.effect.clone())).collect();
         for &layer in Layer::VARIANTS {
             if layer == Layer::Vmm {
-                let live = verdicts.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Adopt { .. }));
+                let live = verdicts.iter().filter(|(_, verdict)| verdict.live().is_some());
                 actions.extend(live.map(|(id, _)| Action::Adopt(id.clone())));
             }
             for facts in vms {
@@ -176,7 +197,7 @@ impl Plan {
                 actions.push(Action::UndoHost);
             }
         }
-        let settled = verdicts.iter().filter(|(_, verdict)| !matches!(verdict, Verdict::Adopt { .. }));
+        let settled = verdicts.iter().filter(|(_, verdict)| verdict.live().is_none());
         actions.extend(settled.map(|(id, _)| Action::Settle(id.clone())));
         Self { verdicts, actions }
     }
@@ -187,27 +208,30 @@ fn verdict(facts: &VmFacts, boot_id: &str) -> Verdict {
     if !wish.complete {
         return Verdict::Remove;
     }
-    let started = || facts.journal.iter().filter(|entry| entry.phase == Phase::Start);
-    let shim = started().find(|entry| matches!(entry.effect, Effect::Shim { .. }));
-    let undoing = || started().any(|entry| entry.step == Step::Undoing);
-    match (shim, wish.running) {
-        (Some(Entry { step: Step::Undoing, .. }), _) => Verdict::HalfStopped,
-        (Some(entry), true) if entry.boot_id != boot_id => Verdict::HostRebooted,
-        (
-            Some(Entry {
-                step: Step::Applied, boot_id: when, handle: Handle::Processes { shim, vmm }, ..
-            }),
-            true,
-        ) if when == boot_id => match facts.processes {
-            Processes::Live => Verdict::Adopt { shim: *shim, vmm: *vmm },
-            Processes::Gone => Verdict::Ended { shim: *shim, vmm: *vmm },
-        },
-        (Some(_), _) => Verdict::HalfStarted,
-        (None, true) if undoing() => Verdict::HalfStopped,
-        (None, true) => Verdict::Lost,
-        (None, false) if undoing() => Verdict::HalfStopped,
-        (None, false) if started().next().is_some() => Verdict::HalfStarted,
-        (None, false) => Verdict::Rest,
+    let mut started = facts.journal.iter().filter(|entry| entry.phase == Phase::Start);
+    let undoing = started.clone().any(|entry| entry.step == Step::Undoing);
+    let Some(entry) = started.clone().find(|entry| matches!(entry.effect, Effect::Shim { .. })) else {
+        return match (undoing, wish.running) {
+            (true, _) => Verdict::HalfStopped,
+            (false, true) => Verdict::Due,
+            (false, false) if started.next().is_some() => Verdict::HalfStarted,
+            (false, false) => Verdict::Rest,
+        };
+    };
+    match (entry.step, &entry.handle) {
+        (Step::Undoing, _) => Verdict::HalfStopped,
+        (Step::Applied, &Handle::Processes { shim, vmm, answered: true }) => {
+            let here = entry.boot_id == boot_id;
+            match (wish.running, facts.processes) {
+                (true, _) if !here => Verdict::HostRebooted,
+                (true, Processes::Live) => Verdict::Adopt { shim, vmm },
+                (true, Processes::Gone) => Verdict::Ended { shim, vmm },
+                (false, Processes::Live) if here => Verdict::GoOnStopping { shim, vmm },
+                (false, _) => Verdict::HalfStopped,
+            }
+        }
+        // A start that was under way when the host went down, too.
+        _ => Verdict::HalfStarted,
     }
 }
 
@@ -239,7 +263,7 @@ fn orphans(
     orphans.extend(taps.into_iter().chain(loose).filter(|effect| !journaled.contains(&effect.id())).cloned());
 
     let up: HashMap<&VmId, bool> =
-        verdicts.iter().map(|(id, verdict)| (id, matches!(verdict, Verdict::Adopt { .. }))).collect();
+        verdicts.iter().map(|(id, verdict)| (id, verdict.live().is_some())).collect();
     for id in &host.found.run_directories {
         let directory = Effect::Directory { path: layout.vm(id).run, mode: 0o711 };
         if up.get(id) != Some(&true) && !journaled.contains(&directory.id()) {

@@ -15,7 +15,9 @@ fn layout() -> Layout {
 
 fn entry(effect: Effect, phase: Phase, step: Step, boot: &str) -> Entry {
     let handle = match (&effect, step) {
-        (Effect::Shim { .. }, Step::Applied | Step::Undoing) => Handle::Processes { shim: SHIM, vmm: VMM },
+        (Effect::Shim { .. }, Step::Applied | Step::Undoing) => {
+            Handle::Processes { shim: SHIM, vmm: VMM, answered: true }
+        }
         _ => Handle::None,
     };
     Entry { effect, phase, step, handle, boot_id: boot.to_owned() }
@@ -53,6 +55,17 @@ fn started(vm: &VmId, step: Step, boot: &str) -> Vec<Entry> {
     entries
         .extend([run_directory(vm), tap(1)].map(|effect| entry(effect, Phase::Start, Step::Applied, boot)));
     entries.push(entry(shim(vm), Phase::Start, step, boot));
+    entries
+}
+
+/// The same, before the guest answered.
+fn booting(vm: &VmId, step: Step) -> Vec<Entry> {
+    let mut entries = started(vm, step, BOOT);
+    for entry in &mut entries {
+        if let Handle::Processes { answered, .. } = &mut entry.handle {
+            *answered = false;
+        }
+    }
     entries
 }
 
@@ -115,8 +128,11 @@ fn a_start_without_an_answer_is_undone_wherever_it_stopped() {
     for (step, processes) in
         [(Step::Intent, Processes::Gone), (Step::Applied, Processes::Live), (Step::Applied, Processes::Gone)]
     {
-        let (verdict, actions) = decided(facts(&vm, false, started(&vm, step, BOOT), processes));
-        assert_eq!((verdict, actions), (Verdict::HalfStarted, undone(&vm, &RUN)), "{step:?}");
+        // Whether somebody started it, or a policy that wants it up.
+        for wanted in [false, true] {
+            let (verdict, actions) = decided(facts(&vm, wanted, booting(&vm, step), processes));
+            assert_eq!((verdict, actions), (Verdict::HalfStarted, undone(&vm, &RUN)), "{step:?}");
+        }
     }
     // Before there was a shim.
     let mut journal = made(&vm);
@@ -144,10 +160,27 @@ fn a_stop_that_had_begun_is_finished() {
 }
 
 #[test]
-fn a_vm_that_should_be_up_and_has_no_trace_of_it_is_lost_and_says_so() {
+fn a_stop_that_was_asked_for_is_gone_on_with_while_the_guest_still_runs() {
+    let vm = id(1);
+    let (verdict, actions) = decided(facts(&vm, false, started(&vm, Step::Applied, BOOT), Processes::Live));
+    assert_eq!(verdict, Verdict::GoOnStopping { shim: SHIM, vmm: VMM });
+    assert_eq!(actions, [Action::Adopt(vm.clone())]);
+    // It has gone down meanwhile, by itself or with its host.
+    for (boot, processes) in [(BOOT, Processes::Gone), (FORMER, Processes::Live)] {
+        let (verdict, actions) = decided(facts(&vm, false, started(&vm, Step::Applied, boot), processes));
+        assert_eq!((verdict, actions), (Verdict::HalfStopped, undone(&vm, &RUN)));
+    }
+}
+
+#[test]
+fn a_vm_that_was_cleaned_up_after_and_not_yet_started_again_is_due() {
     let vm = id(1);
     let (verdict, actions) = decided(facts(&vm, true, made(&vm), Processes::Gone));
-    assert_eq!((verdict, actions), (Verdict::Lost, undone(&vm, &[])));
+    assert_eq!((verdict, actions), (Verdict::Due, undone(&vm, &[])));
+    let mut journal = made(&vm);
+    journal.push(entry(run_directory(&vm), Phase::Start, Step::Applied, BOOT));
+    let (verdict, actions) = decided(facts(&vm, true, journal, Processes::Gone));
+    assert_eq!((verdict, actions), (Verdict::Due, undone(&vm, &[Layer::Files])));
 }
 
 #[test]
@@ -219,6 +252,17 @@ fn a_tap_on_its_way_from_the_pool_is_the_vms() {
     let pool = [1, 2].map(|number| entry(tap(number), Phase::Host, Step::Applied, BOOT));
     let host = HostFacts { journal: pool.into(), ..Default::default() };
     assert_eq!(plan(&[live], &host).actions, [Action::Forget(tap(1)), Action::Adopt(vm)]);
+}
+
+#[test]
+fn a_tap_of_the_pool_that_is_half_done_goes_also_under_a_vm_that_is_up() {
+    let vm = id(1);
+    let live = facts(&vm, true, started(&vm, Step::Applied, BOOT), Processes::Live);
+    let pool = [(2, Step::Applied), (3, Step::Intent), (4, Step::Undoing)];
+    let journal = pool.map(|(number, step)| entry(tap(number), Phase::Host, step, BOOT));
+    let host = HostFacts { journal: journal.into(), ..Default::default() };
+    let expected = [Action::Adopt(vm), Action::Reclaim(tap(3)), Action::Reclaim(tap(4))];
+    assert_eq!(plan(&[live], &host).actions, expected);
 }
 
 fn reclaimed(vms: &[VmFacts], found: Found) -> Vec<Effect> {

@@ -3,9 +3,13 @@
 //! Everybody may look; only who holds the VM's lock may change what is seen ([`Writer`]). Long work holds no lock: it
 //! reserves the VM ([`Reserved`]), and whoever comes next finds it taken.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    any::Any,
+    ops::{Deref, DerefMut},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use tokio::sync::Notify;
@@ -62,6 +66,7 @@ struct Shared {
     power: Power,
     activity: Option<(Activity, OperationId)>,
     deleted: bool,
+    changes: u64,
 }
 
 impl Shared {
@@ -85,6 +90,65 @@ impl Shared {
             },
         }
     }
+
+    fn needs_restart(&self) -> Vec<String> {
+        let Power::On { live, .. } = &self.power else { return Vec::new() };
+        let spec = &self.record.spec;
+        let changed = [("cpus", live.cpus != spec.cpus), ("memory", live.memory_mib != spec.memory_mib)];
+        changed.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned()).collect()
+    }
+}
+
+/// What is known of a VM.
+#[derive(Debug)]
+struct Known(Mutex<Shared>);
+
+impl Known {
+    fn look<T>(&self, look: impl FnOnce(&Shared) -> T) -> T {
+        look(&self.guard())
+    }
+
+    fn change(&self) -> Change<'_> {
+        Change(self.guard())
+    }
+
+    fn guard(&self) -> MutexGuard<'_, Shared> {
+        // Changes are a few assignments each; a panic cannot leave one half done in a way that matters.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The only way to what may be written: whatever is done with it counts as a change.
+struct Change<'a>(MutexGuard<'a, Shared>);
+
+impl Deref for Change<'_> {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl DerefMut for Change<'_> {
+    fn deref_mut(&mut self) -> &mut Shared {
+        self.0.changes += 1;
+        &mut self.0
+    }
+}
+
+/// All that is shown of a VM, as of one moment.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// See [`Cell::changes`].
+    pub changes: u64,
+    /// What it should be.
+    pub record: VmRecord,
+    /// What it is.
+    pub state: VmState,
+    /// Names of settings that differ between the VM that runs and what it should be.
+    pub needs_restart: Vec<String>,
+    /// It is off and nobody works on it: its files stay as they are until the next change.
+    pub at_rest: bool,
 }
 
 /// One VM.
@@ -96,21 +160,24 @@ pub struct Cell {
     pub(crate) scope: Scope,
     lock: Lock<Vm, Writer>,
     /// Held for single reads and writes, never across an await.
-    shared: Arc<Mutex<Shared>>,
+    shared: Arc<Known>,
+    kept: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
     released: Notify,
     gone: CancellationToken,
     restarts: AtomicU32,
+    killers: AtomicU32,
 }
 
 /// The right to change what is known of a VM; guarded by the VM's lock.
 #[derive(Debug)]
-pub(crate) struct Writer(Arc<Mutex<Shared>>);
+pub(crate) struct Writer(Arc<Known>);
 
 impl Cell {
     pub(crate) fn new(record: VmRecord, scope: Scope, layout: Layout) -> Self {
         let (id, name) = (record.id.clone(), record.spec.name.clone());
         let power = Power::Off { last_exit: None };
-        let shared = Arc::new(Mutex::new(Shared { record, power, activity: None, deleted: false }));
+        let shared = Shared { record, power, activity: None, deleted: false, changes: 0 };
+        let shared = Arc::new(Known(Mutex::new(shared)));
         Self {
             lock: Lock::new(format!("vm {name}"), Writer(shared.clone())),
             id,
@@ -118,9 +185,11 @@ impl Cell {
             layout,
             scope,
             shared,
+            kept: Mutex::default(),
             released: Notify::new(),
             gone: CancellationToken::new(),
             restarts: AtomicU32::new(0),
+            killers: AtomicU32::new(0),
         }
     }
 
@@ -186,21 +255,54 @@ impl Cell {
         self.restarts.store(0, Ordering::Relaxed);
     }
 
+    /// From now on, until the result is dropped, its end is somebody's wish and no failure.
+    pub(crate) fn expect_end(self: &Arc<Self>) -> Killing {
+        self.killers.fetch_add(1, Ordering::Relaxed);
+        Killing(self.clone())
+    }
+
+    /// Whether somebody is about to clean up after having ended it.
+    pub(crate) fn end_expected(&self) -> bool {
+        self.killers.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether it is off although it is to be up: its policy will start it again.
     pub(crate) fn awaits_restart(&self) -> bool {
-        self.live().is_none() && self.with_record(|record| record.wanted_running)
+        self.live().is_none() && self.with_record(|record| record.wanted_running && record.complete)
     }
 
     /// Names of settings that differ between the VM that runs and what it should be.
     pub fn needs_restart(&self) -> Vec<String> {
-        let Some(live) = self.live() else { return Vec::new() };
-        self.with_record(|record| {
-            let changed = [
-                ("cpus", live.cpus != record.spec.cpus),
-                ("memory", live.memory_mib != record.spec.memory_mib),
-            ];
-            changed.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned()).collect()
+        self.look(Shared::needs_restart)
+    }
+
+    /// A number that is another one after each change of what is known of the VM: what was made of a [`View`] with this number
+    /// still holds. Changes of the VM's files are not counted.
+    pub fn changes(&self) -> u64 {
+        self.look(|shared| shared.changes)
+    }
+
+    /// What is known of it.
+    pub fn view(&self) -> View {
+        self.look(|shared| View {
+            changes: shared.changes,
+            record: shared.record.clone(),
+            state: shared.state(),
+            needs_restart: shared.needs_restart(),
+            at_rest: shared.activity.is_none() && matches!(shared.power, Power::Off { .. }),
         })
+    }
+
+    /// What was last given to [`keep`](Self::keep), if it is a `T`.
+    pub fn kept<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        kept?.downcast().ok()
+    }
+
+    /// Keeps something made of the VM for as long as the VM is there, in place of what was kept before.
+    pub fn keep<T: Any + Send + Sync>(&self, thing: Arc<T>) {
+        // What was there is dropped after the lock is.
+        let _before = self.kept.lock().unwrap_or_else(PoisonError::into_inner).replace(thing);
     }
 
     /// Cancelled when the VM has been deleted.
@@ -235,37 +337,42 @@ impl Cell {
 
     /// Nothing can be reserved any more.
     pub(crate) fn set_gone(&self, writer: &mut Writer) {
-        writer.shared().deleted = true;
+        writer.0.change().deleted = true;
         self.gone.cancel();
     }
 
     fn look<T>(&self, look: impl FnOnce(&Shared) -> T) -> T {
-        // Changes are a few assignments each; a panic cannot leave one half done in a way that matters.
-        look(&self.shared.lock().unwrap_or_else(PoisonError::into_inner))
+        self.shared.look(look)
     }
 }
 
 impl Writer {
     pub(crate) fn set_on(&mut self, live: Live, paused: bool) {
-        self.shared().power = Power::On { live, paused };
+        self.0.change().power = Power::On { live, paused };
     }
 
     pub(crate) fn set_off(&mut self, last_exit: Option<ExitStatus>) {
-        self.shared().power = Power::Off { last_exit };
+        self.0.change().power = Power::Off { last_exit };
     }
 
     pub(crate) fn set_paused(&mut self, now: bool) {
-        if let Power::On { paused, .. } = &mut self.shared().power {
+        if let Power::On { paused, .. } = &mut self.0.change().power {
             *paused = now;
         }
     }
 
     pub(crate) fn change_record(&mut self, change: impl FnOnce(&mut VmRecord)) {
-        change(&mut self.shared().record);
+        change(&mut self.0.change().record);
     }
+}
 
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+/// Somebody who ends a VM without asking.
+#[derive(Debug)]
+pub(crate) struct Killing(Arc<Cell>);
+
+impl Drop for Killing {
+    fn drop(&mut self) {
+        self.0.killers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -288,7 +395,7 @@ pub(crate) struct Reserved {
 impl Reserved {
     /// A VM that nobody else knows yet.
     pub(crate) fn new(cell: &Arc<Cell>, activity: Activity, operation: OperationId) -> Self {
-        cell.shared.lock().unwrap_or_else(PoisonError::into_inner).activity = Some((activity, operation));
+        cell.shared.change().activity = Some((activity, operation));
         Self { cell: cell.clone(), operation }
     }
 
@@ -299,15 +406,14 @@ impl Reserved {
 
     /// Goes on with something else, without anybody coming in between.
     pub(crate) fn turn(&self, activity: Activity) {
-        self.cell.shared.lock().unwrap_or_else(PoisonError::into_inner).activity =
-            Some((activity, self.operation));
+        self.cell.shared.change().activity = Some((activity, self.operation));
     }
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
         // Without the VM's lock: whoever holds it and has found the VM taken is told so, as a moment ago.
-        self.cell.shared.lock().unwrap_or_else(PoisonError::into_inner).activity = None;
+        self.cell.shared.change().activity = None;
         self.cell.released.notify_waiters();
     }
 }
@@ -328,7 +434,7 @@ impl Engine {
         loop {
             let other = {
                 let writer = cell.lock(ctx).await;
-                let mut shared = writer.shared();
+                let mut shared = writer.0.change();
                 if shared.deleted {
                     return Err(EngineError::NotFound {
                         what: "VM",
@@ -349,7 +455,11 @@ impl Engine {
                         let state = if changing { "being changed" } else { state.word() };
                         return Err(EngineError::Busy { name: cell.name.clone(), state });
                     }
-                    Verdict::TakeOver => shared.activity.map(|(_, other)| other),
+                    // A deletion cannot be cancelled, and what it may be part of (a prune) is not to be.
+                    Verdict::TakeOver => match shared.activity {
+                        Some((Activity::Deleting, _)) | None => None,
+                        Some((_, other)) => Some(other),
+                    },
                 }
             };
             if let Some(other) = other {

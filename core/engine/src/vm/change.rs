@@ -11,7 +11,7 @@ use vm_types::{
 
 use super::{
     cell::{Activity, Admitted, Cell},
-    create::check_shape,
+    create::{check_shape, check_times},
     guest::ROOT_SERIAL,
     now, start,
     state::Request,
@@ -70,6 +70,14 @@ impl SetRequest {
     }
 }
 
+/// What became of a VMM that somebody ends meanwhile is no failure of the host's.
+fn overtaken(cell: &Cell, context: &OpContext, result: Result<(), EngineError>) -> Result<(), EngineError> {
+    match result {
+        Err(_) if context.preempted() || cell.end_expected() => Err(EngineError::Cancelled),
+        result => result,
+    }
+}
+
 /// Names of the settings in which two specifications differ.
 fn differences(before: &VmSpec, after: &VmSpec) -> Vec<&'static str> {
     [
@@ -93,6 +101,7 @@ impl Engine {
     /// A shape that cannot be, or a smaller disk.
     pub fn set(&self, cell: Arc<Cell>, request: SetRequest) -> Result<OperationId, EngineError> {
         check_shape(request.cpus, request.memory_mib, request.disk_bytes)?;
+        check_times([request.ttl_seconds, request.idle_stop_seconds])?;
         let has = cell.with_record(|record| record.spec.disk_bytes);
         if let Some(wanted) = request.disk_bytes.filter(|wanted| *wanted < has) {
             return Err(EngineError::InvalidArgument {
@@ -124,17 +133,33 @@ impl Engine {
         let Admitted::Reserved(_reserved) = admitted else {
             return Ok(VmChanged { vm: cell.id().clone(), needs_restart: cell.needs_restart() });
         };
-        // The disk first: what follows cannot fail half way.
         let mut _room = None;
         let disk_bytes = match request.disk_bytes.map(|bytes| bytes.next_multiple_of(1 << 20)) {
             Some(bytes) if bytes > cell.with_record(|record| record.spec.disk_bytes) => {
                 context.progress("growing the disk", 0, None);
                 _room = Some(self.admit_growth(cell, bytes)?);
-                self.grow(ctx, cell, bytes).await?;
+                self.grow_disk(ctx, cell, bytes).await?;
                 Some(bytes)
             }
             _ => None,
         };
+        self.write_spec(ctx, cell, &request, disk_bytes, context).await?;
+        // Last: whatever becomes of it, the disk has its size, and the filesystem follows at the next boot at the latest.
+        if let (Some(bytes), true) = (disk_bytes, cell.live().is_some()) {
+            context.progress("growing the filesystem", 0, None);
+            context.cancellable(self.grow_root(ctx, cell, bytes)).await?;
+        }
+        Ok(VmChanged { vm: cell.id().clone(), needs_restart: cell.needs_restart() })
+    }
+
+    async fn write_spec(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        cell: &Cell,
+        request: &SetRequest,
+        disk_bytes: Option<u64>,
+        context: &OpContext,
+    ) -> Result<(), EngineError> {
         let mut writer = cell.lock(ctx).await;
         let mut spec = cell.record().spec;
         request.apply_to(&mut spec);
@@ -149,11 +174,11 @@ impl Engine {
             let message = format!("changed: {}", changes.join(", "));
             self.event(EventKind::VmChanged, cell, Some(context.id), message);
         }
-        Ok(VmChanged { vm: cell.id().clone(), needs_restart: cell.needs_restart() })
+        Ok(())
     }
 
-    /// Grows the root disk, and its filesystem at once where the VM runs; else that grows at the next boot.
-    async fn grow(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell, bytes: u64) -> Result<(), EngineError> {
+    /// Grows the root disk; of a VM that runs, the drive.
+    async fn grow_disk(&self, _: &mut Ctx<Unlocked>, cell: &Cell, bytes: u64) -> Result<(), EngineError> {
         let paths = cell.paths();
         if cell.live().is_none() {
             let (base, size_bytes) = cell.with_record(|record| {
@@ -168,8 +193,7 @@ impl Engine {
                 hint: format!("let it run first: `vm resume {}`", cell.name()),
             });
         }
-        self.inner.vmm.require_resize()?.grow_disk(&paths, ROOT_SERIAL, bytes).await?;
-        self.grow_root(ctx, cell, bytes).await
+        Ok(self.inner.vmm.require_resize()?.grow_disk(&paths, ROOT_SERIAL, bytes).await?)
     }
 
     async fn grow_root(&self, _: &mut Ctx<Unlocked>, cell: &Cell, bytes: u64) -> Result<(), EngineError> {
@@ -199,9 +223,13 @@ impl Engine {
                 let admitted =
                     engine.reserve(ctx, &cell, Request::Pause, Activity::Changing, context.id).await?;
                 if let Admitted::Reserved(_reserved) = admitted {
-                    engine.inner.vmm.require_pause()?.pause(&cell.paths()).await?;
+                    let paused = engine.inner.vmm.require_pause()?.pause(&cell.paths()).await;
+                    overtaken(&cell, &context, paused.map_err(Into::into))?;
+                    let before = cell.paused();
                     cell.lock(ctx).await.set_paused(true);
-                    engine.event(EventKind::VmPaused, &cell, Some(context.id), "paused".into());
+                    if !before {
+                        engine.event(EventKind::VmPaused, &cell, Some(context.id), "paused".into());
+                    }
                 }
                 Ok::<VmId, EngineError>(cell.id().clone())
             },
@@ -224,8 +252,12 @@ impl Engine {
                 let admitted =
                     engine.reserve(ctx, &cell, Request::Resume, Activity::Changing, context.id).await?;
                 if let Admitted::Reserved(_reserved) = admitted {
-                    engine.let_run(ctx, &cell).await?;
-                    engine.event(EventKind::VmResumed, &cell, Some(context.id), "resumed".into());
+                    let before = cell.paused();
+                    let runs = engine.let_run(ctx, &cell).await;
+                    overtaken(&cell, &context, runs)?;
+                    if before {
+                        engine.event(EventKind::VmResumed, &cell, Some(context.id), "resumed".into());
+                    }
                 }
                 Ok::<VmId, EngineError>(cell.id().clone())
             },

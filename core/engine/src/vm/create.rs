@@ -51,6 +51,8 @@ pub struct CreateRequest {
 const CPUS_MAX: u32 = 255;
 const MEMORY_MIN_MIB: u64 = 64;
 const DISK_MAX: u64 = 16 << 40;
+/// No clock of ours goes beyond it.
+const SECONDS_MAX: u64 = 100 * 365 * 24 * 3600;
 
 /// Image and kernel are at hand and all is decided; nothing was made.
 struct Settled {
@@ -177,7 +179,7 @@ impl Settled {
         ctx: &mut Ctx<Unlocked>,
         context: &OpContext,
     ) -> Result<Registered, EngineError> {
-        let _names = ctx.lock(&engine.inner.create).await;
+        let mut names = ctx.lock(&engine.inner.create).await;
         let address = match self.spec.network {
             NetworkMode::Nat => Some(engine.free_address().await?),
             NetworkMode::None => None,
@@ -197,7 +199,7 @@ impl Settled {
         let cell = engine.new_cell(record.clone())?;
         let reserved = Reserved::new(&cell, Activity::Creating, context.id);
         if let Err(error) = engine.inner.store.vms().insert(record).await {
-            cell.scope.close().await?;
+            cell.scope.close(names.ctx()).await?;
             return Err(error.into());
         }
         engine.publish(&cell);
@@ -239,17 +241,19 @@ impl Engine {
         let record = cell.record();
         let paths = cell.paths();
         context.progress("making the disk", 0, None);
-        cell.scope.apply(Effect::Directory { path: paths.state.clone(), mode: 0o700 }, Phase::Create).await?;
+        cell.scope
+            .apply(ctx, Effect::Directory { path: paths.state.clone(), mode: 0o700 }, Phase::Create)
+            .await?;
         let (host_key, _) = keys::generate(record.spec.name.as_str())?;
         let key = Effect::File { path: paths.host_key(), mode: 0o600, content: host_key.into_bytes() };
-        cell.scope.apply(key, Phase::Create).await?;
+        cell.scope.apply(ctx, key, Phase::Create).await?;
         let disk = Effect::CowDisk {
             base: self.inner.layout.image_rootfs(&record.spec.image),
             path: paths.disk(),
             size_bytes: record.spec.disk_bytes,
         };
-        cell.scope.apply(disk, Phase::Create).await?;
-        cell.scope.settle().await;
+        cell.scope.apply(ctx, disk, Phase::Create).await?;
+        cell.scope.settle(ctx).await;
         let mut writer = cell.lock(ctx).await;
         self.inner.store.vms().set_complete(cell.id()).await?;
         writer.change_record(|record| record.complete = true);
@@ -258,7 +262,19 @@ impl Engine {
 }
 
 fn check(request: &CreateRequest) -> Result<(), EngineError> {
-    check_shape(request.cpus, request.memory_mib, request.disk_bytes)
+    check_shape(request.cpus, request.memory_mib, request.disk_bytes)?;
+    check_times([request.ttl_seconds, request.idle_stop_seconds])
+}
+
+/// Bounds of times in seconds.
+pub(super) fn check_times<const N: usize>(times: [Option<u64>; N]) -> Result<(), EngineError> {
+    match times.into_iter().flatten().find(|seconds| *seconds > SECONDS_MAX) {
+        None => Ok(()),
+        Some(seconds) => Err(EngineError::InvalidArgument {
+            message: format!("{seconds} seconds are too long"),
+            hint: format!("{SECONDS_MAX} (a hundred years) are the most; leave it out for ever"),
+        }),
+    }
 }
 
 /// Bounds of what a machine can be; `None` is not looked at.

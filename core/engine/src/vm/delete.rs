@@ -10,6 +10,7 @@ use super::{
     cell::{Activity, Admitted, Cell},
     start,
     state::Request,
+    stop::kill_at_once,
 };
 use crate::{Engine, EngineError, journal::Phase, ops::Operation};
 
@@ -43,7 +44,13 @@ impl Engine {
         operation: OperationId,
     ) -> Result<(), EngineError> {
         let request = Request::Delete { force };
-        let admitted = self.reserve(ctx, cell, request, Activity::Deleting, operation).await?;
+        // As for `kill`: whoever works on the VM sees its end and unwinds the sooner.
+        let _killing = force.then(|| kill_at_once(cell));
+        let admitted = match self.reserve(ctx, cell, request, Activity::Deleting, operation).await {
+            // Its creation was called off, or somebody else has deleted it: gone it is.
+            Err(EngineError::NotFound { .. }) => return Ok(()),
+            admitted => admitted?,
+        };
         let Admitted::Reserved(_reserved) = admitted else { return Ok(()) };
         if let Err(error) = self.remove_all(ctx, cell).await {
             self.note_failure(ctx, cell, FailedAt::Delete, &error).await;
@@ -82,17 +89,19 @@ impl Engine {
             // A daemon that dies from here on finds an incomplete VM and goes on removing it. Where even this cannot be written
             // (a full disk), removing is what makes room.
             let mut writer = cell.lock(ctx).await;
-            writer.change_record(|record| record.complete = false);
+            writer.change_record(|record| {
+                record.complete = false;
+                record.wanted_running = false;
+            });
             if let Err(error) = self.inner.store.vms().set_incomplete(cell.id()).await {
                 tracing::warn!(vm = %cell.name(), %error, "the deletion could not be written down");
             }
         }
-        self.unwind_run(ctx, cell).await?;
-        if cell.live().is_some() {
-            cell.lock(ctx).await.set_off(None);
-        }
-        cell.scope.unwind(Phase::Create).await?;
-        cell.scope.close().await?;
+        let unwound = self.unwind_run(ctx, cell).await;
+        self.note_off(ctx, cell).await;
+        unwound?;
+        cell.scope.unwind(ctx, Phase::Create).await?;
+        cell.scope.close(ctx).await?;
         let mut writer = cell.lock(ctx).await;
         self.inner.store.vms().delete(cell.id()).await?;
         cell.set_gone(&mut writer);
@@ -120,7 +129,7 @@ impl Engine {
                     }
                 }
             }
-            while let Ok(cell) = engine.find(id.as_str()) {
+            while let Some(cell) = engine.by_id(&id) {
                 tracing::info!(vm = %cell.name(), owner = owner.process.pid, "deleted: its owner has ended");
                 let Ok(operation) = engine.delete(cell, true) else { return };
                 if operation.wait().await.is_err() {

@@ -72,6 +72,10 @@ impl Engine {
                 if cell.live() != Some(live) {
                     return;
                 }
+                if cell.end_expected() {
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
                 let begun =
                     engine.operations().begin(OperationKind::VmEnded, cell.name().to_string(), {
                         let (engine, cell) = (engine.clone(), cell.clone());
@@ -120,11 +124,16 @@ impl Engine {
         context: &OpContext,
     ) -> Result<(), EngineError> {
         let cell = reserved.cell().clone();
+        if !cell.with_record(|record| record.complete) {
+            // Its deletion has failed half way, and says so; the next one goes on.
+            self.note_off(ctx, &cell).await;
+            return Ok(());
+        }
         let policy = cell.with_record(|record| record.spec.restart);
         let again = end.wants_restart(policy);
         // Nobody takes the memory of a guest that only reboots.
         let _memory = (end == End::Rebooted).then(|| self.admit_start(&cell));
-        self.finish(ctx, &cell, end.failure(), again).await?;
+        let finished = self.finish(ctx, &cell, end.failure(), again).await;
         let id = Some(context.id);
         match &end {
             End::PoweredOff => {
@@ -133,34 +142,41 @@ impl Engine {
             End::Rebooted => self.event(EventKind::VmRebooted, &cell, id, "rebooted from within".into()),
             End::Failed(cause) => self.event(EventKind::VmFailed, &cell, id, cause.clone()),
         }
-        if end == End::Rebooted && cell.restarts() == 0 {
+        if finished.is_ok() && end == End::Rebooted && cell.restarts() == 0 {
             cell.count_restart();
             if let Err(error) = self.start_reserved(ctx, &reserved, context).await {
-                self.try_again(ctx, reserved, &error).await;
+                self.try_again(ctx, reserved, &error, context).await;
             }
         } else if again {
+            // A start begins with what could not be undone.
             drop(reserved);
             self.restart_later(&cell);
         }
-        Ok(())
+        finished
     }
 
     /// After a restart that failed: another one where the policy wants it, else the VM stays off.
-    async fn try_again(&self, ctx: &mut Ctx<Unlocked>, reserved: Reserved, error: &EngineError) {
+    pub(super) async fn try_again(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        reserved: Reserved,
+        error: &EngineError,
+        context: &OpContext,
+    ) {
         let cell = reserved.cell().clone();
-        if let EngineError::Admission { .. } = error {
+        match error {
+            // Whoever has taken it over, or the next daemon, does what is to be done.
+            EngineError::Cancelled if context.preempted() || self.operations().closed() => return,
+            EngineError::Cancelled => return self.wish(ctx, &cell, false).await,
             // Elsewhere a refusal leaves the VM as it was, and whoever asked is told. Here nobody is.
-            self.note_failure(ctx, &cell, FailedAt::Start, error).await;
+            EngineError::Admission { .. } => self.note_failure(ctx, &cell, FailedAt::Start, error).await,
+            _ => {}
         }
-        if cell.with_record(|record| record.spec.restart) != RestartPolicy::No {
-            drop(reserved);
-            return self.restart_later(&cell);
+        if cell.with_record(|record| record.spec.restart) == RestartPolicy::No {
+            return self.wish(ctx, &cell, false).await;
         }
-        let mut writer = cell.lock(ctx).await;
-        writer.change_record(|record| record.wanted_running = false);
-        if let Err(error) = self.inner.store.vms().set_wanted_running(cell.id(), false).await {
-            tracing::warn!(vm = %cell.name(), %error, "that it stays off could not be written down");
-        }
+        drop(reserved);
+        self.restart_later(&cell);
     }
 
     /// Starts a VM after a pause, which grows with each restart that does not hold, unless somebody stops, starts or deletes it meanwhile.
@@ -200,7 +216,7 @@ impl Engine {
                     }
                     let started = engine.start_reserved(ctx, &reserved, &context).await;
                     if let Err(error) = &started {
-                        engine.try_again(ctx, reserved, error).await;
+                        engine.try_again(ctx, reserved, error, &context).await;
                     }
                     started
                 }

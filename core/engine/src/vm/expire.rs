@@ -27,7 +27,7 @@ use tokio::{
 };
 use vm_types::{EventKind, ProcessRef, VmId};
 
-use super::{cell::Cell, now};
+use super::now;
 use crate::{Engine, EngineError};
 
 /// The longest time in which a jump of the wall clock is not noticed.
@@ -36,6 +36,8 @@ const LOOK: Duration = Duration::from_secs(60);
 const ROUNDING: u64 = 2;
 /// Before the second attempt, and while another operation has the VM; doubled with each further attempt.
 const RETRY: Duration = Duration::from_secs(5);
+/// As good as never.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 /// The longest pause between two attempts.
 const RETRY_MAX: Duration = Duration::from_secs(300);
 
@@ -98,7 +100,9 @@ impl IdleClock {
 
     /// The first moment at which it can have been idle for `limit`.
     fn due(&self, limit: Duration) -> Instant {
-        self.at + limit.saturating_sub(self.idle)
+        let left = limit.saturating_sub(self.idle);
+        // What does not fit into the clock is not due in its time.
+        self.at.checked_add(left).unwrap_or(self.at + FAR)
     }
 
     /// Takes the shim's answer in.
@@ -147,13 +151,19 @@ enum Done {
 impl Engine {
     /// Looks after expiry and idleness from now on. To be called once, when all VMs are known.
     pub(crate) fn watch_policies(&self) {
-        let changes = self.inner.events.changes();
         let engine = self.clone();
-        tokio::spawn(async move { tend(Arc::new(engine), changes).await });
-    }
-
-    fn by_id(&self, id: &VmId) -> Option<Arc<Cell>> {
-        self.cells().get(id).cloned()
+        tokio::spawn(async move {
+            loop {
+                let changes = engine.inner.events.changes();
+                let tending = tokio::spawn(tend(Arc::new(engine.clone()), changes));
+                // Its end is the daemon's; a panic is a bug that must not end all VMs' times to live.
+                match tending.await {
+                    Ok(()) => return,
+                    Err(error) => tracing::error!(%error, "looking after expiry failed; beginning anew"),
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        });
     }
 }
 

@@ -82,9 +82,10 @@ impl Engine {
         // A refusal is no failure of the VM: it stays as it was.
         let _memory = self.admit_start(cell)?;
         // Leftovers of a former run that could not be undone then.
-        cell.scope.unwind(Phase::Start).await?;
+        cell.scope.unwind(ctx, Phase::Start).await?;
         let up = async {
             let live = context.cancellable(self.bring_up(ctx, cell, context)).await?;
+            cell.scope.answered(ctx).await?;
             let mut writer = cell.lock(ctx).await;
             self.inner.store.vms().set_started(cell.id()).await?;
             writer.change_record(|record| {
@@ -96,7 +97,7 @@ impl Engine {
         };
         match up.await {
             Ok(live) => {
-                cell.scope.settle().await;
+                cell.scope.settle(ctx).await;
                 self.watch_vmm(cell, live);
                 self.event(EventKind::VmStarted, cell, Some(context.id), "started".into());
                 Ok(())
@@ -148,7 +149,9 @@ impl Placed {
             resolvers: network.resolvers,
             mtu: network.mtu,
         });
-        cell.scope.apply(Effect::Directory { path: paths.run.clone(), mode: 0o711 }, Phase::Start).await?;
+        cell.scope
+            .apply(ctx, Effect::Directory { path: paths.run.clone(), mode: 0o711 }, Phase::Start)
+            .await?;
         let mut nics = Vec::new();
         if let Some(place) = &place {
             let name = engine.take_tap(ctx, cell).await?;
@@ -168,14 +171,14 @@ impl Placed {
                 detail: format!("the guest's configuration: {error}"),
             })?,
         };
-        cell.scope.apply(segment, Phase::Start).await?;
+        cell.scope.apply(ctx, segment, Phase::Start).await?;
         Ok(Self { nics })
     }
 
     async fn launch(
         self,
         engine: &Engine,
-        _: &mut Ctx<Unlocked>,
+        ctx: &mut Ctx<Unlocked>,
         cell: &Cell,
     ) -> Result<Launched, EngineError> {
         let (record, paths) = (cell.record(), cell.paths());
@@ -194,10 +197,10 @@ impl Placed {
             detail: format!("the shim's specification: {error}"),
         })?;
         cell.scope
-            .apply(Effect::File { path: paths.shim_spec(), mode: 0o600, content }, Phase::Start)
+            .apply(ctx, Effect::File { path: paths.shim_spec(), mode: 0o600, content }, Phase::Start)
             .await?;
         let shim = Effect::Shim { run_dir: paths.run.clone(), spec: paths.shim_spec() };
-        let Handle::Processes { shim, vmm } = cell.scope.apply(shim, Phase::Start).await? else {
+        let Handle::Processes { shim, vmm, .. } = cell.scope.apply(ctx, shim, Phase::Start).await? else {
             return Err(EngineError::Panicked { detail: "a started shim has no processes".into() });
         };
         Ok(Launched { live: Live { shim, vmm, since: now(), cpus, memory_mib } })

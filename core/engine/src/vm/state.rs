@@ -98,19 +98,32 @@ impl Request {
             (S::Defined, R::Start | R::Restart | R::Pause | R::Resume | R::Set | R::Ended) => V::Refuse,
 
             (S::Running { .. }, R::Start) => V::Refuse,
-            (S::Running { .. }, R::Resume) => V::Already,
             (S::Running { .. }, R::Delete { force: false }) => V::Refuse,
             (
                 S::Running { .. },
-                R::Stop | R::Restart | R::Kill | R::Pause | R::Set | R::Delete { force: true } | R::Ended,
+                // Pausing and resuming are asked of the VMM whatever we believe: somebody may have done either behind our back.
+                R::Stop
+                | R::Restart
+                | R::Kill
+                | R::Pause
+                | R::Resume
+                | R::Set
+                | R::Delete { force: true }
+                | R::Ended,
             ) => V::Proceed,
 
             (S::Paused { .. }, R::Start) => V::Refuse,
-            (S::Paused { .. }, R::Pause) => V::Already,
             (S::Paused { .. }, R::Delete { force: false }) => V::Refuse,
             (
                 S::Paused { .. },
-                R::Stop | R::Restart | R::Kill | R::Resume | R::Set | R::Delete { force: true } | R::Ended,
+                R::Stop
+                | R::Restart
+                | R::Kill
+                | R::Pause
+                | R::Resume
+                | R::Set
+                | R::Delete { force: true }
+                | R::Ended,
             ) => V::Proceed,
 
             (S::Stopped { .. }, R::Start | R::Restart | R::Set | R::Delete { .. }) => V::Proceed,
@@ -176,7 +189,7 @@ mod tests {
                 .iter()
                 .map(|state| match request.verdict(state, false) {
                     Verdict::Proceed => "yes",
-                    Verdict::Already => "so already",
+                    Verdict::Already => "nothing",
                     Verdict::TakeOver => "takes over",
                     Verdict::Refuse => "no",
                     Verdict::Busy => "busy",

@@ -15,7 +15,8 @@ use vm_types::{
 };
 
 use super::{
-    cell::{Activity, Admitted, Cell, Live},
+    cell::{Activity, Admitted, Cell, Killing, Live},
+    create::check_times,
     start,
     state::Request,
 };
@@ -34,6 +35,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::ShuttingDown`].
     pub fn stop(&self, cell: Arc<Cell>, grace: Option<Duration>) -> Result<OperationId, EngineError> {
+        check_times([grace.map(|grace| grace.as_secs())])?;
         start::refuse(&cell, Request::Stop)?;
         let engine = self.clone();
         let operation = self.operations().begin(
@@ -44,7 +46,16 @@ impl Engine {
                 let admitted =
                     engine.reserve(ctx, &cell, Request::Stop, Activity::Stopping, context.id).await?;
                 if let Admitted::Reserved(_reserved) = admitted {
-                    engine.bring_down(ctx, &cell, grace, &context).await?;
+                    engine.wish(ctx, &cell, false).await;
+                    let down = engine.bring_down(ctx, &cell, grace, false, &context).await;
+                    // Called off: it is to be up as before. If it is the daemon that ends, the next one goes on with it.
+                    if matches!(down, Err(EngineError::Cancelled))
+                        && !context.preempted()
+                        && !engine.operations().closed()
+                    {
+                        engine.wish(ctx, &cell, cell.live().is_some()).await;
+                    }
+                    down?;
                 }
                 Ok(cell.id().clone())
             },
@@ -57,6 +68,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::ShuttingDown`].
     pub fn restart(&self, cell: Arc<Cell>, grace: Option<Duration>) -> Result<OperationId, EngineError> {
+        check_times([grace.map(|grace| grace.as_secs())])?;
         start::refuse(&cell, Request::Restart)?;
         let engine = self.clone();
         let operation = self.operations().begin(
@@ -69,8 +81,13 @@ impl Engine {
                 if let Admitted::Reserved(reserved) = admitted {
                     // Before it goes down, so that nobody takes its memory meanwhile.
                     let _memory = engine.admit_start(&cell)?;
-                    engine.bring_down(ctx, &cell, grace, &context).await?;
-                    engine.start_reserved(ctx, &reserved, &context).await?;
+                    // From here on it is to be up, also if it was not, and whoever may have to go on with it.
+                    engine.wish(ctx, &cell, true).await;
+                    engine.bring_down(ctx, &cell, grace, true, &context).await?;
+                    if let Err(error) = engine.start_reserved(ctx, &reserved, &context).await {
+                        engine.try_again(ctx, reserved, &error, &context).await;
+                        return Err(error);
+                    }
                 }
                 Ok(cell.id().clone())
             },
@@ -91,12 +108,11 @@ impl Engine {
                 let ctx = &mut ctx;
                 context.progress("killing", 0, None);
                 // First of all, and needing nobody's consent: whoever works on the VM sees its end and unwinds the sooner.
-                if let Some(live) = cell.live() {
-                    kill_at_once(&cell, live);
-                }
+                let _killing = kill_at_once(&cell);
                 let admitted =
                     engine.reserve(ctx, &cell, Request::Kill, Activity::Stopping, context.id).await?;
                 if let Admitted::Reserved(_reserved) = admitted {
+                    engine.wish(ctx, &cell, false).await;
                     let was_up = cell.live().is_some();
                     engine.finish(ctx, &cell, kept_failure(&cell), false).await?;
                     if was_up {
@@ -115,15 +131,16 @@ impl Engine {
         ctx: &mut Ctx<Unlocked>,
         cell: &Arc<Cell>,
         grace: Option<Duration>,
+        wanted: bool,
         context: &OpContext,
     ) -> Result<(), EngineError> {
         let Some(live) = cell.live() else {
-            return self.finish(ctx, cell, kept_failure(cell), false).await;
+            return self.finish(ctx, cell, kept_failure(cell), wanted).await;
         };
         let grace = grace.unwrap_or(self.inner.settings.stop_grace);
         context.progress("shutting down", 0, None);
         context.cancellable(self.shut_guest_down(ctx, cell, live, grace)).await?;
-        self.finish(ctx, cell, None, false).await?;
+        self.finish(ctx, cell, None, wanted).await?;
         self.event(EventKind::VmStopped, cell, Some(context.id), "stopped".into());
         Ok(())
     }
@@ -138,8 +155,10 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let paths = cell.paths();
         if cell.paused() {
-            // A halted guest hears nothing.
-            self.let_run(ctx, cell).await?;
+            // A halted guest hears nothing. One that cannot be let run is killed in the end.
+            if let Err(error) = self.let_run(ctx, cell).await {
+                tracing::warn!(vm = %cell.name(), error = %error.chain(), "a paused VM could not be let run");
+            }
         }
         let asked = async {
             let (mut control, _) = vm_shim::connect_control(&paths, ANSWER).await?;
@@ -176,7 +195,37 @@ impl Engine {
         }
     }
 
+    /// Writes down whether a VM is to be up. First of all, so that a daemon that dies on the way knows where it was to go. Where it
+    /// cannot be written (a full disk), what is asked for is done all the same.
+    pub(super) async fn wish(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell, wanted: bool) {
+        let failure = cell.with_record(|record| record.failure.clone());
+        self.note_end(ctx, cell, failure, wanted).await;
+    }
+
+    async fn note_end(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        cell: &Cell,
+        failure: Option<(FailedAt, String)>,
+        wanted: bool,
+    ) {
+        let mut writer = cell.lock(ctx).await;
+        if cell.with_record(|record| record.wanted_running == wanted && record.failure == failure) {
+            return;
+        }
+        writer.change_record(|record| {
+            record.wanted_running = wanted;
+            record.failure = failure.clone();
+        });
+        if let Err(error) = self.inner.store.vms().set_ended(cell.id(), wanted, failure).await {
+            tracing::warn!(vm = %cell.name(), %error, "what is to become of it could not be written down");
+        }
+    }
+
     /// Undoes all that a run needed; kills what still runs. `wanted` says whether it is to be up again.
+    ///
+    /// # Errors
+    /// What could not be undone; it is tried again by the next start, stop or deletion.
     pub(crate) async fn finish(
         &self,
         ctx: &mut Ctx<Unlocked>,
@@ -184,29 +233,23 @@ impl Engine {
         failure: Option<(FailedAt, String)>,
         wanted: bool,
     ) -> Result<(), EngineError> {
-        // The host first: a full disk, where the store cannot write, must not keep a VM from being stopped.
-        let ran = cell.live();
+        self.note_end(ctx, cell, failure, wanted).await;
         let unwound = self.unwind_run(ctx, cell).await;
-        let failure = match &unwound {
-            Ok(()) => failure,
-            Err(error) => Some((FailedAt::Stop, error.chain())),
-        };
-        let noted = {
-            let mut writer = cell.lock(ctx).await;
-            if let Some(live) = ran
-                && !process::alive(live.vmm)
-                && !process::alive(live.shim)
-            {
-                writer.set_off(Some(start::exit_status(&cell.paths())));
-            }
-            writer.change_record(|record| {
-                record.wanted_running = wanted;
-                record.failure = failure.clone();
-            });
-            self.inner.store.vms().set_ended(cell.id(), wanted, failure).await
-        };
-        unwound?;
-        Ok(noted?)
+        self.note_off(ctx, cell).await;
+        if let Err(error) = &unwound {
+            self.note_end(ctx, cell, Some((FailedAt::Stop, error.chain())), wanted).await;
+        }
+        unwound
+    }
+
+    /// Takes notice of a VM's being off, if neither shim nor VMM runs.
+    pub(super) async fn note_off(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell) {
+        if let Some(live) = cell.live()
+            && !process::alive(live.vmm)
+            && !process::alive(live.shim)
+        {
+            cell.lock(ctx).await.set_off(Some(start::exit_status(&cell.paths())));
+        }
     }
 }
 
@@ -218,11 +261,15 @@ fn kept_failure(cell: &Cell) -> Option<(FailedAt, String)> {
     }
 }
 
-/// The shim does not outlive its VMM; undoing its effect waits for both.
-fn kill_at_once(cell: &Cell, live: Live) {
+/// Ends a VMM that runs, whoever has the VM. The shim does not outlive it; undoing the shim's effect waits for both.
+#[must_use = "its end is no failure as long as this is held"]
+pub(super) fn kill_at_once(cell: &Arc<Cell>) -> Option<Killing> {
+    let live = cell.live()?;
+    let killing = cell.expect_end();
     let killed =
         PidFd::open(live.vmm).and_then(|held| held.map_or(Ok(()), |held| held.kill(Signal::SIGKILL)));
     if let Err(error) = killed {
         tracing::warn!(vm = %cell.name(), %error, "its VMM could not be killed at once");
     }
+    Some(killing)
 }

@@ -1,6 +1,6 @@
 //! What is not locked while a lock of level TapPool is held.
 
-use vm_locks::{Ctx, Lock, CreateVm, ImageOps, Initramfs, Journal, Network, TapPool, Vm, Workspace};
+use vm_locks::{Ctx, Lock, CreateVm, ImageOps, Initramfs, Network, TapPool, Vm, Workspace};
 
 async fn wrong(
     ctx: &mut Ctx<TapPool>,
@@ -11,7 +11,6 @@ async fn wrong(
     network: &Lock<Network, ()>,
     tap_pool: &Lock<TapPool, ()>,
     initramfs: &Lock<Initramfs, ()>,
-    journal: &Lock<Journal, ()>,
 ) {
     let _ = ctx.lock(vm);
     let _ = ctx.lock(workspace);
@@ -20,7 +19,6 @@ async fn wrong(
     let _ = ctx.lock(network);
     let _ = ctx.lock(tap_pool);
     let _ = ctx.lock(initramfs);
-    let _ = ctx.lock(journal);
 }
 
 fn main() {}

@@ -16,7 +16,7 @@ impl Context {
             memory_limit_mib: totals.memory_limit_mib,
             disk_bytes: totals.disk_bytes,
             disk_limit_bytes: totals.disk_limit_bytes,
-            taps_ready: 0,
+            taps_ready: self.engine.taps_ready(),
         })
     }
 }

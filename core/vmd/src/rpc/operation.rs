@@ -34,7 +34,7 @@ impl Context {
     /// What was made, as it is now; null if it is gone again.
     fn result(&self, outcome: &Outcome) -> serde_json::Value {
         let vm = |id: &vm_types::VmId| {
-            let cell = self.engine.find(id.as_str()).ok()?;
+            let cell = self.engine.by_id(id)?;
             Some(info(&self.engine, &cell))
         };
         let value = match outcome {

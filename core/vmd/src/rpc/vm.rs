@@ -1,6 +1,9 @@
 //! Namespace `vm`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jsonrpsee::{
     Extensions, PendingSubscriptionSink,
@@ -9,16 +12,24 @@ use jsonrpsee::{
 };
 use tokio::{io::AsyncReadExt, net::UnixStream};
 use vm_api::{
-    Begun, ConsoleChunk, CreateVm, ErrorKind, GuestAccess, Problem, PruneVms, SetVm, StopVm, VmInfo, VmState,
-    rpc::VmServer,
+    Begun, ConsoleChunk, CreateVm, ErrorKind, GuestAccess, Problem, PruneVms, SetVm, StopVm, VmInfo, VmList,
+    VmState, rpc::VmServer,
 };
 use vm_engine::{
     Engine, EngineError,
-    vm::{cell::Cell, change::SetRequest, create::CreateRequest, prune::PruneRequest},
+    vm::{
+        cell::{Cell, View},
+        change::SetRequest,
+        create::CreateRequest,
+        prune::PruneRequest,
+    },
 };
 use vm_types::vm::Owner;
 
-use super::server::{Context, Peer};
+use super::{
+    listing::listed,
+    server::{Context, Peer},
+};
 use crate::problem::problem;
 
 /// The most of a console log that one answer carries.
@@ -30,33 +41,42 @@ pub(super) fn wire(error: EngineError) -> ErrorObjectOwned {
     problem(&error).into()
 }
 
-/// A VM as clients see it.
+/// A VM as clients see it, as of now.
 pub(super) fn info(engine: &Engine, cell: &Cell) -> VmInfo {
-    use std::os::unix::fs::MetadataExt;
-    let record = cell.record();
-    let used = std::fs::metadata(cell.paths().disk()).map_or(0, |about| about.blocks() * 512);
+    shown(engine, cell.view(), disk_used(cell))
+}
+
+/// The same of a view and what the disk takes.
+pub(super) fn shown(engine: &Engine, view: View, disk_used_bytes: u64) -> VmInfo {
+    let View { record, state, needs_restart, .. } = view;
     VmInfo {
         id: record.id,
         name: record.spec.name,
-        state: cell.state(),
+        state,
         image: record.spec.image_reference,
         image_digest: record.spec.image,
         kernel: record.spec.kernel,
         cpus: record.spec.cpus,
         memory_mib: record.spec.memory_mib,
         disk_bytes: record.spec.disk_bytes,
-        disk_used_bytes: used,
+        disk_used_bytes,
         network: record.spec.network,
         address: record.address,
         labels: record.spec.labels,
         restart: record.spec.restart,
         expires_at: record.spec.expires_at,
         idle_stop_seconds: record.spec.idle_stop_seconds,
-        needs_restart: cell.needs_restart(),
+        needs_restart,
         ephemeral: record.spec.owner.is_some(),
         created_at: record.created_at,
         vmm: engine.vmm_name(),
     }
+}
+
+/// Bytes that a VM's root disk takes on the host.
+pub(super) fn disk_used(cell: &Cell) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(cell.paths().disk()).map_or(0, |about| about.blocks() * 512)
 }
 
 impl Context {
@@ -156,8 +176,11 @@ impl VmServer for Context {
         Ok(Begun { operation: operation.id() })
     }
 
-    async fn list(&self) -> RpcResult<Vec<VmInfo>> {
-        Ok(self.engine.all().iter().map(|cell| info(&self.engine, cell)).collect())
+    async fn list(&self) -> RpcResult<VmList> {
+        let now = Instant::now();
+        let vms: serde_json::Result<_> =
+            self.engine.all().iter().map(|cell| listed(&self.engine, cell, now)).collect();
+        vms.map_err(|error| Problem::new(ErrorKind::Internal, format!("a VM has no JSON: {error}")).into())
     }
 
     async fn get(&self, vm: String) -> RpcResult<VmInfo> {
@@ -187,7 +210,7 @@ impl VmServer for Context {
 
     async fn console(&self, vm: String, bytes: u64) -> RpcResult<ConsoleChunk> {
         let cell = self.find(&vm)?;
-        Ok(ConsoleChunk { end: true, ..chunk(&mut tail(&cell, bytes).map_err(wire)?) })
+        Ok(ConsoleChunk { end: cell.live().is_none(), ..chunk(&mut tail(&cell, bytes).map_err(wire)?) })
     }
 
     async fn console_follow(

@@ -1,9 +1,12 @@
-//! What `vm run` costs above the bare machine.
+//! What `vm run` costs above the bare machine, and what the daemon costs with many VMs ([`scale`]).
 //!
 //! The floor is the very QEMU command line that the shim would run, with the same kernel, initramfs and a copy of the same
 //! disk, started by hand and timed until the guest's agent has answered on the guest channel. Runs of both alternate, so
 //! that a busier or idler moment of the host touches both. `VM_BENCH_RUNS` says how many; the first argument names a file
-//! for the figures as JSON.
+//! for the figures as JSON. `VM_BENCH_FAKE_BIN` is a directory with a `vmd` that knows fakes; `VM_BENCH_ONLY=scale` leaves out
+//! all that needs real VMs.
+
+mod scale;
 
 use std::{
     collections::BTreeMap,
@@ -26,6 +29,19 @@ use vm_types::{
 };
 
 fn main() {
+    let mut figures = match env::var("VM_BENCH_ONLY") {
+        Ok(only) if only == "scale" => json!({}),
+        _ => real(),
+    };
+    figures["scale"] = scale::measure().unwrap_or_default();
+    if let Some(file) = env::args_os().nth(1) {
+        fs::write(&file, format!("{figures:#}\n")).expect("the figures can be written");
+        println!("figures: {}", Path::new(&file).display());
+    }
+}
+
+/// `vm run` and the floor.
+fn real() -> Value {
     let runs = env::var("VM_BENCH_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(7).max(1);
     let world = World::new();
     let floor = Floor::prepare(&world);
@@ -81,20 +97,16 @@ fn main() {
     println!("  {:32} {:>8.1}", "client, RPC, SSH, shutdown", rest.as_secs_f64() * 1e3);
     println!("\nimage import: {import:.0} MB/s of tarball");
 
-    if let Some(file) = env::args_os().nth(1) {
-        let figures = json!({
-            "runs": runs,
-            "vm_run_over_floor": ratio,
-            "vm_run_over_floor_of_minima": least,
-            "vm_run_s": whole.json(),
-            "floor_s": hello.json(),
-            "floor_ready_s": ready.json(),
-            "steps_s": steps.iter().map(|(step, samples)| (step.clone(), samples.json())).collect::<BTreeMap<_, _>>(),
-            "image_import_mb_per_s": import,
-        });
-        fs::write(&file, format!("{figures:#}\n")).expect("the figures can be written");
-        println!("figures: {}", Path::new(&file).display());
-    }
+    json!({
+        "runs": runs,
+        "vm_run_over_floor": ratio,
+        "vm_run_over_floor_of_minima": least,
+        "vm_run_s": whole.json(),
+        "floor_s": hello.json(),
+        "floor_ready_s": ready.json(),
+        "steps_s": steps.iter().map(|(step, samples)| (step.clone(), samples.json())).collect::<BTreeMap<_, _>>(),
+        "image_import_mb_per_s": import,
+    })
 }
 
 /// A VMM as the shim would start it, with files of its own.
@@ -264,6 +276,11 @@ impl Samples {
 
     fn median(&self) -> Duration {
         self.0.get(self.0.len() / 2).copied().unwrap_or_default()
+    }
+
+    fn quantile(&self, part: f64) -> Duration {
+        let place = (self.0.len() as f64 * part) as usize;
+        self.0.get(place.min(self.0.len().saturating_sub(1))).copied().unwrap_or_default()
     }
 
     fn min(&self) -> f64 {
