@@ -35,7 +35,7 @@ put = cmp -s "$(1)" "$(2)/$(notdir $(1))" || install -D -m 755 -t "$(2)" "$(1)"
 # The fake VMM and the failpoints are for tests; release builds do not have them.
 workspace := --locked --workspace --features vmd/fake,vmd/failpoints,vm-vmm/fake
 
-.PHONY: setup demo test test-full e2e bench lint build agent dev
+.PHONY: setup demo test test-plugins test-full e2e bench lint build agent dev
 setup:
 	@.ci/setup
 
@@ -58,12 +58,17 @@ demo: dev
 lint: setup
 	@cargo fmt --all --check
 	@cargo clippy $(workspace) --all-targets -- -D warnings
+	@for other in sdk plugins; do (cd $$other && cargo fmt --all --check); done
 
 # All of it in one call: cargo then compiles each dependency once, with the features that all crates together want.
-test: lint dev
+test: lint dev test-plugins
 	@$(call test_env,$(DEV)) cargo test $(workspace) --no-fail-fast
 
-test-full: lint dev
+# What plugins decide, natively; that they load and plan what they should is tested in the real host, by plugins/tests.
+test-plugins: setup
+	@for other in sdk plugins; do (cd $$other && cargo test --locked); done
+
+test-full: lint dev test-plugins
 	@$(call test_env,$(DEV)) cargo test $(workspace) --no-fail-fast -- --include-ignored
 
 e2e: dev
