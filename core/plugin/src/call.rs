@@ -1,46 +1,14 @@
 //! What goes into a call and what comes out of it, as plain data.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use vm_types::{VmId, VmName};
+pub use vm_types::plugin::{Change, Finding, Severity, VmFacts};
 
 use crate::{
-    error::PluginError,
     plan::{Plan, RefName},
     ports::{Blob, Repository, Sandbox, StateChange},
 };
-
-/// A VM as plugins see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmFacts {
-    /// Never used again.
-    pub id: VmId,
-    /// What people call it.
-    pub name: VmName,
-    /// The name its image was asked for.
-    pub image_reference: String,
-    /// `sha256:…`.
-    pub image_digest: String,
-    /// What the image says of itself.
-    pub image_properties: BTreeMap<String, String>,
-    /// `uname -r`.
-    pub kernel_release: String,
-    /// Virtual CPUs.
-    pub cpus: u32,
-    /// Memory.
-    pub memory_bytes: u64,
-    /// Root disk.
-    pub disk_bytes: u64,
-    /// `nat`, `none`, …
-    pub network: String,
-    /// On the host's bridge.
-    pub addresses: Vec<IpAddr>,
-    /// Free-form labels.
-    pub labels: BTreeMap<String, String>,
-    /// Deleted when its owner ends.
-    pub temporary: bool,
-}
 
 /// What an importer is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,31 +52,6 @@ pub struct Input {
     pub dry_run: bool,
 }
 
-/// How a finding is meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// As it should be.
-    Ok,
-    /// Works, and is not as it should be.
-    Warning,
-    /// Does not work; in a preflight: must not be started.
-    Failure,
-}
-
-/// One thing a plugin has to say.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
-    /// How it is meant.
-    pub severity: Severity,
-    /// What about.
-    pub subject: String,
-    /// What.
-    pub message: String,
-    /// What to do.
-    pub hint: Option<String>,
-}
-
 /// A way in which an importer could do it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
@@ -141,18 +84,6 @@ pub struct LogLine {
     pub level: LogLevel,
     /// What.
     pub message: String,
-}
-
-/// What became of a change of configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Change {
-    /// In force once planned anew.
-    Applied,
-    /// In force after the next start.
-    NeedsRestart,
-    /// Must not be.
-    Refused(PluginError),
 }
 
 /// What a call gave.

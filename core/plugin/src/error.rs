@@ -2,49 +2,25 @@
 
 use std::{fmt, io, path::PathBuf, time::Duration};
 
-use crate::{grant::Denial, hook::Hook, manifest::ManifestError};
+use vm_types::Hook;
 
-/// An error as plugins give and get it: the record `error` of the WIT.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
-#[error("{message} ({code})")]
-pub struct PluginError {
-    /// Dotted lower-case words.
-    pub code: String,
-    /// For people.
-    pub message: String,
-    /// For people: what to do.
-    pub hint: Option<String>,
-    /// Whether the same may work later.
-    pub retryable: bool,
-}
+use crate::{grant::Denial, manifest::ManifestError};
 
-impl PluginError {
-    /// One without a hint, final.
-    pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), message: message.into(), hint: None, retryable: false }
-    }
+pub use vm_types::plugin::PluginError;
 
-    /// The same with a hint.
-    #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-
-    /// What a component said, made fit for terminals and logs: no control characters, no excess of length.
-    pub(crate) fn tamed(self) -> Self {
-        let dotted = |code: &str| {
-            (1..=64).contains(&code.len())
-                && code
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-')
-        };
-        Self {
-            code: if dotted(&self.code) { self.code } else { "plugin.bad-code".to_owned() },
-            message: tame(&self.message, 2000),
-            hint: self.hint.map(|hint| tame(&hint, 1000)),
-            retryable: self.retryable,
-        }
+/// What a component said, made fit for terminals and logs: no control characters, no excess of length.
+pub(crate) fn tamed(error: PluginError) -> PluginError {
+    let dotted = |code: &str| {
+        (1..=64).contains(&code.len())
+            && code
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-')
+    };
+    PluginError {
+        code: if dotted(&error.code) { error.code } else { "plugin.bad-code".to_owned() },
+        message: tame(&error.message, 2000),
+        hint: error.hint.map(|hint| tame(&hint, 1000)),
+        retryable: error.retryable,
     }
 }
 

@@ -10,12 +10,18 @@
 //! files lie below the daemon's directories. What an effect *does* is implemented by the crates
 //! `vm-net`, `vm-disk` and `vm-engine`; the one function that applies them is the engine's.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    path::PathBuf,
+};
 
 use ipnet::Ipv4Net;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{EnumDiscriminants, IntoStaticStr, VariantArray};
+
+use crate::plan::{Rule, Transport};
 
 /// Names one effect on one host, e.g. `tap:vt3f2a0001`. Two effects with one id are the same thing.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -105,14 +111,86 @@ pub enum Effect {
         /// The host's address on it with the subnet's prefix length.
         address: Ipv4Net,
     },
-    /// The daemon's own nftables table with masquerading and forwarding for its bridge.
+    /// The daemon's own nftables table: what guards its bridge, and the chains that [`Effect::Rules`] and [`Effect::Port`]
+    /// add to. By itself nothing passes between the bridge and other networks.
     Firewall {
         /// Table name (family `inet`).
         table: String,
         /// The bridge it speaks of.
         bridge: String,
-        /// Source addresses that are masqueraded.
+        /// The addresses that guests may send from.
         subnet: Ipv4Net,
+    },
+    /// Rules of one plugin for one VM in the daemon's table, behind those that are there already.
+    Rules {
+        /// Table name (family `inet`); [`Effect::Firewall`] makes it.
+        table: String,
+        /// The bridge that the rules' devices mean.
+        bridge: String,
+        /// Whose they are, `VM-ID/PLUGIN`.
+        owner: String,
+        /// The VM's address, which is what a rule's device `vm` means; rules that name it match nothing where there is none.
+        address: Option<Ipv4Addr>,
+        /// In this order.
+        rules: Vec<Rule>,
+    },
+    /// A port of the host that leads to one of a guest. [`Handle::Value`] is the host's `address:port`.
+    Port {
+        /// Table name (family `inet`); [`Effect::Firewall`] makes it.
+        table: String,
+        /// The bridge the guest is behind.
+        bridge: String,
+        /// Whose it is, `VM-ID/PLUGIN/NAME`.
+        owner: String,
+        /// TCP or UDP.
+        protocol: Transport,
+        /// Where the host listens; port 0 lets the host choose.
+        host: SocketAddr,
+        /// Where it leads.
+        guest: SocketAddrV4,
+    },
+    /// The daemon's name server as that of a link, for the host's own resolver (systemd-resolved); goes with the link. Without
+    /// that resolver there is nothing to do.
+    LinkDns {
+        /// Device name.
+        link: String,
+        /// The name server.
+        server: SocketAddr,
+        /// The domains it is asked about, without dots around them.
+        domains: Vec<String>,
+    },
+    /// A record that the daemon's name server answers with.
+    NameRecord {
+        /// Whose it is, `VM-ID/PLUGIN`.
+        owner: String,
+        /// Lower case, without the last dot.
+        name: String,
+        /// The type's number (RFC 1035).
+        record_type: u16,
+        /// How long it may be remembered.
+        ttl_seconds: u32,
+        /// In text form (RFC 1035).
+        data: String,
+    },
+    /// A sparse disk image of a plugin's, made when it is not there, grown when it is smaller; undo removes it.
+    Disk {
+        /// Absolute path below the daemon's state directory.
+        path: PathBuf,
+        /// At least so large, in bytes.
+        size_bytes: u64,
+        /// Made on a new one, and grown with it, e.g. `ext4`.
+        filesystem: Option<String>,
+    },
+    /// A tool of the host, run once; undo runs it with other arguments. [`Handle::Value`] is the first line it printed.
+    Tool {
+        /// Whose run it is, `VM-ID/PLUGIN/NAME`.
+        owner: String,
+        /// Absolute path.
+        program: PathBuf,
+        /// Its arguments.
+        arguments: Vec<String>,
+        /// The arguments that undo it.
+        undo: Vec<String>,
     },
     /// A tap device on the bridge.
     Tap {
@@ -134,12 +212,19 @@ impl Effect {
     /// Whether it is still there after the host has lost power and come back.
     pub fn outlives_reboot(&self) -> bool {
         match self {
-            Self::Directory { .. } | Self::File { .. } | Self::AppendedFile { .. } | Self::CowDisk { .. } => {
-                true
-            }
+            Self::Directory { .. }
+            | Self::File { .. }
+            | Self::AppendedFile { .. }
+            | Self::CowDisk { .. }
+            | Self::Disk { .. } => true,
             Self::Sysctl { .. }
             | Self::Bridge { .. }
             | Self::Firewall { .. }
+            | Self::Rules { .. }
+            | Self::Port { .. }
+            | Self::LinkDns { .. }
+            | Self::NameRecord { .. }
+            | Self::Tool { .. }
             | Self::Tap { .. }
             | Self::Shim { .. } => false,
         }
@@ -149,10 +234,16 @@ impl Effect {
     pub fn layer(&self) -> Layer {
         match self {
             Self::Shim { .. } => Layer::Vmm,
-            Self::CowDisk { .. } => Layer::Block,
-            Self::Sysctl { .. } | Self::Bridge { .. } | Self::Firewall { .. } | Self::Tap { .. } => {
-                Layer::Network
-            }
+            Self::CowDisk { .. } | Self::Disk { .. } => Layer::Block,
+            Self::Sysctl { .. }
+            | Self::Bridge { .. }
+            | Self::Firewall { .. }
+            | Self::Rules { .. }
+            | Self::Port { .. }
+            | Self::LinkDns { .. }
+            | Self::NameRecord { .. }
+            | Self::Tool { .. }
+            | Self::Tap { .. } => Layer::Network,
             Self::Directory { .. } | Self::File { .. } | Self::AppendedFile { .. } => Layer::Files,
         }
     }
@@ -167,6 +258,14 @@ impl Effect {
             Self::Sysctl { key, .. } => format!("sysctl:{key}"),
             Self::Bridge { name, .. } => format!("bridge:{name}"),
             Self::Firewall { table, .. } => format!("firewall:{table}"),
+            Self::Rules { table, owner, .. } => format!("rules:{table}/{owner}"),
+            Self::Port { table, owner, .. } => format!("port:{table}/{owner}"),
+            Self::LinkDns { link, .. } => format!("link-dns:{link}"),
+            Self::NameRecord { owner, name, record_type, data, .. } => {
+                format!("name-record:{owner}/{name}/{record_type}/{data}")
+            }
+            Self::Disk { path, .. } => format!("disk:{}", path.display()),
+            Self::Tool { owner, .. } => format!("tool:{owner}"),
             Self::Tap { name, .. } => format!("tap:{name}"),
             Self::Shim { run_dir, .. } => format!("shim:{}", run_dir.display()),
         })
@@ -191,6 +290,11 @@ pub enum Handle {
     /// What was there before.
     Previous {
         /// The former value.
+        value: String,
+    },
+    /// What exists only since it was applied: a port that the host chose, a line that a tool printed.
+    Value {
+        /// In text form.
         value: String,
     },
     /// A started shim and its VMM.

@@ -6,16 +6,20 @@
 pub mod effect;
 pub mod event;
 pub mod guest;
+pub mod hook;
 pub mod id;
 pub mod image;
 pub mod layout;
 pub mod machine;
 pub mod operation;
+pub mod plan;
+pub mod plugin;
 pub mod report;
 pub mod shim;
 pub mod vm;
 
 pub use effect::{Effect, EffectId, EffectKind, Handle, Layer, Observed, ProcessRef};
+pub use hook::Hook;
 pub use event::{Event, EventKind};
 pub use id::{ImageDigest, InstanceId, KernelId, OperationId, VmId, VmName};
 pub use layout::{Layout, VmPaths};

@@ -71,6 +71,8 @@ pub(super) fn config(
         files: Vec::new(),
         mounts: Vec::new(),
         boot_commands: Vec::new(),
+        modules: Vec::new(),
+        units: Vec::new(),
         root: Root { serial: ROOT_SERIAL.into(), fstype: "ext4".into(), grow: true },
     }
 }

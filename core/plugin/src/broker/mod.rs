@@ -300,7 +300,7 @@ impl From<PluginError> for types::Error {
 
 impl From<types::Error> for PluginError {
     fn from(types::Error { code, message, hint, retryable }: types::Error) -> Self {
-        Self { code, message, hint, retryable }.tamed()
+        crate::error::tamed(Self { code, message, hint, retryable })
     }
 }
 

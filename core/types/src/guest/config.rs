@@ -49,8 +49,23 @@ pub struct GuestConfig {
     /// Commands to run once each boot, in order, when the root is mounted and the network is up, before the image's init.
     #[serde(default)]
     pub boot_commands: Vec<Vec<String>>,
+    /// Kernel modules to load beyond those of the initramfs, by name, from the initramfs or the image.
+    #[serde(default)]
+    pub modules: Vec<String>,
+    /// systemd units, started at boot where the image's init is systemd.
+    #[serde(default)]
+    pub units: Vec<Unit>,
     /// The root; read at boot only.
     pub root: Root,
+}
+
+/// A systemd unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unit {
+    /// The file's name, e.g. `web.service`.
+    pub name: String,
+    /// The file's content.
+    pub content: String,
 }
 
 /// The root filesystem.
@@ -113,8 +128,11 @@ pub struct GuestFile {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Content as text (UTF-8).
+    /// Content as text (UTF-8), or Base64 (RFC 4648, section 4) of any bytes.
     pub content: String,
+    /// Whether the content is Base64.
+    #[serde(default)]
+    pub base64: bool,
 }
 
 /// A filesystem to mount.
