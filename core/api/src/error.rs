@@ -64,6 +64,10 @@ kinds! {
     HostFailure = 1015, "host_failure";
     /// The daemon is on its way down.
     ShuttingDown = 1016, "shutting_down";
+    /// A plugin did not do what it should: it failed, exceeded a limit or planned what it may not, or is not a plugin.
+    PluginFailed = 1017, "plugin_failed";
+    /// A plugin says no.
+    PluginRefused = 1018, "plugin_refused";
 }
 
 /// An error with all a person or program needs of it.

@@ -8,11 +8,13 @@
 pub mod client;
 pub mod data;
 pub mod error;
+pub mod plugin;
 #[cfg(any(feature = "server", feature = "client"))]
 pub mod rpc;
 
 pub use data::*;
 pub use error::{ErrorKind, Problem};
+pub use plugin::*;
 
 /// Version of this interface; a client and a daemon whose majors differ do not talk.
 pub const API_VERSION: &str = "1.0";

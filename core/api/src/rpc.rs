@@ -5,7 +5,7 @@
 use jsonrpsee::core::RpcResult;
 use jsonrpsee::proc_macros::rpc;
 
-use crate::data::*;
+use crate::{data::*, plugin::*};
 
 /// VMs.
 #[cfg_attr(
@@ -60,6 +60,9 @@ pub trait Vm {
     /// How to log in to a running VM.
     #[method(name = "access")]
     async fn access(&self, vm: String) -> RpcResult<GuestAccess>;
+    /// What a start would do by the plugins that are enabled now; changes nothing.
+    #[method(name = "plan")]
+    async fn plan(&self, vm: String) -> RpcResult<VmPlan>;
     /// The end of the console log, `bytes` at most.
     #[method(name = "console")]
     async fn console(&self, vm: String, bytes: u64) -> RpcResult<ConsoleChunk>;
@@ -202,4 +205,66 @@ pub trait Events {
     /// The same, and then each event as it happens.
     #[subscription(name = "subscribe" => "happened", unsubscribe = "unsubscribe", item = Event)]
     async fn follow(&self, after: u64) -> jsonrpsee::core::SubscriptionResult;
+}
+
+/// Plugins. Each answers when it is done: none waits for a VM, and what takes longest is compiling a component.
+#[cfg_attr(
+    all(feature = "server", feature = "client"),
+    rpc(server, client, namespace = "plugin", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "server", not(feature = "client")),
+    rpc(server, namespace = "plugin", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "client", not(feature = "server")),
+    rpc(client, namespace = "plugin", namespace_separator = ".")
+)]
+pub trait Plugins {
+    /// All that are installed: those that are called in their order, then the others by name.
+    #[method(name = "list")]
+    async fn list(&self) -> RpcResult<Vec<PluginSummary>>;
+    /// One of them.
+    #[method(name = "get")]
+    async fn get(&self, name: String) -> RpcResult<PluginInfo>;
+    /// What an installation would bring; changes nothing. For `source` see [`InstallPlugin::source`].
+    #[method(name = "inspect")]
+    async fn inspect(&self, source: String) -> RpcResult<PluginInspection>;
+    /// Installs one, or another version of it. VMs that are up keep what they have.
+    #[method(name = "install")]
+    async fn install(&self, params: InstallPlugin) -> RpcResult<PluginInfo>;
+    /// Removes one, with its state; with `purge` also the disks it keeps and the operator's files for it.
+    #[method(name = "remove")]
+    async fn remove(&self, name: String, purge: bool) -> RpcResult<()>;
+    /// Calls it from now on; also one that had failed too often.
+    #[method(name = "enable")]
+    async fn enable(&self, name: String) -> RpcResult<PluginInfo>;
+    /// Calls it no more. VMs that are up keep what they have.
+    #[method(name = "disable")]
+    async fn disable(&self, name: String) -> RpcResult<PluginInfo>;
+    /// Gives it a configuration, the whole of it without defaults.
+    #[method(name = "configure")]
+    async fn configure(&self, name: String, config: serde_json::Value) -> RpcResult<PluginConfigured>;
+    /// Compares what is installed with what was recorded then.
+    #[method(name = "verify")]
+    async fn verify(&self, name: String) -> RpcResult<Vec<PluginCheck>>;
+    /// Its last messages, oldest first.
+    #[method(name = "logs")]
+    async fn logs(&self, name: String, lines: usize) -> RpcResult<Vec<PluginLogLine>>;
+    /// The same, and then each as it comes, until the plugin is gone or the client leaves.
+    #[subscription(name = "logs_subscribe" => "log", unsubscribe = "logs_unsubscribe", item = PluginLogLine)]
+    async fn logs_follow(&self, name: String, lines: usize) -> jsonrpsee::core::SubscriptionResult;
+    /// Its last calls, newest first.
+    #[method(name = "calls")]
+    async fn calls(&self, name: String) -> RpcResult<Vec<PluginCall>>;
+    /// Makes a recorded call again; changes nothing.
+    #[method(name = "replay")]
+    async fn replay(&self, name: String, call: u64) -> RpcResult<PluginReplay>;
+    /// Tries a component that is not installed: loads it with all it asks for, calls its hooks. For `source` see
+    /// [`InstallPlugin::source`].
+    #[method(name = "test")]
+    async fn test(&self, source: String) -> RpcResult<Vec<PluginCheck>>;
+    /// The operator's order; those that are not named come after them. Answers with the order in force.
+    #[method(name = "order")]
+    async fn order(&self, names: Vec<String>) -> RpcResult<Vec<String>>;
 }

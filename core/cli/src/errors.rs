@@ -19,6 +19,7 @@ Exit codes:
   7    an image, archive or kernel that is not what it should be
   8    permission denied
   9    the daemon cannot be reached, started, or is shutting down
+  10   a plugin: it failed, refused, or is none
   130  ended by Ctrl-C (128+n: by signal n)
   141  the reader of the output is gone
 
@@ -215,6 +216,7 @@ pub(crate) fn exit_code(kind: ErrorKind) -> u8 {
         ErrorKind::BadImage => 7,
         ErrorKind::PermissionDenied => 8,
         ErrorKind::ShuttingDown => 9,
+        ErrorKind::PluginFailed | ErrorKind::PluginRefused => 10,
     }
 }
 

@@ -232,6 +232,9 @@ impl VmServer for Daemon {
     async fn get(&self, vm: String) -> RpcResult<VmInfo> {
         Ok(self.find(&vm).cloned().ok_or_else(|| no_vm(&vm))?)
     }
+    async fn plan(&self, vm: String) -> RpcResult<VmPlan> {
+        Err(no_vm(&vm).into())
+    }
     async fn access(&self, vm: String) -> RpcResult<GuestAccess> {
         Err(no_vm(&vm).into())
     }

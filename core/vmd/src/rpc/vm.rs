@@ -13,7 +13,7 @@ use jsonrpsee::{
 use tokio::{io::AsyncReadExt, net::UnixStream};
 use vm_api::{
     Begun, ConsoleChunk, CreateVm, ErrorKind, GuestAccess, Problem, PruneVms, SetVm, StopVm, VmInfo, VmList,
-    VmState, rpc::VmServer,
+    VmPlan, VmState, rpc::VmServer,
 };
 use vm_engine::{
     Engine, EngineError,
@@ -185,6 +185,11 @@ impl VmServer for Context {
 
     async fn get(&self, vm: String) -> RpcResult<VmInfo> {
         Ok(info(&self.engine, &*self.find(&vm)?))
+    }
+
+    async fn plan(&self, vm: String) -> RpcResult<VmPlan> {
+        self.find(&vm)?;
+        Err(Problem::new(ErrorKind::Unsupported, "this daemon has no plugins").into())
     }
 
     async fn access(&self, vm: String) -> RpcResult<GuestAccess> {
