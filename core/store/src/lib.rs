@@ -1,8 +1,8 @@
-//! What should be: VMs, images, kernels and a few facts about the daemon, in one SQLite database.
+//! What should be: VMs, images, kernels, plugins with their state, and a few facts about the daemon, in one SQLite database.
 //!
 //! ```text
 //!   Store (Clone, Send) ──bounded channel──> one thread ──> Connection
-//!     .vms() .images() .kernels() .meta()     runs each request to its end
+//!     .vms() .images() .kernels() .plugins() .meta()     runs each request to its end
 //! ```
 //!
 //! One thread owns the connection, so there is no lock to hold across an await and none to
@@ -14,6 +14,7 @@ pub mod images;
 pub mod kernels;
 pub mod meta;
 mod migrations;
+pub mod plugins;
 mod rows;
 pub mod store;
 pub mod vms;
@@ -22,5 +23,6 @@ pub use error::StoreError;
 pub use images::Images;
 pub use kernels::Kernels;
 pub use meta::Meta;
+pub use plugins::{PluginRecord, Plugins};
 pub use store::Store;
 pub use vms::Vms;

@@ -1,7 +1,7 @@
 //! The schema and its history.
 //!
-//! Policy: **additive only**. A migration may add tables, indexes, and columns that are nullable or have a default; it
-//! never renames, drops or reinterprets. Hence an older daemon works on a newer database (its
+//! Policy: **additive only**. A migration may add tables, indexes, columns that are nullable or have a default, and triggers that
+//! write to tables of its own; it never renames, drops or reinterprets. Hence an older daemon works on a newer database (its
 //! statements name their columns), and `user_version` beyond our own is no error. What cannot be
 //! done additively goes to a new database file. Migrations are never edited once released.
 
@@ -15,8 +15,9 @@ use crate::StoreError;
 /// `PRAGMA application_id` of our databases: "vmd" and a zero byte.
 pub(crate) const APPLICATION_ID: i32 = 0x766d_6400;
 
-const STEPS: &[M<'static>] = &[M::up(
-    "CREATE TABLE meta (
+const STEPS: &[M<'static>] = &[
+    M::up(
+        "CREATE TABLE meta (
         key   TEXT PRIMARY KEY NOT NULL,
         value TEXT NOT NULL
     ) STRICT;
@@ -61,7 +62,36 @@ const STEPS: &[M<'static>] = &[M::up(
     CREATE UNIQUE INDEX vms_address ON vms(address) WHERE address IS NOT NULL;
     CREATE INDEX vms_image ON vms(image);
     CREATE INDEX vms_kernel ON vms(kernel);",
-)];
+    ),
+    M::up(
+        "CREATE TABLE plugins (
+        name         TEXT PRIMARY KEY NOT NULL,
+        digest       TEXT NOT NULL,
+        files        TEXT NOT NULL,
+        source       TEXT NOT NULL,
+        enabled      INTEGER NOT NULL DEFAULT 1,
+        granted      TEXT NOT NULL,
+        config       TEXT NOT NULL,
+        position     INTEGER,
+        installed_at INTEGER NOT NULL
+    ) STRICT;
+
+    CREATE TABLE plugin_state (
+        plugin TEXT NOT NULL REFERENCES plugins(name) ON DELETE CASCADE,
+        vm     TEXT NOT NULL,
+        key    TEXT NOT NULL,
+        value  BLOB NOT NULL,
+        PRIMARY KEY (plugin, vm, key)
+    ) STRICT;
+    CREATE INDEX plugin_state_vm ON plugin_state(vm);
+
+    -- Whoever deletes a VM, also a daemon that knows of no plugins, deletes what they kept for it.
+    CREATE TRIGGER plugin_state_of_vm AFTER DELETE ON vms
+    BEGIN
+        DELETE FROM plugin_state WHERE vm = OLD.id;
+    END;",
+    ),
+];
 
 /// Brings a database up to our schema; one that is beyond it is left alone.
 pub(crate) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {

@@ -12,7 +12,7 @@ use std::{
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{Images, Kernels, Meta, StoreError, Vms, migrations, rows::doing};
+use crate::{Images, Kernels, Meta, Plugins, StoreError, Vms, migrations, rows::doing};
 
 /// How long another process may hold the database before a statement fails.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,6 +58,11 @@ impl Store {
     /// The kernel catalogue.
     pub fn kernels(&self) -> Kernels<'_> {
         Kernels(self)
+    }
+
+    /// The installed plugins.
+    pub fn plugins(&self) -> Plugins<'_> {
+        Plugins(self)
     }
 
     /// Facts about the daemon itself.
