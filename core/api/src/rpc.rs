@@ -63,6 +63,21 @@ pub trait Vm {
     /// What a start would do by the plugins that are enabled now; changes nothing.
     #[method(name = "plan")]
     async fn plan(&self, vm: String) -> RpcResult<VmPlan>;
+    /// What a VM's creation with `start` would do by the plugins that are enabled now; changes nothing, in the store neither.
+    ///
+    /// A server checks and completes the parameters as [`Self::create`] does and gives its plugins what they would be told of
+    /// that VM: an id that no VM has, a name that is made up if there is none, and the image and kernel that it would get. One that
+    /// would have to be acquired first is not: that is [`crate::ErrorKind::NotFound`], with the command that acquires it as
+    /// hint. A name that is taken is [`crate::ErrorKind::AlreadyExists`]. A plugin's refusal is no error but a finding.
+    #[method(name = "plan_create")]
+    async fn plan_create(&self, params: CreateVm) -> RpcResult<VmPlan> {
+        let _ = params;
+        let problem = crate::Problem::new(
+            crate::ErrorKind::Unsupported,
+            "this daemon plans only for VMs that are there",
+        );
+        Err(problem.hint("make the VM without starting it, then `vm plan start NAME`").into())
+    }
     /// The end of the console log, `bytes` at most.
     #[method(name = "console")]
     async fn console(&self, vm: String, bytes: u64) -> RpcResult<ConsoleChunk>;
