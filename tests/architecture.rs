@@ -24,6 +24,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("vm-vmm", &["vm-types", "vm-host", "vm-channel"]),
     ("vm-shim", &["vm-types", "vm-host", "vm-channel"]),
     ("vm-plugin", &["vm-types", "vm-host"]),
+    ("vm-guest", &["vm-types"]),
     // What joins them.
     (
         "vm-engine",

@@ -22,7 +22,7 @@ use vm_channel::Service;
 use vm_types::guest::config::GuestConfig;
 
 use crate::{
-    apply, boot, console, control,
+    apply, boot, console, control, init,
     link::{Arguments, HOME, Message},
     port::Port,
     ssh,
@@ -88,7 +88,12 @@ impl Shared {
     /// Applies a configuration; the warnings are its own only.
     pub(crate) async fn apply(&self, config: &GuestConfig) -> Vec<String> {
         let _one = self.applying.lock().await;
-        let mut warnings = apply::apply(config).await;
+        let systemd = match &*self.init.borrow() {
+            Init::Awaited(path) if init::family(path) == init::Family::Systemd => apply::Systemd::Coming,
+            Init::Image(path) if init::family(path) == init::Family::Systemd => apply::Systemd::Running,
+            _ => apply::Systemd::None,
+        };
+        let mut warnings = apply::apply(config, systemd).await;
         match ssh::Settings::new(&config.ssh, &config.environment) {
             Ok(settings) => {
                 warnings.extend(settings.warnings.iter().cloned());

@@ -9,10 +9,11 @@ use std::{
     io,
     os::unix::{ffi::OsStrExt, process::CommandExt},
     path::Path,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
 };
 
 use nix::{errno::Errno, kmod::ModuleInitFlags};
+use vm_types::guest::initramfs;
 
 /// `MODULE_INIT_COMPRESSED_FILE` of init_module(2), Linux 5.17.
 const COMPRESSED: i32 = 4;
@@ -154,37 +155,115 @@ fn in_set(mut set: &[u8], byte: u8) -> bool {
     false
 }
 
+/// Why a module is not loaded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ModuleError {
+    /// Not something that could be a module's name.
+    #[error("that is no module's name")]
+    Name,
+    /// Neither the initramfs nor the image has it.
+    #[error("the initramfs has no such module, and the image has none for kernel {release}")]
+    Absent { release: String },
+    /// The kernel refused.
+    #[error("{file}: {source}")]
+    Load { file: String, source: io::Error },
+    /// The image's own modprobe could not load it.
+    #[error("the image's modprobe: {message}")]
+    Modprobe { message: String },
+}
+
+/// Loads modules by name, from the initramfs or else the image; the result says what could not be.
+pub(crate) fn load_named(names: &[String]) -> Vec<String> {
+    let failure = |name: &String| {
+        load_one(name).err().map(|error| format!("module {name}: {}", vm_types::report::chain(&error)))
+    };
+    names.iter().filter_map(failure).collect()
+}
+
+fn load_one(name: &str) -> Result<(), ModuleError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if name.is_empty() || name.starts_with('-') || !name.bytes().all(plain) {
+        return Err(ModuleError::Name);
+    }
+    let present = is_loaded(Path::new("/sys/module"), name)
+        || fs::read_to_string("/proc/filesystems").is_ok_and(|text| has_filesystem(&text, name));
+    if present || load_packed(name)? {
+        return Ok(());
+    }
+    let release = release();
+    let directory = Path::new("/lib/modules").join(&release);
+    if let Some(program) = image_modprobe(&directory) {
+        let output = Command::new(program)
+            .args(["--", name])
+            .env_clear()
+            .env("PATH", crate::ssh::DEFAULT_PATH)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| ModuleError::Modprobe { message: error.to_string() })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let message = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
+        return Err(ModuleError::Modprobe { message });
+    }
+    // An image may have modules and nothing to load them with.
+    if load_from(&directory, name)? { Ok(()) } else { Err(ModuleError::Absent { release }) }
+}
+
+/// Whether `/proc/filesystems` has one of this name: such a driver, where built in, has no other trace.
+fn has_filesystem(filesystems: &str, name: &str) -> bool {
+    filesystems.lines().any(|line| line.split_ascii_whitespace().next_back() == Some(name))
+}
+
+fn release() -> String {
+    nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The image's modprobe, where the image has modules for this kernel, which are in `directory`.
+fn image_modprobe(directory: &Path) -> Option<&'static str> {
+    let programs = ["/sbin/modprobe", "/usr/sbin/modprobe", "/bin/modprobe"];
+    programs.into_iter().find(|path| directory.join("modules.dep").exists() && Path::new(path).exists())
+}
+
+/// Loads a packed module with what it needs; false if it is not packed.
+fn load_packed(name: &str) -> Result<bool, ModuleError> {
+    load_from(&Path::new(crate::link::HOME).join(initramfs::MODULES), name)
+}
+
+/// As [`load_packed`], from a directory with an index of its own.
+fn load_from(directory: &Path, name: &str) -> Result<bool, ModuleError> {
+    let read = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
+    let (dependencies, aliases) = (read("modules.dep"), read("modules.alias"));
+    let files = Index { dependencies: &dependencies, aliases: &aliases }.resolve(name);
+    for file in &files {
+        if !is_loaded(Path::new("/sys/module"), file) {
+            load(&directory.join(file), b"")
+                .map_err(|source| ModuleError::Load { file: (*file).to_owned(), source })?;
+        }
+    }
+    Ok(!files.is_empty())
+}
+
 /// Entry as `modprobe`: the kernel calls it as `modprobe -q -- NAME` (kernel/kmod.c). What is not packed is left to the
 /// image's own modprobe, if it has one with modules for this kernel.
 pub(crate) fn modprobe(arguments: &[OsString]) -> ExitCode {
     let Some(name) = arguments.iter().rfind(|argument| !argument.as_bytes().starts_with(b"-")) else {
         return ExitCode::from(1);
     };
-    let directory = Path::new(crate::link::HOME).join(vm_types::guest::initramfs::MODULES);
-    let read = |path: &str| fs::read_to_string(Path::new(crate::link::HOME).join(path)).unwrap_or_default();
-    let dependencies = read(vm_types::guest::initramfs::MODULES_DEP);
-    let aliases = read(vm_types::guest::initramfs::MODULES_ALIAS);
-    let files = Index { dependencies: &dependencies, aliases: &aliases }.resolve(&name.to_string_lossy());
-    if files.is_empty() {
-        let release = nix::sys::utsname::uname().map(|name| name.release().to_owned()).unwrap_or_default();
-        if Path::new("/lib/modules").join(release).join("modules.dep").exists() {
-            for path in ["/sbin/modprobe", "/usr/sbin/modprobe", "/bin/modprobe"] {
+    match load_packed(&name.to_string_lossy()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            if let Some(program) = image_modprobe(&Path::new("/lib/modules").join(release())) {
                 // Returns only if it could not be run.
-                let _ = Command::new(path).args(arguments).exec();
+                let _ = Command::new(program).args(arguments).exec();
             }
+            ExitCode::from(1)
         }
-        return ExitCode::from(1);
-    }
-    for file in files {
-        if is_loaded(Path::new("/sys/module"), file) {
-            continue;
-        }
-        if let Err(error) = load(&directory.join(file), b"") {
-            crate::console::note(format_args!("module {file}: {error}"));
-            return ExitCode::from(1);
+        Err(error) => {
+            crate::console::note(format_args!("module {}", vm_types::report::chain(&error)));
+            ExitCode::from(1)
         }
     }
-    ExitCode::SUCCESS
 }
 
 #[cfg(test)]
@@ -219,6 +298,26 @@ mod tests {
             is_loaded(sys.path(), "kernel/drivers/virtio-ring.ko.xz") && is_loaded(sys.path(), "builtin.ko")
         );
         assert!(!is_loaded(sys.path(), "ext4.ko") && !is_loaded(sys.path(), "nf_tables.ko"));
+    }
+
+    #[test]
+    fn what_is_asked_for_by_name_is_a_name_and_its_absence_is_told() {
+        for bad in ["", "-r", "../x", "a b", "a;b"] {
+            assert!(matches!(load_one(bad), Err(ModuleError::Name)), "{bad}");
+        }
+        assert!(has_filesystem("nodev\tproc\n\text4\n", "ext4") && !has_filesystem("nodev\tproc\n", "nodev"));
+        let failures = load_named(&["no_such_module_anywhere".to_owned()]);
+        assert_eq!(failures.len(), 1);
+        assert!(failures[0].starts_with("module no_such_module_anywhere: "), "{failures:?}");
+    }
+
+    #[test]
+    fn a_directory_of_modules_is_loaded_from_by_its_index() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("modules.dep"), "kernel/a-b.ko:\n").unwrap();
+        assert!(!load_from(directory.path(), "other").unwrap());
+        let error = load_from(directory.path(), "a_b").unwrap_err();
+        assert!(matches!(&error, ModuleError::Load { file, .. } if file == "kernel/a-b.ko"), "{error:?}");
     }
 
     #[test]

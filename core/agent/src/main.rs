@@ -20,6 +20,7 @@ mod apply;
 mod boot;
 mod console;
 mod control;
+mod draft;
 mod init;
 mod kmod;
 mod link;

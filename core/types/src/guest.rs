@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod control;
+pub mod files;
 
 /// virtio-serial port name of the guest channel.
 pub const CHANNEL_PORT: &str = "org.vmd.channel";
@@ -12,6 +13,9 @@ pub const EXEC_ARGV_ENV: &str = "VMD_EXEC_ARGV";
 
 /// Environment variable by which an SSH client names the working directory of a command.
 pub const EXEC_CWD_ENV: &str = "VMD_EXEC_CWD";
+
+/// SSH subsystem of [`files`].
+pub const FILES_SUBSYSTEM: &str = "files@vmd";
 
 /// Files in the initramfs.
 pub mod initramfs {

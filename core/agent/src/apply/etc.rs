@@ -1,27 +1,23 @@
-//! Files of the image that carry the VM's identity. All are replaced as directory entries, never written
-//! through, so a link that leads somewhere else, or nowhere, is replaced and its target left alone.
+//! Files of the image that carry the VM's identity, and configured ones. All are replaced as directory entries, see
+//! [`Draft`].
 
 use std::{
     fmt::Write as _,
-    fs::{self, File},
+    fs,
     io::{self, ErrorKind, Write as _},
-    os::unix::fs::{PermissionsExt, fchown},
     path::Path,
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{OFlag, open, openat, renameat},
-    sys::stat::Mode,
-    unistd::{UnlinkatFlags, unlinkat},
-};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use vm_types::guest::config::{GuestConfig, GuestFile};
+
+use crate::draft::Draft;
 
 const BEGIN: &str = "# vmd: begin (kept by the VM's agent)";
 const END: &str = "# vmd: end";
 
 /// Replaces `path` unless it is a regular file with just this content.
-fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     if fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file())
         && fs::read(path).is_ok_and(|old| old == content)
     {
@@ -31,40 +27,9 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 }
 
 fn put(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
-    let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
-    let parent = path.parent().ok_or(ErrorKind::InvalidInput)?;
-    // All by descriptors: whoever may write to the directory can swap names, but not what is open.
-    let directory =
-        File::from(open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?);
-    let mut draft = std::ffi::OsString::from(".");
-    draft.push(name);
-    draft.push(".vmd-new");
-    let draft = draft.as_os_str();
-    let remove = || {
-        let _ = unlinkat(&directory, draft, UnlinkatFlags::NoRemoveDir);
-    };
-    // A left-over draft, or a trap laid in its place, is not written through either.
-    remove();
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    // Nobody else reads it before it has its owner and mode.
-    let mut file = File::from(openat(&directory, draft, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-    let mut write = || -> io::Result<()> {
-        file.write_all(content)?;
-        if let Some((uid, gid)) = owner {
-            fchown(&file, Some(uid), Some(gid))?;
-        }
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        match renameat(&directory, draft, &directory, name) {
-            // Something is mounted there: only its content can change.
-            Err(Errno::EBUSY | Errno::EXDEV) => {
-                remove();
-                let flags = OFlag::O_WRONLY | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                File::from(openat(&directory, name, flags, Mode::empty())?).write_all(content)
-            }
-            result => Ok(result?),
-        }
-    };
-    write().inspect_err(|_| remove())
+    let mut draft = Draft::begin(path)?;
+    draft.write_all(content)?;
+    draft.commit(mode, owner)
 }
 
 /// `/etc/hostname`, from which an image's init sets the name again.
@@ -152,7 +117,12 @@ pub(super) fn file(root: &Path, file: &GuestFile) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    put(&path, file.content.as_bytes(), file.mode & 0o7777, Some((file.uid, file.gid)))
+    let content = if file.base64 {
+        &STANDARD.decode(&file.content).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?
+    } else {
+        file.content.as_bytes()
+    };
+    put(&path, content, file.mode & 0o7777, Some((file.uid, file.gid)))
 }
 
 #[cfg(test)]
@@ -225,10 +195,26 @@ mod tests {
     #[test]
     fn files_get_owner_and_mode() {
         let root = tempfile::tempdir().unwrap();
-        let wanted = GuestFile { path: "/a/b/c".into(), mode: 0o4750, uid: 12, gid: 34, content: "x".into() };
+        let mut wanted = GuestFile {
+            path: "/a/b/c".into(),
+            mode: 0o4750,
+            uid: 12,
+            gid: 34,
+            content: "x".into(),
+            base64: false,
+        };
         file(root.path(), &wanted).unwrap();
         file(root.path(), &wanted).unwrap();
-        let meta = fs::metadata(root.path().join("a/b/c")).unwrap();
+        let path = root.path().join("a/b/c");
+        let meta = fs::metadata(&path).unwrap();
         assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o4750, 12, 34));
+        assert_eq!(fs::read(&path).unwrap(), b"x");
+        (wanted.base64, wanted.content) = (true, "AP+AwyhA/w==".into());
+        file(root.path(), &wanted).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"\x00\xff\x80\xc3\x28\x40\xff");
+        wanted.content = "not Base64".into();
+        assert!(file(root.path(), &wanted).is_err());
+        assert_eq!(fs::read(&path).unwrap().len(), 7, "the former content stays");
+        assert_eq!(fs::read_dir(root.path().join("a/b")).unwrap().count(), 1, "no drafts are left");
     }
 }

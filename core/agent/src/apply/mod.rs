@@ -4,8 +4,10 @@
 mod etc;
 mod mounts;
 mod net;
+mod units;
 
 use std::{
+    path::Path,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -25,11 +27,15 @@ use tokio::{
 };
 use vm_types::guest::config::GuestConfig;
 
+pub(crate) use units::Systemd;
+
+use crate::kmod;
+
 /// A clock that is off by less is left alone.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
 
 /// Applies all but the boot commands; the result says what did not work.
-pub(crate) async fn apply(config: &GuestConfig) -> Vec<String> {
+pub(crate) async fn apply(config: &GuestConfig, systemd: Systemd) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut note = |what: &str, result: Result<(), String>| {
         if let Err(error) = result {
@@ -40,14 +46,28 @@ pub(crate) async fn apply(config: &GuestConfig) -> Vec<String> {
         note("clock", set_clock(nanos));
     }
     note("host name", nix::unistd::sethostname(&config.hostname).map_err(|error| error.to_string()));
-    let root = std::path::Path::new("/");
+    let root = Path::new("/");
     note("/etc/hostname", etc::hostname(root, config).map_err(|error| error.to_string()));
     note("/etc/hosts", etc::hosts(root, config).map_err(|error| error.to_string()));
     note("/etc/resolv.conf", etc::resolv_conf(root, config).map_err(|error| error.to_string()));
     note("/etc/machine-id", etc::machine_id(root, config).map_err(|error| error.to_string()));
     warnings.extend(net::apply(config).await);
+    if !(config.modules.is_empty() && config.mounts.is_empty() && config.files.is_empty()) {
+        let config = config.clone();
+        // Drives are waited for and modules take their time; other sessions go on meanwhile.
+        let contents = tokio::task::spawn_blocking(move || contents(root, &config));
+        warnings.extend(contents.await.unwrap_or_default());
+    }
+    let wanted = config.units.clone();
+    let units = tokio::task::spawn_blocking(move || units::apply(root, &wanted, systemd));
+    warnings.extend(units.await.unwrap_or_default());
+    warnings
+}
+
+/// Modules, which a mount may need, mounts, then files, which may belong on one of them.
+fn contents(root: &Path, config: &GuestConfig) -> Vec<String> {
+    let mut warnings = kmod::load_named(&config.modules);
     warnings.extend(mounts::apply(&config.mounts));
-    // After the mounts: a file may belong on one of them.
     for file in &config.files {
         if let Err(error) = etc::file(root, file) {
             warnings.push(format!("file {}: {error}", file.path));
@@ -84,11 +104,12 @@ pub(crate) async fn run_boot_commands(config: &GuestConfig) -> Vec<String> {
 /// Waits for the command itself only: a daemon that it leaves behind may keep its standard error.
 async fn boot_command(words: &[String], config: &GuestConfig, limit: Duration) -> Result<(), String> {
     let Some((program, arguments)) = words.split_first() else { return Ok(()) };
+    let home = crate::ssh::home_of_root();
     let mut child = Command::new(program)
         .args(arguments)
         .env_clear()
         .env("PATH", crate::ssh::DEFAULT_PATH)
-        .env("HOME", "/root")
+        .env("HOME", home)
         .envs(&config.environment)
         .current_dir("/")
         .process_group(0)
@@ -141,6 +162,7 @@ mod tests {
             "version": 1, "hostname": "box", "machine_id": "0123456789abcdef0123456789abcdef",
             "clock_unix_nanos": null, "resolvers": [], "search": [], "hosts": [],
             "ssh": {"host_key": "", "authorized_keys": []},
+            "environment": {"GREETING": "well met", "PATH": "/opt/none:/usr/bin:/bin"},
             "root": {"serial": "root", "fstype": "ext4", "grow": false},
         }))
         .unwrap();
@@ -150,6 +172,9 @@ mod tests {
         };
         let long = Duration::from_secs(15);
         assert_eq!(run("sleep 30 & exit 0", long).await, Ok(()));
+        let environment =
+            "test \"$GREETING|$PATH|$PWD\" = 'well met|/opt/none:/usr/bin:/bin|/' && test -n \"$HOME\"";
+        assert_eq!(run(environment, long).await, Ok(()));
         let why = run("sleep 30 & seq 100000 >&2; echo last words >&2; exit 3", long).await.unwrap_err();
         assert!(why.contains("exit status: 3") && why.ends_with("last words"), "{why}");
         let why = run("sleep 30", Duration::from_millis(50)).await.unwrap_err();

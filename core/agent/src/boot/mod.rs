@@ -13,7 +13,7 @@ use vm_types::guest::{
     initramfs,
 };
 
-pub(crate) use root::{device_by_serial, grow};
+pub(crate) use root::{drive, grow};
 
 /// Why a VM does not come up.
 #[derive(Debug, thiserror::Error)]

@@ -24,7 +24,7 @@ use crate::link::HOME;
 const DRIVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The device node of the block device with this virtio serial (`VIRTIO_BLK_T_GET_ID`: at most 20 bytes).
-pub(crate) fn device_by_serial(serial: &str) -> Option<PathBuf> {
+fn device_by_serial(serial: &str) -> Option<PathBuf> {
     let wanted = &serial.as_bytes()[..serial.len().min(20)];
     drives().find(|(_, found)| found.as_bytes() == wanted).map(|(name, _)| Path::new("/dev").join(name))
 }
@@ -37,7 +37,18 @@ fn drives() -> impl Iterator<Item = (String, String)> {
 }
 
 fn wait_for_drive(serial: &str) -> Result<PathBuf, BootError> {
-    let deadline = Instant::now() + DRIVE_PATIENCE;
+    drive(serial, Instant::now() + DRIVE_PATIENCE).map_err(|present| BootError::NoRootDrive {
+        serial: serial.to_owned(),
+        seconds: DRIVE_PATIENCE.as_secs(),
+        present,
+    })
+}
+
+/// [`device_by_serial`], waited for.
+///
+/// # Errors
+/// The drives that are there instead, as `name=serial`.
+pub(crate) fn drive(serial: &str, deadline: Instant) -> Result<PathBuf, Vec<String>> {
     let mut pause = Duration::from_millis(1);
     loop {
         if let Some(device) = device_by_serial(serial)
@@ -46,11 +57,7 @@ fn wait_for_drive(serial: &str) -> Result<PathBuf, BootError> {
             return Ok(device);
         }
         if Instant::now() >= deadline {
-            return Err(BootError::NoRootDrive {
-                serial: serial.to_owned(),
-                seconds: DRIVE_PATIENCE.as_secs(),
-                present: drives().map(|(name, serial)| format!("{name}={serial}")).collect(),
-            });
+            return Err(drives().map(|(name, serial)| format!("{name}={serial}")).collect());
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));

@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -65,9 +65,10 @@ impl Backlog {
 /// A queue of one channel's inbound data.
 pub(crate) fn queue(backlog: &Arc<Backlog>) -> (Sender, Receiver) {
     let (sender, receiver) = mpsc::unbounded_channel();
+    let whole = Arc::<AtomicBool>::default();
     (
-        Sender { queue: Some(sender), backlog: Arc::clone(backlog) },
-        Receiver { queue: receiver, backlog: Arc::clone(backlog), last: 0 },
+        Sender { queue: Some(sender), backlog: Arc::clone(backlog), whole: Arc::clone(&whole) },
+        Receiver { queue: receiver, backlog: Arc::clone(backlog), last: 0, whole },
     )
 }
 
@@ -76,6 +77,7 @@ pub(crate) fn queue(backlog: &Arc<Backlog>) -> (Sender, Receiver) {
 pub(crate) struct Sender {
     queue: Option<mpsc::UnboundedSender<Bytes>>,
     backlog: Arc<Backlog>,
+    whole: Arc<AtomicBool>,
 }
 
 impl Sender {
@@ -90,6 +92,7 @@ impl Sender {
 
     /// The client sends no more.
     pub(crate) fn end(&mut self) {
+        self.whole.store(true, Ordering::Release);
         self.queue = None;
     }
 }
@@ -100,9 +103,16 @@ pub(crate) struct Receiver {
     queue: mpsc::UnboundedReceiver<Bytes>,
     backlog: Arc<Backlog>,
     last: usize,
+    whole: Arc<AtomicBool>,
 }
 
 impl Receiver {
+    /// Whether the client has said that it sends no more. Behind the end of the data this tells a client that is done from
+    /// one that has gone.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Acquire)
+    }
+
     /// The next piece; the one before it counts as used. `None` at the end. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Option<Bytes> {
         self.backlog.remove(std::mem::take(&mut self.last));

@@ -10,6 +10,7 @@
 
 mod backlog;
 mod command;
+mod files;
 mod forward;
 pub(crate) mod groups;
 mod process;
@@ -21,6 +22,7 @@ pub(crate) mod warm;
 use std::{
     borrow::Cow,
     collections::BTreeMap,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -40,6 +42,11 @@ use crate::{
 
 /// `PATH` where nobody says otherwise.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where root is at home in the image.
+pub(crate) fn home_of_root() -> PathBuf {
+    users::find(Path::new("/"), "root").map_or_else(|| "/".into(), |root| root.home)
+}
 
 /// What is unusable in an SSH configuration.
 #[derive(Debug, thiserror::Error)]
@@ -149,5 +156,7 @@ where
     }
 }
 
+#[cfg(test)]
+mod guest_tests;
 #[cfg(test)]
 mod tests;

@@ -173,11 +173,13 @@ impl Activity {
     }
 }
 
-async fn hang_up(events: &mut mpsc::UnboundedReceiver<Event>) {
+/// Resolves when channel or connection end.
+pub(super) async fn hang_up(events: &mut mpsc::UnboundedReceiver<Event>) {
     while events.recv().await.is_some() {}
 }
 
-async fn finish(wire: &Wire, status: Option<u32>, signal: Option<(i32, bool)>) {
+/// [`finish_on`] a command's wire.
+pub(super) async fn finish(wire: &Wire, status: Option<u32>, signal: Option<(i32, bool)>) {
     finish_on(&wire.output, &wire.handle, status, signal).await;
 }
 

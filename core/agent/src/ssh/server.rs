@@ -13,12 +13,13 @@ use russh::{
     server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey},
 };
 use tokio::{net::TcpStream, sync::mpsc, task::JoinSet};
+use vm_types::guest::FILES_SUBSYSTEM;
 
 use super::{
     Settings,
     backlog::{self, Backlog},
     command::{self, Environments, Request},
-    forward,
+    files, forward,
     process::{self, Event, Wire},
     pty::{self, Terminal},
     users::{self, User},
@@ -51,6 +52,12 @@ struct Start {
     terminal: Option<Terminal>,
 }
 
+/// What a session's channel is for.
+enum What {
+    Command(Request),
+    Files,
+}
+
 impl Handler {
     pub(crate) fn new(settings: Arc<Settings>, backlog: Arc<Backlog>) -> Self {
         Self { settings, backlog, user: None, channels: HashMap::new(), forwards: JoinSet::new() }
@@ -61,19 +68,26 @@ impl Handler {
         known.then(|| users::find(Path::new("/"), user)).flatten()
     }
 
-    fn start(&mut self, id: ChannelId, request: &Request, session: &mut Session) -> Result<(), Error> {
+    fn start(&mut self, id: ChannelId, what: &What, session: &mut Session) -> Result<(), Error> {
         let (Some(user), Some(slot)) = (&self.user, self.channels.get_mut(&id)) else {
             return session.channel_failure(id);
         };
-        let Some(start) = slot.start.take() else { return session.channel_failure(id) };
+        // The file service acts as root.
+        let allowed = !matches!(what, What::Files) || user.uid == 0;
+        let Some(start) = slot.start.take_if(|_| allowed) else { return session.channel_failure(id) };
         session.channel_success(id)?;
-        let environments =
-            Environments { configured: &self.settings.environment, client: &start.environment };
-        let plan = command::plan(user, request, &environments);
         let (sender, events) = mpsc::unbounded_channel();
         slot.events = Some(sender);
         let wire = Wire { output: start.output, handle: session.handle(), input: start.input, events };
-        tokio::spawn(Box::pin(process::run(plan, user.clone(), start.terminal, wire)));
+        match what {
+            What::Files => drop(tokio::spawn(Box::pin(files::run(wire)))),
+            What::Command(request) => {
+                let environments =
+                    Environments { configured: &self.settings.environment, client: &start.environment };
+                let plan = command::plan(user, request, &environments);
+                tokio::spawn(Box::pin(process::run(plan, user.clone(), start.terminal, wire)));
+            }
+        }
         Ok(())
     }
 
@@ -212,7 +226,7 @@ impl server::Handler for Handler {
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Error> {
-        self.start(id, &Request::Shell, session)
+        self.start(id, &What::Command(Request::Shell), session)
     }
 
     async fn exec_request(
@@ -221,16 +235,20 @@ impl server::Handler for Handler {
         command: &[u8],
         session: &mut Session,
     ) -> Result<(), Error> {
-        self.start(id, &Request::Exec(command.to_vec()), session)
+        self.start(id, &What::Command(Request::Exec(command.to_vec())), session)
     }
 
     async fn subsystem_request(
         &mut self,
         id: ChannelId,
-        _: &str,
+        name: &str,
         session: &mut Session,
     ) -> Result<(), Error> {
-        session.channel_failure(id)
+        if name == FILES_SUBSYSTEM {
+            self.start(id, &What::Files, session)
+        } else {
+            session.channel_failure(id)
+        }
     }
 
     async fn window_change_request(

@@ -14,9 +14,9 @@ use vm_types::guest::{EXEC_ARGV_ENV, EXEC_CWD_ENV, config::SshConfig};
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Client {
+pub(super) struct Client {
     host_key: PublicKey,
 }
 
@@ -30,17 +30,17 @@ impl client::Handler for Client {
     }
 }
 
-fn new_key() -> PrivateKey {
+pub(super) fn new_key() -> PrivateKey {
     PrivateKey::random(&mut UnwrapErr(russh::keys::key::safe_rng()), Algorithm::Ed25519).unwrap()
 }
 
 /// A connection as root of this machine, with a key that may log in or one that may not.
-async fn connect_as(user: &str, known: bool) -> (client::Handle<Client>, bool) {
+pub(super) async fn connect_as(user: &str, known: bool) -> (client::Handle<Client>, bool) {
     let (near, far) = tokio::io::duplex(64 << 10);
     connect_over(near, far, user, known, client::Config::default()).await
 }
 
-async fn connect_over(
+pub(super) async fn connect_over(
     near: tokio::io::DuplexStream,
     far: tokio::io::DuplexStream,
     user: &str,
@@ -69,21 +69,21 @@ async fn connect_over(
     (handle, good)
 }
 
-async fn connect() -> client::Handle<Client> {
+pub(super) async fn connect() -> client::Handle<Client> {
     let (handle, good) = connect_as("root", true).await;
     assert!(good);
     handle
 }
 
 #[derive(Debug, Default, PartialEq)]
-struct Outcome {
-    stdout: Vec<u8>,
-    stderr: String,
-    status: Option<u32>,
+pub(super) struct Outcome {
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: String,
+    pub(super) status: Option<u32>,
     signal: Option<String>,
 }
 
-async fn outcome(channel: &mut russh::Channel<client::Msg>) -> Outcome {
+pub(super) async fn outcome(channel: &mut russh::Channel<client::Msg>) -> Outcome {
     let mut outcome = Outcome::default();
     let mut eof = false;
     let all = async {

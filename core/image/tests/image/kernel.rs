@@ -152,6 +152,8 @@ fn a_segment_is_a_whole_archive_that_only_root_reads() {
         files: vec![],
         mounts: vec![],
         boot_commands: vec![],
+        modules: vec![],
+        units: vec![],
         root: Root { serial: "root".into(), fstype: "ext4".into(), grow: true },
     };
     let segment = kernel::segment(&config).unwrap();

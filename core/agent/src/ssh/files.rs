@@ -1,0 +1,198 @@
+//! The file service (see [`vm_types::guest::files`]), which needs no program of the image.
+//!
+//! ```text
+//!  channel ── inbound queue ── Input ──┐ a few pieces each way,
+//!                                      ├─ worker thread: files, tar
+//!  channel ◀─ client's window ─ Output ┘ so each side waits for the other
+//! ```
+//!
+//! Files block, so a worker thread does the work. It sees a client that has gone as an error of reading, which is how
+//! nothing half written stays.
+
+mod operations;
+#[cfg(test)]
+mod tests;
+mod unpack;
+
+use std::{
+    cell::Cell,
+    io::{self, ErrorKind, Read},
+};
+
+use bytes::{Buf, Bytes};
+use nix::errno::Errno;
+use tokio::sync::mpsc;
+use vm_types::guest::files::{FileError, FileRequest, REQUEST_LIMIT, code};
+
+use super::process::{Wire, finish, hang_up};
+
+/// Pieces, of an SSH packet at most, between the channel and the worker, each way.
+const PIECES: usize = 4;
+
+/// From the client to the worker.
+enum Piece {
+    Data(Bytes),
+    /// There is no more. Without this, the client has gone.
+    End,
+}
+
+/// Why an operation was not done.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// With what is to be told.
+    #[error("{message}")]
+    Told { code: &'static str, message: String },
+    /// Nobody is left to be told.
+    #[error("the client has gone")]
+    Gone,
+}
+
+impl Failure {
+    fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self::Told { code, message: message.into() }
+    }
+
+    /// Of an error with a file.
+    fn of(path: &str, error: &io::Error) -> Self {
+        if error.get_ref().is_some_and(|inner| inner.is::<Gone>()) {
+            return Self::Gone;
+        }
+        let code = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT) => code::NOT_FOUND,
+            Some(Errno::EISDIR) => code::IS_DIRECTORY,
+            Some(Errno::ENOTDIR | Errno::ELOOP) => code::NOT_DIRECTORY,
+            Some(Errno::ENOSPC | Errno::EDQUOT) => code::NO_SPACE,
+            Some(Errno::EROFS | Errno::EACCES | Errno::EPERM) => code::DENIED,
+            _ => code::FAILED,
+        };
+        // Without the number behind the kernel's words.
+        let why = match error.raw_os_error() {
+            Some(number) => Errno::from_raw(number).desc().to_owned(),
+            None => error.to_string(),
+        };
+        Self::new(code, format!("{path}: {why}"))
+    }
+}
+
+/// Marks the error of reading on after the client has gone.
+#[derive(Debug, thiserror::Error)]
+#[error("the client has gone")]
+struct Gone;
+
+/// What the client sends, for the worker.
+struct Input {
+    pieces: mpsc::Receiver<Piece>,
+    current: Bytes,
+    ended: Cell<bool>,
+}
+
+impl Input {
+    /// Makes the next piece the current one; false at the end.
+    fn advance(&mut self) -> io::Result<bool> {
+        while self.current.is_empty() {
+            if self.ended.get() {
+                return Ok(false);
+            }
+            match self.pieces.blocking_recv() {
+                Some(Piece::Data(data)) => self.current = data,
+                Some(Piece::End) => self.ended.set(true),
+                None => return Err(io::Error::new(ErrorKind::UnexpectedEof, Gone)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// The line with which every operation begins.
+    fn request(&mut self) -> Result<FileRequest, Failure> {
+        let mut line = Vec::new();
+        loop {
+            match self.advance() {
+                Ok(true) => {}
+                Ok(false) => return Err(Failure::new(code::REQUEST, "there is no request line")),
+                Err(_) => return Err(Failure::Gone),
+            }
+            let end = self.current.iter().position(|byte| *byte == b'\n');
+            let length = end.map_or(self.current.len(), |end| end + 1);
+            line.extend_from_slice(&self.current.split_to(length));
+            if line.len() > REQUEST_LIMIT {
+                return Err(Failure::new(code::REQUEST, "the request line is too long"));
+            }
+            if end.is_some() {
+                return serde_json::from_slice(&line)
+                    .map_err(|error| Failure::new(code::REQUEST, format!("not a request: {error}")));
+            }
+        }
+    }
+}
+
+impl Read for Input {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() || !self.advance()? {
+            return Ok(0);
+        }
+        let length = buffer.len().min(self.current.len());
+        self.current.copy_to_slice(&mut buffer[..length]);
+        Ok(length)
+    }
+}
+
+/// What the worker sends to the client.
+struct Output(mpsc::Sender<Bytes>);
+
+impl Output {
+    fn send(&self, data: Bytes) -> Result<(), Failure> {
+        self.0.blocking_send(data).map_err(|_| Failure::Gone)
+    }
+}
+
+/// Serves one channel to its end.
+pub(super) async fn run(mut wire: Wire) {
+    let (to_worker, pieces) = mpsc::channel(PIECES);
+    let (output, mut from_worker) = mpsc::channel(PIECES);
+    let input = Input { pieces, current: Bytes::new(), ended: Cell::new(false) };
+    let mut worker = tokio::task::spawn_blocking(move || operations::serve(input, &Output(output)));
+    let outcome = {
+        let pump_in = async {
+            while let Some(data) = wire.input.next().await {
+                if to_worker.send(Piece::Data(data)).await.is_err() {
+                    break;
+                }
+            }
+            if wire.input.is_whole() {
+                let _ = to_worker.send(Piece::End).await;
+            }
+            // The worker's last words come later; this channel must not end before.
+            std::future::pending::<()>().await;
+        };
+        let pump_out = async {
+            while let Some(data) = from_worker.recv().await {
+                if wire.output.data_bytes(data).await.is_err() {
+                    break;
+                }
+            }
+            (&mut worker).await
+        };
+        // Cancel-safe: where one branch ends, the others are of no more use.
+        tokio::select! {
+            () = pump_in => None,
+            outcome = pump_out => Some(outcome),
+            () = hang_up(&mut wire.events) => None,
+        }
+    };
+    // From here on a worker that has not ended learns that the client has gone.
+    drop((to_worker, from_worker));
+    let error = match outcome {
+        Some(Ok(Ok(()))) => return finish(&wire, Some(0), None).await,
+        Some(Ok(Err(Failure::Told { code, message }))) => FileError { code: code.to_owned(), message },
+        Some(Ok(Err(Failure::Gone))) | None => return,
+        Some(Err(panic)) => FileError { code: code::FAILED.to_owned(), message: panic.to_string() },
+    };
+    let mut line = serde_json::to_vec(&error).unwrap_or_default();
+    line.push(b'\n');
+    // Cancel-safe: a client that has gone needs no message.
+    tokio::select! {
+        _ = wire.output.extended_data_bytes(1, Bytes::from(line)) => {}
+        () = hang_up(&mut wire.events) => return,
+    }
+    finish(&wire, Some(1), None).await;
+}
