@@ -28,7 +28,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env,)
 # VMs need root; cargo runs every test binary through this.
 as_root := $(if $(SUDO),CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)",)
 # Signals as in a terminal: a background job of a shell ignores SIGINT, which all it starts would inherit.
-test_env = VM_TEST_BIN="$(1)" VM_TEST_PROG="$(GUEST)/vm-test-prog" $(as_root) env --default-signal
+test_env = VM_TEST_BIN="$(1)" VM_TEST_PROG="$(GUEST)/vm-test-prog" VM_TEST_PLUGINS="$(TARGET)/plugins/fixtures" $(as_root) env --default-signal
 # $(call put,FILE,DIRECTORY): copies what has changed; a file that is in use is replaced, not written to.
 put = cmp -s "$(1)" "$(2)/$(notdir $(1))" || install -D -m 755 -t "$(2)" "$(1)"
 
@@ -36,6 +36,9 @@ put = cmp -s "$(1)" "$(2)/$(notdir $(1))" || install -D -m 755 -t "$(2)" "$(1)"
 workspace := --locked --workspace --features vmd/fake,vmd/failpoints,vm-vmm/fake
 
 .PHONY: setup demo test test-plugins test-full e2e bench lint build agent dev
+# $(call plugins,DIRECTORY): the plugins that come with the daemon, which looks for them beside itself.
+plugins = PLUGINS_TARGET="$(TARGET)/plugins" plugins/build "$(1)/plugins"
+
 setup:
 	@.ci/setup
 
@@ -44,13 +47,18 @@ agent: setup
 
 dev: agent
 	@cargo build $(workspace) --bins
-	@for file in vm vmd vm-fake-vmm; do $(call put,$(TARGET)/debug/$$file,$(DEV)); done
+	@for file in vm vmd vm-plugin-compile vm-fake-vmm; do $(call put,$(TARGET)/debug/$$file,$(DEV)); done
 	@$(call put,$(GUEST)/vm-agent,$(DEV))
+	@$(call plugins,$(DEV))
+	@PLUGINS_TARGET="$(TARGET)/plugins" plugins/build "$(TARGET)/plugins/fixtures" --fixtures
 
 build: agent
 	@cargo build --locked --release -p vm-cli -p vmd
-	@for file in vm vmd; do $(call put,$(TARGET)/release/$$file,$(DIST)); done
+# In a call of its own: in one, cargo would give the daemon the compiler too.
+	@cargo build --locked --release -p vm-plugin --bin vm-plugin-compile
+	@for file in vm vmd vm-plugin-compile; do $(call put,$(TARGET)/release/$$file,$(DIST)); done
 	@$(call put,$(GUEST)/vm-agent,$(DIST))
+	@$(call plugins,$(DIST))
 
 demo: dev
 	@tests/demo.sh "$(DEV)"
