@@ -1,6 +1,6 @@
 //! Everything that can go wrong with the host's network.
 
-use std::io;
+use std::{io, net::SocketAddr};
 
 use ipnet::Ipv4Net;
 use vm_host::RunError;
@@ -83,6 +83,62 @@ pub enum NetError {
         /// Why.
         source: serde_json::Error,
     },
+    /// An effect needs the daemon's table, which is not there.
+    #[error("the firewall table {table} is not there, or not as the daemon made it")]
+    NoTable {
+        /// The table.
+        table: String,
+    },
+    /// A rule that no chain can have.
+    #[error("rule {number} of {owner} {why}")]
+    BadRule {
+        /// Whose it is.
+        owner: String,
+        /// Its place among the owner's, from 1.
+        number: usize,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A port of the host that somebody else has.
+    #[error("the {protocol} port {address} is taken by {by}")]
+    PortTaken {
+        /// `tcp` or `udp`.
+        protocol: &'static str,
+        /// The host's address and port.
+        address: SocketAddr,
+        /// Who has it.
+        by: String,
+    },
+    /// A port of the host that cannot be had.
+    #[error("could not take the {protocol} port {address}")]
+    Port {
+        /// `tcp` or `udp`.
+        protocol: &'static str,
+        /// The host's address and port.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Guests have IPv4 addresses only, and the kernel does not translate between the two.
+    #[error("a port of the IPv6 address {address} cannot lead to a guest")]
+    PortFamily {
+        /// The host's address and port.
+        address: SocketAddr,
+    },
+    /// A text that is no domain.
+    #[error("{domain:?} is no domain: letters, digits, '-' and '_', with single dots between")]
+    BadDomain {
+        /// The text.
+        domain: String,
+    },
+    /// systemd-resolved refused.
+    #[error("could not tell systemd-resolved: {action}")]
+    Resolvectl {
+        /// What it was told, e.g. `dns vmbr-3f2a 10.213.0.1`.
+        action: String,
+        /// Why.
+        source: RunError,
+    },
     /// A key that is no path below `/proc/sys`.
     #[error("{key:?} is no kernel setting")]
     BadKey {
@@ -157,8 +213,30 @@ impl NetError {
             }
             Self::Nft { .. } => {
                 format!(
-                    "check that `nft list ruleset` works, that the kernel has nf_tables and nft_masq, and {privileges}"
+                    "check that `nft list ruleset` works, that the kernel has nf_tables, nft_nat, nft_masq and nft_fib, and {privileges}"
                 )
+            }
+            Self::NoTable { .. } => {
+                "start a VM with a network, which makes the table anew; if it is there, look at it with \
+                 `nft list ruleset`"
+                    .to_owned()
+            }
+            Self::BadRule { owner, .. } => {
+                format!("this is a fault of the plugin that made the rule ({owner}); tell its author")
+            }
+            Self::PortTaken { protocol, address, .. } => format!(
+                "choose another port, or none to have a free one chosen; `ss -lpn --{protocol} 'sport = {}'` shows \
+                 the program that listens there, `vm ls` the VMs",
+                address.port()
+            ),
+            Self::Port { source, .. } if source.kind() == io::ErrorKind::AddrNotAvailable => {
+                "choose an address that this host has (`ip address`), 127.0.0.1 or 0.0.0.0".to_owned()
+            }
+            Self::Port { .. } => privileges.to_owned(),
+            Self::PortFamily { .. } => "choose an IPv4 address of this host, e.g. 127.0.0.1".to_owned(),
+            Self::BadDomain { .. } => "write it like `vm` or `example.test`".to_owned(),
+            Self::Resolvectl { .. } => {
+                "check that `resolvectl status` works, or stop systemd-resolved if nobody needs it".to_owned()
             }
             Self::NftAnswer { .. } => "install nftables 1.0 or newer".to_owned(),
             Self::Died { .. } => "this is a bug; the daemon's log says more".to_owned(),

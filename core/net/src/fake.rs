@@ -2,18 +2,25 @@
 
 use std::{
     collections::BTreeMap,
+    net::{SocketAddr, SocketAddrV4},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 use vm_types::{Effect, EffectId, Handle, InstanceId, Observed};
 
-use crate::{Blocker, HostRoute, Net, NetError, names};
+use crate::{Blocker, HostRoute, Net, NetError, names, ports, rules::Rules};
+
+/// The first port that is chosen (RFC 6335, section 6: dynamic ports).
+const FIRST_CHOSEN: u16 = 49152;
 
 #[derive(Debug, Default)]
 struct State {
-    /// Devices and tables by name; somebody else's where there is no effect.
+    /// Devices and tables by name, what is in or of them by the effect's id; somebody else's where there is no effect.
     things: BTreeMap<String, Option<Effect>>,
+    /// Published ports by the effect's id.
+    ports: BTreeMap<String, SocketAddrV4>,
+    taken: Vec<SocketAddr>,
     settings: BTreeMap<String, String>,
     routes: Vec<HostRoute>,
     blockers: Vec<Blocker>,
@@ -76,6 +83,16 @@ impl FakeNet {
         self.lock().guest_mtu = mtu;
     }
 
+    /// Makes a port one that another program listens on.
+    pub fn take_port(&self, address: SocketAddr) {
+        self.lock().taken.push(address);
+    }
+
+    /// What is applied now, without kernel settings.
+    pub fn effects(&self) -> Vec<Effect> {
+        self.lock().things.values().flatten().cloned().collect()
+    }
+
     /// Ids of what is applied now, without kernel settings.
     pub fn applied(&self) -> Vec<EffectId> {
         self.lock().things.values().flatten().map(Effect::id).collect()
@@ -96,11 +113,66 @@ impl State {
             let present = self.setting(key);
             return Ok(if present == *value { Observed::Present(Handle::None) } else { Observed::Absent });
         }
-        Ok(match self.things.get(name(effect)?) {
+        let name = name(effect)?;
+        Ok(match self.things.get(&name) {
+            None if matches!(effect, Effect::Rules { rules, .. } if rules.is_empty()) => {
+                Observed::Present(Handle::None)
+            }
             None => Observed::Absent,
-            Some(Some(there)) if there == effect => Observed::Present(Handle::None),
+            Some(Some(there)) if there == effect => {
+                Observed::Present(self.ports.get(&name).map_or(Handle::None, |port| ports::handle(*port)))
+            }
             Some(Some(_)) => Observed::Foreign("it has another shape".to_owned()),
             Some(None) => Observed::Foreign("somebody else's".to_owned()),
+        })
+    }
+
+    /// What must be there first, and what could not be anywhere.
+    fn check(&self, effect: &Effect) -> Result<(), NetError> {
+        let has = |name: &str, kind: fn(&Effect) -> bool| {
+            self.things.get(name).is_some_and(|there| there.as_ref().is_some_and(kind))
+        };
+        let is_bridge = |effect: &Effect| matches!(effect, Effect::Bridge { .. });
+        let is_table = |effect: &Effect| matches!(effect, Effect::Firewall { .. });
+        match effect {
+            Effect::Tap { bridge: device, .. } | Effect::LinkDns { link: device, .. }
+                if !has(device, is_bridge) =>
+            {
+                let source = std::io::Error::from_raw_os_error(nix::libc::ENODEV);
+                Err(NetError::Netlink { action: "find", name: device.clone(), source })
+            }
+            Effect::Rules { table, .. } | Effect::Port { table, .. } if !has(table, is_table) => {
+                Err(NetError::NoTable { table: table.clone() })
+            }
+            Effect::Rules { .. } => Rules::of(effect)?.check(),
+            _ => Ok(()),
+        }
+    }
+
+    /// A port for the effect: its own so far, the one it asks for, or the first that is free.
+    fn choose(&self, effect: &Effect, name: &str) -> Result<Option<SocketAddrV4>, NetError> {
+        let Effect::Port { host, protocol, .. } = effect else { return Ok(None) };
+        let SocketAddr::V4(host) = *host else { return Err(NetError::PortFamily { address: *host }) };
+        let same_protocol = |other: &str| matches!(self.things.get(other), Some(Some(Effect::Port { protocol: other, .. })) if other == protocol);
+        let is_free = |address: &SocketAddrV4| {
+            !self.taken.contains(&SocketAddr::V4(*address))
+                && !self
+                    .ports
+                    .iter()
+                    .any(|(other, there)| other != name && there == address && same_protocol(other))
+        };
+        let own = self.ports.get(name).copied().filter(|own| own.ip() == host.ip());
+        let mut wanted = match host.port() {
+            0 => (FIRST_CHOSEN..=u16::MAX).map(|port| SocketAddrV4::new(*host.ip(), port)).collect(),
+            _ => vec![host],
+        };
+        if host.port() == 0 {
+            wanted.splice(0..0, own);
+        }
+        wanted.into_iter().find(is_free).map(Some).ok_or_else(|| NetError::PortTaken {
+            protocol: "fake",
+            address: host.into(),
+            by: "somebody else".to_owned(),
         })
     }
 
@@ -113,11 +185,12 @@ impl State {
     }
 }
 
-fn name(effect: &Effect) -> Result<&str, NetError> {
+fn name(effect: &Effect) -> Result<String, NetError> {
     match effect {
         Effect::Bridge { name, .. } | Effect::Tap { name, .. } | Effect::Firewall { table: name, .. } => {
-            Ok(name)
+            Ok(name.clone())
         }
+        Effect::Rules { .. } | Effect::Port { .. } | Effect::LinkDns { .. } => Ok(effect.id().0),
         _ => Err(NetError::NotMine { effect: effect.id() }),
     }
 }
@@ -135,7 +208,7 @@ impl Net for FakeNet {
         }
     }
 
-    async fn apply(&self, effect: &Effect) -> Result<(), NetError> {
+    async fn apply(&self, effect: &Effect) -> Result<Handle, NetError> {
         let mut state = self.lock();
         state.observe(effect)?;
         state.applies += 1;
@@ -144,18 +217,17 @@ impl Net for FakeNet {
         }
         if let Effect::Sysctl { key, value } = effect {
             state.settings.insert(key.clone(), value.clone());
-            return Ok(());
+            return Ok(Handle::None);
         }
         let name = name(effect)?;
-        state.refuse_foreign(name, effect)?;
-        if let Effect::Tap { bridge, .. } = effect
-            && !matches!(state.things.get(bridge), Some(Some(Effect::Bridge { .. })))
-        {
-            let source = std::io::Error::from_raw_os_error(nix::libc::ENODEV);
-            return Err(NetError::Netlink { action: "find", name: bridge.clone(), source });
-        }
-        state.things.insert(name.to_owned(), Some(effect.clone()));
-        Ok(())
+        state.refuse_foreign(&name, effect)?;
+        state.check(effect)?;
+        let chosen = state.choose(effect, &name)?;
+        state.things.insert(name.clone(), Some(effect.clone()));
+        Ok(chosen.map_or(Handle::None, |address| {
+            state.ports.insert(name, address);
+            ports::handle(address)
+        }))
     }
 
     async fn undo(&self, effect: &Effect, handle: &Handle) -> Result<(), NetError> {
@@ -171,8 +243,18 @@ impl Net for FakeNet {
             return Ok(());
         }
         let name = name(effect)?;
-        state.refuse_foreign(name, effect)?;
-        state.things.remove(name);
+        state.refuse_foreign(&name, effect)?;
+        state.things.remove(&name);
+        state.ports.remove(&name);
+        // What is in or of it goes with it.
+        let within = |there: &Effect| match there {
+            Effect::Rules { table, .. } | Effect::Port { table, .. } => *table == name,
+            Effect::LinkDns { link, .. } => *link == name,
+            _ => false,
+        };
+        state.things.retain(|_, there| !there.as_ref().is_some_and(within));
+        let State { things, ports, .. } = &mut *state;
+        ports.retain(|id, _| things.contains_key(id));
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::firewall::objects;
+use crate::nft::objects;
 
 /// A foreign chain that drops forwarded packets which nothing in it accepts first.
 #[derive(Debug, Clone, PartialEq, Eq)]

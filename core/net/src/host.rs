@@ -1,6 +1,13 @@
 //! The host's real network.
 
-use std::{fs::OpenOptions, io, os::fd::AsRawFd, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::OpenOptions,
+    io,
+    net::SocketAddrV4,
+    os::fd::AsRawFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -15,6 +22,10 @@ use crate::{
     foreign,
     links::{Link, Links},
     names::{bridge_name, check_device_name, mac_bytes, table_name, tap_number},
+    nft::Nft,
+    ports::{self, Held, Port},
+    resolved::Resolved,
+    rules::Rules,
     sysctl::Sysctl,
 };
 
@@ -25,12 +36,20 @@ const DEFAULT_MTU: u32 = 1500;
 #[derive(Debug, Clone)]
 pub struct HostNet {
     runner: Arc<dyn Runner>,
+    nft: Nft,
+    resolved: Resolved,
+    /// Tables are read and then changed by one task at a time.
+    changes: Arc<tokio::sync::Mutex<()>>,
+    /// Published ports by owner.
+    held: Arc<Mutex<BTreeMap<String, Held>>>,
 }
 
 impl HostNet {
     /// Touches nothing yet.
     pub fn new(runner: Arc<dyn Runner>) -> Self {
-        Self { runner }
+        let nft = Nft::new(Arc::clone(&runner));
+        let resolved = Resolved { runner: Arc::clone(&runner), directory: "/run/systemd/resolve".into() };
+        Self { runner, nft, resolved, changes: Arc::default(), held: Arc::default() }
     }
 
     async fn observe_bridge(&self, name: &str, address: Ipv4Net) -> Result<Observed, NetError> {
@@ -121,32 +140,127 @@ impl HostNet {
         links.delete(&link).await
     }
 
-    /// `None` where there is no such table.
-    async fn judge(&self, table: Table<'_>) -> Result<Option<Judgement>, NetError> {
-        // In one call where it is there, as nearly always.
-        match self.nft_list(&["table", "inet", table.name]).await {
-            Ok(answer) => Ok(Some(table.judge(&answer))),
-            Err(error) if table.is_listed(&self.nft_list(&["tables", "inet"]).await?) => Err(error),
-            Err(_) => Ok(None),
+    async fn load_table(&self, table: Table<'_>) -> Result<(), NetError> {
+        let _alone = self.changes.lock().await;
+        let present = self.nft.table(table.name).await?;
+        refuse_others(table, present.as_ref())?;
+        let action = format!("load the firewall table {}", table.name);
+        self.nft.change(table.load(present.as_ref()), action).await
+    }
+
+    async fn remove_table(&self, table: Table<'_>) -> Result<(), NetError> {
+        let _alone = self.changes.lock().await;
+        let Some(present) = self.nft.table(table.name).await? else { return Ok(()) };
+        refuse_others(table, Some(&present))?;
+        let action = format!("remove the firewall table {}", table.name);
+        self.nft.change(vec![table.remove()], action).await
+    }
+
+    async fn apply_rules(&self, rules: Rules<'_>) -> Result<(), NetError> {
+        let _alone = self.changes.lock().await;
+        let listing = self.nft.table(rules.table).await?;
+        let action = format!("add rules to the firewall table {}", rules.table);
+        self.nft.change(rules.apply(listing.as_ref())?, action).await
+    }
+
+    async fn observe_port(&self, port: Port<'_>) -> Result<Observed, NetError> {
+        let _alone = self.changes.lock().await;
+        let listing = self.nft.table(port.table).await?;
+        Ok(match port.published(listing.as_ref()) {
+            Ok(address) => {
+                self.hold_again(port, address);
+                Observed::Present(ports::handle(address))
+            }
+            Err(observed) => observed,
+        })
+    }
+
+    async fn apply_port(&self, port: Port<'_>) -> Result<Handle, NetError> {
+        let _alone = self.changes.lock().await;
+        let listing = self.nft.table(port.table).await?;
+        if let Ok(address) = port.published(listing.as_ref()) {
+            self.hold_again(port, address);
+            self.route_loopback(port, "1").await?;
+            return Ok(ports::handle(address));
+        }
+        // Of another shape, or of rules that somebody has deleted.
+        let former = self.held().remove(port.owner);
+        drop(former);
+        let (held, commands) = port.publish(listing.as_ref())?;
+        self.route_loopback(port, "1").await?;
+        let (address, action) =
+            (held.address, format!("publish a port in the firewall table {}", port.table));
+        self.nft.change(commands, action).await?;
+        self.held().insert(port.owner.to_owned(), held);
+        Ok(ports::handle(address))
+    }
+
+    async fn undo_port(&self, port: Port<'_>) -> Result<(), NetError> {
+        let _alone = self.changes.lock().await;
+        let listing = self.nft.table(port.table).await?.unwrap_or_default();
+        self.delete(port.table, || port.undo(&listing), |listing| port.undo(listing)).await?;
+        self.held().remove(port.owner);
+        if !port.others_are_local(&listing) {
+            self.route_loopback(port, "0").await?;
+        }
+        Ok(())
+    }
+
+    async fn undo_rules(&self, rules: Rules<'_>) -> Result<(), NetError> {
+        let _alone = self.changes.lock().await;
+        let Some(listing) = self.nft.table(rules.table).await? else { return Ok(()) };
+        self.delete(rules.table, || rules.undo(&listing), |listing| rules.undo(listing)).await
+    }
+
+    /// Deletes rules by their handles. Somebody else may delete them at the same time, and then they are looked for once more.
+    async fn delete(
+        &self,
+        table: &str,
+        first: impl FnOnce() -> Vec<Value>,
+        again: impl FnOnce(&Value) -> Vec<Value>,
+    ) -> Result<(), NetError> {
+        let action = || format!("delete rules from the firewall table {table}");
+        let Err(error) = self.nft.change(first(), action()).await else { return Ok(()) };
+        tracing::debug!(table, %error, "looking at the rules again");
+        let Some(listing) = self.nft.table(table).await? else { return Ok(()) };
+        self.nft.change(again(&listing), action()).await
+    }
+
+    /// Lets packets go between loopback addresses and the bridge, where a port needs that, or not any more.
+    async fn route_loopback(&self, port: Port<'_>, value: &'static str) -> Result<(), NetError> {
+        if !port.is_local() {
+            return Ok(());
+        }
+        check_device_name(port.bridge)?;
+        let key = format!("net/ipv4/conf/{}/route_localnet", port.bridge);
+        let set = blocking(port.bridge, move || Sysctl { key: &key, value }.apply()).await;
+        match set {
+            // Gone with its bridge.
+            Err(NetError::Sysctl { source, .. })
+                if value == "0" && source.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            other => other,
         }
     }
 
-    async fn replace_table(&self, table: Table<'_>, document: Value, action: &str) -> Result<(), NetError> {
-        if self.judge(table).await? == Some(Judgement::NotOurs) {
-            let what = Judgement::NOT_OURS.to_owned();
-            return Err(NetError::Foreign { name: format!("the nftables table inet {}", table.name), what });
+    /// A port that was published before this daemon began, or is.
+    fn hold_again(&self, port: Port<'_>, address: SocketAddrV4) {
+        let mut held = self.held();
+        if held.get(port.owner).is_some_and(|held| held.address == address) {
+            return;
         }
-        let command = HostCommand::new("nft").args(["-j", "-f", "-"]).stdin(document.to_string());
-        let action = format!("{action} the firewall table {}", table.name);
-        self.runner.run(command).await.map(|_| ()).map_err(|source| NetError::Nft { action, source })
+        match port.hold(address) {
+            Ok(now) => drop(held.insert(port.owner.to_owned(), now)),
+            Err(error) => {
+                tracing::warn!(owner = port.owner, %error, "leads to a guest, and another program has it now");
+            }
+        }
     }
 
-    async fn nft_list(&self, what: &[&str]) -> Result<Value, NetError> {
-        let command = HostCommand::new("nft").args(["-j", "list"]).args(what.iter().copied());
-        let action = || format!("list the firewall's {}", what.join(" "));
-        let output =
-            self.runner.run(command).await.map_err(|source| NetError::Nft { action: action(), source })?;
-        serde_json::from_slice(&output.stdout).map_err(|source| NetError::NftAnswer { source })
+    fn held(&self) -> MutexGuard<'_, BTreeMap<String, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Rules of the older kernel interface, which nft does not show. Asking for them where there are none would load it.
@@ -169,8 +283,18 @@ impl Net for HostNet {
             Effect::Tap { name, bridge } => self.observe_tap(name, bridge).await,
             Effect::Firewall { table, bridge, subnet } => {
                 let table = Table { name: table, bridge, subnet: *subnet };
-                Ok(self.judge(table).await?.map_or(Observed::Absent, Judgement::observed))
+                let present = self.nft.table(table.name).await?;
+                Ok(present.map_or(Observed::Absent, |present| table.judge(&present).observed()))
             }
+            Effect::Rules { .. } => {
+                let rules = Rules::of(effect)?;
+                Ok(rules.observe(self.nft.table(rules.table).await?.as_ref()))
+            }
+            Effect::Port { .. } => match Port::of(effect)? {
+                Some(port) => self.observe_port(port).await,
+                None => Ok(Observed::Absent),
+            },
+            Effect::LinkDns { .. } => self.resolved.observe(effect).await,
             Effect::Sysctl { .. } => sysctl(effect, |setting| setting.observe()).await,
             _ => Err(NetError::NotMine { effect: effect.id() }),
         }
@@ -178,23 +302,32 @@ impl Net for HostNet {
 
     async fn former(&self, effect: &Effect) -> Result<Handle, NetError> {
         match effect {
-            Effect::Bridge { .. } | Effect::Tap { .. } | Effect::Firewall { .. } => Ok(Handle::None),
+            Effect::Bridge { .. }
+            | Effect::Tap { .. }
+            | Effect::Firewall { .. }
+            | Effect::Rules { .. }
+            | Effect::Port { .. }
+            | Effect::LinkDns { .. } => Ok(Handle::None),
             Effect::Sysctl { .. } => sysctl(effect, |setting| setting.former()).await,
             _ => Err(NetError::NotMine { effect: effect.id() }),
         }
     }
 
-    async fn apply(&self, effect: &Effect) -> Result<(), NetError> {
-        match effect {
+    async fn apply(&self, effect: &Effect) -> Result<Handle, NetError> {
+        let applied = match effect {
             Effect::Bridge { name, address } => self.apply_bridge(name, *address).await,
             Effect::Tap { name, bridge } => self.apply_tap(name, bridge).await,
             Effect::Firewall { table, bridge, subnet } => {
                 let table = Table { name: table, bridge, subnet: *subnet };
-                self.replace_table(table, table.load(), "load").await
+                self.load_table(table).await
             }
+            Effect::Rules { .. } => self.apply_rules(Rules::of(effect)?).await,
+            Effect::Port { .. } => return self.apply_port(Port::wanted(effect)?).await,
+            Effect::LinkDns { .. } => self.resolved.apply(effect).await,
             Effect::Sysctl { .. } => sysctl(effect, |setting| setting.apply()).await,
             _ => Err(NetError::NotMine { effect: effect.id() }),
-        }
+        };
+        applied.map(|()| Handle::None)
     }
 
     async fn undo(&self, effect: &Effect, handle: &Handle) -> Result<(), NetError> {
@@ -203,11 +336,14 @@ impl Net for HostNet {
             Effect::Tap { name, .. } => self.undo_device(name, &InfoKind::Tun).await,
             Effect::Firewall { table, bridge, subnet } => {
                 let table = Table { name: table, bridge, subnet: *subnet };
-                if self.judge(table).await?.is_none() {
-                    return Ok(());
-                }
-                self.replace_table(table, table.remove(), "remove").await
+                self.remove_table(table).await
             }
+            Effect::Rules { .. } => self.undo_rules(Rules::of(effect)?).await,
+            Effect::Port { .. } => match Port::of(effect)? {
+                Some(port) => self.undo_port(port).await,
+                None => Ok(()),
+            },
+            Effect::LinkDns { .. } => self.resolved.undo(effect).await,
             Effect::Sysctl { .. } => {
                 let handle = handle.clone();
                 sysctl(effect, move |setting| setting.undo(&handle)).await
@@ -220,8 +356,7 @@ impl Net for HostNet {
         let (bridge, table) = (bridge_name(instance), table_name(instance));
         let nowhere = Ipv4Net::default();
         let mut found = Vec::new();
-        let tables = self.nft_list(&["tables", "inet"]).await?;
-        if (Table { name: &table, bridge: &bridge, subnet: nowhere }).is_listed(&tables) {
+        if self.nft.has_table(&table).await? {
             found.push(Effect::Firewall { table, bridge: bridge.clone(), subnet: nowhere });
         }
         let links = Links::open()?.all().await?;
@@ -245,8 +380,8 @@ impl Net for HostNet {
 
     async fn forwarding_blocked(&self, own_bridge: &str) -> Result<Vec<Blocker>, NetError> {
         let mut blockers = Vec::new();
-        for chain in foreign::forward_chains(&self.nft_list(&["chains"]).await?) {
-            let table = self.nft_list(&["table", &chain.family, &chain.table]).await?;
+        for chain in foreign::forward_chains(&self.nft.list(&["chains"]).await?) {
+            let table = self.nft.list(&["table", &chain.family, &chain.table]).await?;
             blockers.extend(chain.blocker(&table, own_bridge));
         }
         blockers.extend(self.legacy_blocker(own_bridge).await);
@@ -260,6 +395,14 @@ async fn existing(links: &Links, name: &str) -> Result<Link, NetError> {
         name: name.to_owned(),
         source: io::Error::from_raw_os_error(nix::libc::ENODEV),
     })
+}
+
+fn refuse_others(table: Table<'_>, present: Option<&Value>) -> Result<(), NetError> {
+    if present.map(|present| table.judge(present)) != Some(Judgement::NotOurs) {
+        return Ok(());
+    }
+    let name = format!("the nftables table inet {}", table.name);
+    Err(NetError::Foreign { name, what: Judgement::NOT_OURS.to_owned() })
 }
 
 fn refuse_other(link: &Link, kind: &InfoKind) -> Result<(), NetError> {

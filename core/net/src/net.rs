@@ -8,7 +8,8 @@ use vm_types::{Effect, Handle, InstanceId, Observed};
 
 use crate::{Blocker, HostRoute, NetError, subnet};
 
-/// Applies [`Effect::Bridge`], [`Effect::Tap`], [`Effect::Firewall`] and [`Effect::Sysctl`]. `apply` brings what is ours into
+/// Applies [`Effect::Bridge`], [`Effect::Tap`], [`Effect::Firewall`], [`Effect::Rules`], [`Effect::Port`], [`Effect::LinkDns`] and
+/// [`Effect::Sysctl`]. `apply` brings what is ours into
 /// the wanted shape from whatever shape it is in; `undo` of what is gone is success.
 #[async_trait]
 pub trait Net: Send + Sync + fmt::Debug {
@@ -26,11 +27,11 @@ pub trait Net: Send + Sync + fmt::Debug {
     /// [`NetError::NotMine`], or the host cannot be asked.
     async fn former(&self, effect: &Effect) -> Result<Handle, NetError>;
 
-    /// Makes it so.
+    /// Makes it so, and says what exists only since then: [`Handle::Value`] for a port, [`Handle::None`] for all others.
     ///
     /// # Errors
     /// [`NetError::NotMine`], [`NetError::Foreign`], or the kernel or nft refusing; a device that was new is removed again.
-    async fn apply(&self, effect: &Effect) -> Result<(), NetError>;
+    async fn apply(&self, effect: &Effect) -> Result<Handle, NetError>;
 
     /// Takes it back. A kernel setting gets its former value only if it still has ours.
     ///

@@ -3,65 +3,77 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::{process::Command, sync::Arc};
+mod common;
 
-use vm_host::HostRunner;
-use vm_net::{FakeNet, HostNet, HostRoute, Net, NetError, addresses, names, pick_subnet, subnet};
-use vm_types::{Effect, Handle, InstanceId, Observed};
+use vm_net::{FakeNet, HostRoute, Net, NetError, addresses, names, pick_subnet, subnet};
+use vm_types::{Effect, Handle, InstanceId, Observed, plan::Answer};
+
+use common::{bridge, comes_and_goes, firewall, in_namespace, instance, port, rules, run};
 
 const SETTING: &str = "net/ipv4/conf/all/log_martians";
-
-/// Runs a test on a thread with its own network namespace; the threads and processes it starts are in it too.
-fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(HostNet) -> F + Send + 'static) {
-    let thread = std::thread::spawn(|| {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        run("ip link set lo up");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(test(HostNet::new(Arc::new(HostRunner))));
-    });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// A command line without quotes, in the thread's namespace.
-fn run(line: &str) -> String {
-    let mut words = line.split(' ');
-    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn instance() -> InstanceId {
-    "3f2a".parse().unwrap()
-}
-
-fn bridge() -> Effect {
-    Effect::Bridge { name: names::bridge_name(&instance()), address: "10.213.0.1/24".parse().unwrap() }
-}
 
 fn tap() -> Effect {
     Effect::Tap { name: names::tap_name(&instance(), 2), bridge: names::bridge_name(&instance()) }
 }
 
-fn firewall() -> Effect {
-    Effect::Firewall {
-        table: names::table_name(&instance()),
-        bridge: names::bridge_name(&instance()),
-        subnet: "10.213.0.0/24".parse().unwrap(),
-    }
-}
-
-async fn comes_and_goes(net: &dyn Net, effect: &Effect) {
-    for _ in 0..2 {
-        assert_eq!(net.former(effect).await.unwrap(), Handle::None);
-        net.apply(effect).await.unwrap();
-        assert_eq!(net.observe(effect).await.unwrap(), Observed::Present(Handle::None), "{}", effect.id());
-    }
-    for _ in 0..2 {
+async fn rules_and_ports(net: &dyn Net) {
+    let (one, two) = (rules("v1/a", &[Answer::Accept]), rules("v2/a", &[Answer::Deny, Answer::Accept]));
+    let local = port("v1/a/web", "127.0.0.1:0");
+    // They need the table, and are gone without it.
+    for effect in [&one, &local] {
+        assert_eq!(net.observe(effect).await.unwrap(), Observed::Absent);
+        let error = net.apply(effect).await.unwrap_err();
+        assert!(matches!(error, NetError::NoTable { .. }) && error.hint().is_some(), "{error:?}");
         net.undo(effect, &Handle::None).await.unwrap();
-        assert_eq!(net.observe(effect).await.unwrap(), Observed::Absent, "{}", effect.id());
     }
+    net.apply(&bridge()).await.unwrap();
+    net.apply(&firewall()).await.unwrap();
+    comes_and_goes(net, &one).await;
+    net.apply(&two).await.unwrap();
+    comes_and_goes(net, &one).await;
+    assert_eq!(net.observe(&two).await.unwrap(), Observed::Present(Handle::None));
+
+    // In another shape.
+    let longer = rules("v2/a", &[Answer::Reject, Answer::Deny, Answer::Accept]);
+    assert!(matches!(net.observe(&longer).await.unwrap(), Observed::Foreign(_)));
+    comes_and_goes(net, &longer).await;
+
+    // What no chain can do.
+    let refused = rules("v2/a", &[Answer::Accept, Answer::Masquerade]);
+    let error = net.apply(&refused).await.unwrap_err();
+    assert!(error.to_string().starts_with("rule 2 of v2/a masquerades"), "{error}");
+    assert_eq!(net.observe(&refused).await.unwrap(), Observed::Absent);
+    net.undo(&refused, &Handle::None).await.unwrap();
+
+    // A port is chosen once.
+    let chosen = net.apply(&local).await.unwrap();
+    assert!(matches!(&chosen, Handle::Value { value } if value.starts_with("127.0.0.1:")), "{chosen:?}");
+    assert_eq!(net.apply(&local).await.unwrap(), chosen);
+    assert_eq!(net.observe(&local).await.unwrap(), Observed::Present(chosen.clone()));
+    let second = port("v2/a/web", "127.0.0.1:0");
+    assert_ne!(net.apply(&second).await.unwrap(), chosen);
+    let Handle::Value { value } = &chosen else { unreachable!() };
+    let error = net.apply(&port("v3/a/web", value)).await.unwrap_err();
+    assert!(matches!(error, NetError::PortTaken { .. }) && error.hint().is_some(), "{error:?}");
+    let error = net.apply(&port("v3/a/web", "[::1]:0")).await.unwrap_err();
+    assert!(matches!(error, NetError::PortFamily { .. }) && error.hint().is_some(), "{error:?}");
+    net.undo(&port("v3/a/web", "[::1]:0"), &Handle::None).await.unwrap();
+    for _ in 0..2 {
+        net.undo(&local, &chosen).await.unwrap();
+        assert_eq!(net.observe(&local).await.unwrap(), Observed::Absent);
+    }
+    assert!(matches!(net.observe(&second).await.unwrap(), Observed::Present(_)));
+
+    // All of it goes with the table.
+    net.apply(&one).await.unwrap();
+    net.undo(&firewall(), &Handle::None).await.unwrap();
+    net.apply(&firewall()).await.unwrap();
+    for effect in [&one, &second] {
+        assert_eq!(net.observe(effect).await.unwrap(), Observed::Absent);
+        net.undo(effect, &Handle::None).await.unwrap();
+    }
+    net.undo(&firewall(), &Handle::None).await.unwrap();
+    net.undo(&bridge(), &Handle::None).await.unwrap();
 }
 
 async fn contract(
@@ -81,6 +93,7 @@ async fn contract(
     net.undo(&bridge(), &Handle::None).await.unwrap();
     comes_and_goes(net, &bridge()).await;
     comes_and_goes(net, &firewall()).await;
+    rules_and_ports(net).await;
 
     // Ours in another shape is told, and mended by apply.
     net.apply(&bridge()).await.unwrap();
@@ -136,7 +149,7 @@ async fn contract(
     for effect in [tap(), firewall()] {
         make_foreign(&effect);
         assert!(matches!(net.observe(&effect).await.unwrap(), Observed::Foreign(_)), "{}", effect.id());
-        for result in [net.apply(&effect).await, net.undo(&effect, &Handle::None).await] {
+        for result in [net.apply(&effect).await.map(|_| ()), net.undo(&effect, &Handle::None).await] {
             let error = result.unwrap_err();
             assert!(matches!(error, NetError::Foreign { .. }) && error.hint().is_some(), "{error:?}");
         }
@@ -150,7 +163,7 @@ async fn contract(
     let other = Effect::Directory { path: "/nowhere".into(), mode: 0o700 };
     for result in [
         net.observe(&other).await.map(|_| ()),
-        net.apply(&other).await,
+        net.apply(&other).await.map(|_| ()),
         net.undo(&other, &Handle::None).await,
     ] {
         assert!(matches!(result, Err(NetError::NotMine { .. })), "{result:?}");
@@ -220,21 +233,6 @@ fn devices_have_the_shape_guests_need() {
         assert!(matches!(net.observe(&tap()).await.unwrap(), Observed::Foreign(_)));
         net.apply(&tap()).await.unwrap();
         assert_eq!(net.observe(&tap()).await.unwrap(), Observed::Present(Handle::None));
-    });
-}
-
-#[test]
-fn a_flushed_or_edited_table_is_noticed_and_mended() {
-    in_namespace(|net| async move {
-        net.apply(&firewall()).await.unwrap();
-        run("nft flush table inet vmd_3f2a");
-        assert!(matches!(net.observe(&firewall()).await.unwrap(), Observed::Foreign(_)));
-        net.apply(&firewall()).await.unwrap();
-        assert_eq!(net.observe(&firewall()).await.unwrap(), Observed::Present(Handle::None));
-        run("nft flush chain inet vmd_3f2a input");
-        assert!(matches!(net.observe(&firewall()).await.unwrap(), Observed::Foreign(_)));
-        net.undo(&firewall(), &Handle::None).await.unwrap();
-        assert!(!run("nft list ruleset").contains("vmd_3f2a"));
     });
 }
 

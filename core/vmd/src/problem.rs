@@ -70,9 +70,14 @@ fn store(error: &StoreError) -> ErrorKind {
 
 fn net(error: &NetError) -> ErrorKind {
     match error {
-        NetError::SubnetClash { .. } | NetError::NoFreeSubnet { .. } | NetError::Foreign { .. } => {
-            ErrorKind::NetworkClash
-        }
+        NetError::SubnetClash { .. }
+        | NetError::NoFreeSubnet { .. }
+        | NetError::Foreign { .. }
+        | NetError::PortTaken { .. } => ErrorKind::NetworkClash,
+        NetError::Port { .. }
+        | NetError::PortFamily { .. }
+        | NetError::BadRule { .. }
+        | NetError::BadDomain { .. } => ErrorKind::InvalidArgument,
         NetError::NotMine { .. } | NetError::BadName { .. } | NetError::BadKey { .. } => ErrorKind::Internal,
         NetError::Socket { .. }
         | NetError::Netlink { .. }
@@ -82,6 +87,8 @@ fn net(error: &NetError) -> ErrorKind {
         | NetError::Sysctl { .. }
         | NetError::Died { .. }
         | NetError::Resolvers { .. }
+        | NetError::NoTable { .. }
+        | NetError::Resolvectl { .. }
         | NetError::Injected { .. } => ErrorKind::HostFailure,
     }
 }
