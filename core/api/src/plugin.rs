@@ -110,11 +110,13 @@ pub struct HookCalls {
     pub longest_us: u64,
 }
 
-/// A disk that a plugin keeps.
+/// A disk of a plugin's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PluginDisk {
-    /// The VM it is of, by name, or by id where that VM is gone.
-    pub vm: String,
+    /// The plugin's name for it.
+    pub name: String,
+    /// The VM it goes with, by name; none where a person has to remove it.
+    pub vm: Option<VmName>,
     /// Absolute path on the daemon's host.
     pub path: String,
     /// Its size.
@@ -149,7 +151,7 @@ pub struct PluginInfo {
     pub config_schema: Value,
     /// Its calls.
     pub stats: Vec<HookCalls>,
-    /// Disks that it keeps, those of deleted VMs too.
+    /// Its disks, also those that outlived their VMs.
     pub disks: Vec<PluginDisk>,
     /// Names of its blobs: files that came with it or that the operator put into its `files` directory.
     pub blobs: Vec<String>,
