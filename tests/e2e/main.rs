@@ -9,5 +9,6 @@ mod images;
 mod lifecycle;
 mod network;
 mod overlap;
+mod plugins;
 mod run;
 mod session;

@@ -91,6 +91,22 @@ impl FakeWorld {
         new
     }
 
+    /// Installs a plugin with all that it asks for; from now on it is part of what was there before.
+    ///
+    /// # Panics
+    /// It cannot be installed, or a daemon runs.
+    #[track_caller]
+    pub fn install(&mut self, directory: &str, config: &[&str]) {
+        self.start("");
+        let mut arguments = vec!["plugin", "install", directory, "--grant", "all"];
+        for pair in config {
+            arguments.extend(["--config", pair]);
+        }
+        self.world.vm(&arguments).run().exits(0);
+        self.terminate();
+        self.before = Snapshot::take(&self.world);
+    }
+
     /// The world.
     pub fn world(&self) -> &World {
         &self.world

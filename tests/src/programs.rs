@@ -30,6 +30,31 @@ pub fn test_program() -> PathBuf {
     })
 }
 
+/// A plugin that comes with the programs under test, as `vm plugin install` takes it.
+///
+/// # Panics
+/// It is not there.
+pub fn bundled_plugin(name: &str) -> String {
+    plugin_in(directory().join("plugins"), name)
+}
+
+/// A plugin that is for tests: in `VM_TEST_PLUGINS`, which the Makefile sets.
+///
+/// # Panics
+/// It is not there.
+pub fn test_plugin(name: &str) -> String {
+    let Some(dir) = env::var_os("VM_TEST_PLUGINS") else {
+        panic!("VM_TEST_PLUGINS is not set: run the tests with a daemon by `make test` or `make e2e`");
+    };
+    plugin_in(dir.into(), name)
+}
+
+fn plugin_in(directory: PathBuf, name: &str) -> String {
+    let plugin = directory.join(name);
+    assert!(plugin.join("plugin.toml").is_file(), "{} is no plugin: run `make test`", plugin.display());
+    plugin.display().to_string()
+}
+
 /// The program that holds a world's namespaces; cargo builds it beside the tests.
 ///
 /// # Panics

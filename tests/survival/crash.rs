@@ -27,6 +27,7 @@ use vm_api::ErrorKind;
 use vm_tests::{
     FakeWorld,
     fakes::{Started, was_killed},
+    programs,
     rpc::{Failure, Seen},
     world::SHORT,
 };
@@ -153,11 +154,18 @@ fn points_of(kind: EffectKind) -> Vec<String> {
     ["apply", "undo"].iter().flat_map(|side| both(side)).collect()
 }
 
+/// A world in which each kind of effect has its use: a plugin plans those that the core does not.
+fn world() -> FakeWorld {
+    let mut host = FakeWorld::new("");
+    host.install(&programs::test_plugin("effects"), &[]);
+    host
+}
+
 /// Which failpoints each operation comes by, and how often.
 fn discover(points: &[String]) -> BTreeMap<(Operation, String), usize> {
     let print: Vec<_> = points.iter().map(|point| format!("{point}=print(came by {point})")).collect();
     let print = print.join(";");
-    let mut host = FakeWorld::new("");
+    let mut host = world();
     let mut reached = BTreeMap::new();
     for operation in OPERATIONS {
         prepare(&mut host, operation).unwrap_or_else(|wrong| panic!("before {operation:?}: {wrong}"));
@@ -207,7 +215,7 @@ fn run_all(cases: &[Case]) -> Vec<(Case, Wrong)> {
     let work = || {
         let mut host = None;
         while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let host_now = host.get_or_insert_with(|| FakeWorld::new(""));
+            let host_now = host.get_or_insert_with(world);
             let result = catch_unwind(AssertUnwindSafe(|| run(host_now, case))).unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<String>().cloned();
                 let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));

@@ -6,6 +6,7 @@ mod kills;
 mod leaks;
 mod listing;
 mod model;
+mod plugins;
 
 /// To stderr itself: what libtest captures of a test that passes nobody sees.
 fn say(what: &str) {

@@ -308,6 +308,14 @@ impl Engine {
         self.inner.ledger.memory(cell.name(), memory_mib, || self.holdings())
     }
 
+    /// Promises a VM more memory for one run than its specification has.
+    ///
+    /// # Errors
+    /// [`EngineError::Admission`].
+    pub(crate) fn admit_memory(&self, cell: &Cell, memory_mib: u64) -> Result<Reservation, EngineError> {
+        self.inner.ledger.memory(cell.name(), memory_mib, || self.holdings())
+    }
+
     /// Promises a VM that is asked for what it will have, as far as that is known before its image is, to be held until it is made
     /// and started.
     ///

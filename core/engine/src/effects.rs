@@ -7,7 +7,9 @@
 //! [`Scope::apply`] and [`Scope::unwind`] are the only ways to the layers' `apply` and `undo`. An
 //! effect whose `apply` fails or is dropped half way stays in the journal as an intent; unwinding undoes it like an applied one.
 
+mod names;
 mod shims;
+mod tools;
 
 use std::{
     path::{Path, PathBuf},
@@ -16,17 +18,21 @@ use std::{
 };
 
 use tokio::sync::oneshot;
-use vm_disk::{Cow, Files};
+use vm_disk::{Cow, Disks, Files};
+use vm_host::Runner;
 use vm_locks::{Ctx, Level, Lock, LockAfter, LockTable};
 use vm_net::Net;
-use vm_types::{Effect, Handle, Layer, Layout, Observed, VmId, VmName};
+use vm_types::{Effect, EffectId, Handle, Layer, Layout, Observed, VmId, VmName};
 
-pub use self::shims::{FakeShims, HostShims, Shims};
+pub use self::{
+    names::NameTable,
+    shims::{FakeShims, HostShims, Shims},
+};
 #[cfg(feature = "failpoints")]
 use crate::failpoint::{self, Change, Side};
 use crate::{
     error::EngineError,
-    journal::{Entry, Journal, Phase, Step},
+    journal::{By, Entry, Journal, Phase, Step},
 };
 
 /// From the end of a phase until its outcome is written for readers.
@@ -39,35 +45,74 @@ pub struct Host {
     pub net: Arc<dyn Net>,
     /// Copy-on-write disks.
     pub cow: Arc<dyn Cow>,
+    /// Plugins' disks.
+    pub disks: Disks,
     /// Directories and files.
     pub files: Files,
     /// VMs' processes.
     pub shims: Arc<dyn Shims>,
+    /// Records of the name service.
+    pub names: NameTable,
+    /// Tools of the host.
+    pub runner: Arc<dyn Runner>,
+}
+
+impl Host {
+    /// Files and disks are only touched below `roots`.
+    pub fn new(
+        net: Arc<dyn Net>,
+        cow: Arc<dyn Cow>,
+        shims: Arc<dyn Shims>,
+        roots: impl IntoIterator<Item = PathBuf>,
+        runner: Arc<dyn Runner>,
+    ) -> Self {
+        let roots: Vec<_> = roots.into_iter().collect();
+        let disks = Disks::new(roots.clone(), runner.clone());
+        Self { net, cow, disks, files: Files::new(roots), shims, names: NameTable::default(), runner }
+    }
+}
+
+/// The effects of each layer, for the matches below: whoever adds a kind learns here where it belongs.
+macro_rules! of {
+    (net) => {
+        Effect::Sysctl { .. }
+            | Effect::Bridge { .. }
+            | Effect::Firewall { .. }
+            | Effect::Rules { .. }
+            | Effect::Port { .. }
+            | Effect::LinkDns { .. }
+            | Effect::Tap { .. }
+    };
+    (files) => {
+        Effect::Directory { .. } | Effect::File { .. } | Effect::AppendedFile { .. }
+    };
 }
 
 impl Host {
     /// What undo will need and only the host before the change can tell.
     async fn former(&self, effect: &Effect) -> Result<Handle, EngineError> {
         match effect {
-            Effect::Directory { .. }
-            | Effect::File { .. }
-            | Effect::AppendedFile { .. }
+            of!(net) => Ok(self.net.former(effect).await?),
+            of!(files)
             | Effect::CowDisk { .. }
+            | Effect::Disk { .. }
+            | Effect::Tool { .. }
+            | Effect::NameRecord { .. }
             | Effect::Shim { .. } => Ok(Handle::None),
-            Effect::Sysctl { .. } | Effect::Bridge { .. } | Effect::Firewall { .. } | Effect::Tap { .. } => {
-                Ok(self.net.former(effect).await?)
-            }
         }
     }
 
     async fn apply(&self, effect: &Effect) -> Result<Handle, EngineError> {
         Ok(match effect {
-            Effect::Directory { .. } | Effect::File { .. } | Effect::AppendedFile { .. } => {
-                self.files.apply(effect).await?
-            }
+            of!(files) => self.files.apply(effect).await?,
+            of!(net) => self.net.apply(effect).await?,
             Effect::CowDisk { .. } => self.cow.apply(effect).await?,
-            Effect::Sysctl { .. } | Effect::Bridge { .. } | Effect::Firewall { .. } | Effect::Tap { .. } => {
-                self.net.apply(effect).await?;
+            Effect::Disk { .. } => self.disks.apply(effect).await?,
+            Effect::Tool { program, arguments, .. } => {
+                Handle::Value { value: tools::run(&*self.runner, program, arguments).await? }
+            }
+            Effect::NameRecord { .. } => {
+                self.names.add(effect);
                 Handle::None
             }
             Effect::Shim { run_dir, spec } => self.shims.apply(run_dir, spec).await?,
@@ -80,26 +125,27 @@ impl Host {
     /// The layer.
     pub async fn observe(&self, effect: &Effect) -> Result<Observed, EngineError> {
         Ok(match effect {
-            Effect::Directory { .. } | Effect::File { .. } | Effect::AppendedFile { .. } => {
-                self.files.observe(effect).await?
-            }
+            of!(files) => self.files.observe(effect).await?,
+            of!(net) => self.net.observe(effect).await?,
             Effect::CowDisk { .. } => self.cow.observe(effect).await?,
-            Effect::Sysctl { .. } | Effect::Bridge { .. } | Effect::Firewall { .. } | Effect::Tap { .. } => {
-                self.net.observe(effect).await?
-            }
+            Effect::Disk { .. } => self.disks.observe(effect).await?,
+            // Nothing on the host tells whether a tool was run. Its manifest says that once more is no harm.
+            Effect::Tool { .. } => Observed::Absent,
+            Effect::NameRecord { .. } => self.names.observe(effect),
             Effect::Shim { run_dir, .. } => self.shims.observe(run_dir).await,
         })
     }
 
     async fn undo(&self, effect: &Effect, handle: &Handle) -> Result<(), EngineError> {
         match effect {
-            Effect::Directory { .. } | Effect::File { .. } | Effect::AppendedFile { .. } => {
-                self.files.undo(effect, handle).await?;
-            }
+            of!(files) => self.files.undo(effect, handle).await?,
+            of!(net) => self.net.undo(effect, handle).await?,
             Effect::CowDisk { .. } => self.cow.undo(effect, handle).await?,
-            Effect::Sysctl { .. } | Effect::Bridge { .. } | Effect::Firewall { .. } | Effect::Tap { .. } => {
-                self.net.undo(effect, handle).await?;
+            Effect::Disk { .. } => self.disks.undo(effect, handle).await?,
+            Effect::Tool { program, undo, .. } => {
+                tools::run(&*self.runner, program, undo).await?;
             }
+            Effect::NameRecord { .. } => self.names.remove(effect),
             Effect::Shim { run_dir, .. } => self.shims.undo(run_dir, handle).await?,
         }
         Ok(())
@@ -176,9 +222,26 @@ impl Scope {
     where
         vm_locks::Journal: LockAfter<L>,
     {
+        self.apply_by(ctx, effect, phase, None).await
+    }
+
+    /// [`Self::apply`] of an effect that a plugin planned.
+    ///
+    /// # Errors
+    /// As of [`Self::apply`].
+    pub async fn apply_by<L: Level>(
+        &self,
+        ctx: &mut Ctx<L>,
+        effect: Effect,
+        phase: Phase,
+        by: Option<By>,
+    ) -> Result<Handle, EngineError>
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
         if matches!(effect, Effect::CowDisk { .. }) {
             let mut journal = ctx.lock(&self.journal).await;
-            return Box::pin(apply(&self.host, &self.path, &mut journal, &effect, phase)).await;
+            return Box::pin(apply(&self.host, &self.path, &mut journal, &effect, phase, by.as_ref())).await;
         }
         // Dropped with this future.
         let (_wanted, wanted) = oneshot::channel();
@@ -198,7 +261,7 @@ impl Scope {
             if wanted.try_recv() == Err(oneshot::error::TryRecvError::Closed) {
                 return Err(EngineError::Cancelled);
             }
-            apply(&host, &path, &mut journal, &effect, phase).await
+            apply(&host, &path, &mut journal, &effect, phase, by.as_ref()).await
         });
         tokio::spawn(work).await.map_err(|error| EngineError::Panicked { detail: error.to_string() })?
     }
@@ -276,6 +339,28 @@ impl Scope {
         self.undo_all(ctx, |entry| phases.contains(&entry.phase) && entry.effect.layer() == layer).await
     }
 
+    /// Undoes what a plugin has planned, newest first, as [`Self::unwind`] does.
+    ///
+    /// # Errors
+    /// The first that could not be undone.
+    pub async fn unwind_plugin<L: Level>(&self, ctx: &mut Ctx<L>, plugin: &str) -> Result<(), EngineError>
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        self.undo_all(ctx, |entry| entry.by.as_ref().is_some_and(|by| by.plugin == plugin)).await
+    }
+
+    /// Undoes these, newest first, as [`Self::unwind`] does.
+    ///
+    /// # Errors
+    /// The first that could not be undone.
+    pub async fn unwind_these<L: Level>(&self, ctx: &mut Ctx<L>, ids: &[EffectId]) -> Result<(), EngineError>
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        self.undo_all(ctx, |entry| ids.contains(&entry.effect.id())).await
+    }
+
     /// Undoes what no journal tells of and the host shows all the same.
     ///
     /// # Errors
@@ -351,6 +436,10 @@ impl Scope {
                 note(&mut journal, &entry.effect, entry.phase, Step::Undone);
                 continue;
             }
+            if entry.by.as_ref().is_some_and(|by| by.keep) {
+                note(&mut journal, &entry.effect, entry.phase, Step::Undone);
+                continue;
+            }
             let started = std::time::Instant::now();
             match undo(&self.host, &mut journal, &entry.effect, entry.phase, &entry.handle).await {
                 Ok(()) => tracing::debug!(effect = %id, took = ?started.elapsed(), "undone"),
@@ -393,6 +482,7 @@ async fn apply(
     journal: &mut Journal,
     effect: &Effect,
     phase: Phase,
+    by: Option<&By>,
 ) -> Result<Handle, EngineError> {
     let failed = |source| EngineError::Journal { path: path.into(), source };
     if let Some(entry) = journal.applied(&effect.id()).filter(|entry| same(&entry.effect, effect)) {
@@ -403,12 +493,17 @@ async fn apply(
         }
     }
     let started = std::time::Instant::now();
+    // What was whole before and holds data is not taken away because it could not be changed.
+    let holds_data = by.is_some_and(|by| by.keep)
+        || journal
+            .open_entry(&effect.id())
+            .is_some_and(|entry| entry.step == Step::Applied && effect.outlives_reboot());
     // What was there before us is asked once: a second time it would be our own.
     let mut handle = match journal.open_entry(&effect.id()) {
         Some(entry) if entry.boot_id == journal.boot_id() => entry.handle.clone(),
         _ => host.former(effect).await?,
     };
-    journal.record(effect, phase, Step::Intent, handle.clone()).map_err(failed)?;
+    journal.record_by(effect, phase, Step::Intent, handle.clone(), by).map_err(failed)?;
     let applied = async {
         #[cfg(feature = "failpoints")]
         failpoint::reach(effect, Change::Apply, Side::Before)?;
@@ -426,6 +521,10 @@ async fn apply(
             let took = started.elapsed();
             tracing::debug!(effect = %effect.id(), ?took, "applied");
             Ok(handle)
+        }
+        Err(error) if holds_data => {
+            journal.record_by(effect, phase, Step::Applied, handle, by).map_err(failed)?;
+            Err(error)
         }
         Err(error) => {
             if let Err(undo) = undo(host, journal, effect, phase, &handle).await {

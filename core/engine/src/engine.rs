@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
@@ -23,6 +23,7 @@ use crate::{
     flights::Flights,
     keys,
     ops::Operations,
+    ports::{Hooks, Names},
     reconcile::Recovery,
     taps::Taps,
     vm::cell::Cell,
@@ -83,6 +84,10 @@ pub struct Parts {
     pub vmm: Arc<dyn Vmm>,
     /// Host commands.
     pub runner: Arc<dyn Runner>,
+    /// Plugins.
+    pub hooks: Arc<dyn Hooks>,
+    /// The name service.
+    pub names: Arc<dyn Names>,
 }
 
 /// The engine. Clones share it.
@@ -99,6 +104,8 @@ pub(crate) struct Inner {
     pub(crate) host: Host,
     pub(crate) vmm: Arc<dyn Vmm>,
     pub(crate) runner: Arc<dyn Runner>,
+    pub(crate) hooks: Arc<dyn Hooks>,
+    pub(crate) names: Arc<dyn Names>,
     pub(crate) operations: Operations,
     pub(crate) events: EventLog,
     pub(crate) ledger: Ledger,
@@ -129,7 +136,7 @@ impl Engine {
     /// # Errors
     /// The store, the directories or the daemon's own key. A single VM that cannot be recovered is shown as failed and stops nothing.
     pub async fn start(parts: Parts) -> Result<Self, EngineError> {
-        let Parts { layout, settings, store, host, vmm, runner } = parts;
+        let Parts { layout, settings, store, host, vmm, runner, hooks, names } = parts;
         for (dir, mode) in [
             (layout.images(), 0o700),
             (layout.kernels(), 0o700),
@@ -169,6 +176,8 @@ impl Engine {
                 host,
                 vmm,
                 runner,
+                hooks,
+                names,
                 operations: Operations::default(),
                 events,
                 ledger,
@@ -295,6 +304,14 @@ impl Engine {
     /// The VM with this id.
     pub fn by_id(&self, id: &VmId) -> Option<Arc<Cell>> {
         self.cells().get(id).cloned()
+    }
+
+    /// What `look` finds in the VMs' names and addresses, in no order. Quick: it is asked for each question of the name service.
+    pub fn each_address<T>(&self, look: impl Fn(&str, Option<Ipv4Addr>) -> Option<T>) -> Vec<T> {
+        self.cells()
+            .values()
+            .filter_map(|cell| look(cell.name().as_str(), cell.with_record(|record| record.address)))
+            .collect()
     }
 
     /// All VMs, by name.

@@ -49,6 +49,27 @@ pub enum EngineError {
         /// The state's word.
         state: &'static str,
     },
+    /// A plugin says no, before anything was made.
+    #[error("plugin {plugin} does not allow it: {message}")]
+    Forbidden {
+        /// Which.
+        plugin: String,
+        /// Why.
+        message: String,
+        /// What it says can be done.
+        hint: Option<String>,
+    },
+    /// A plugin that is required failed.
+    #[error(transparent)]
+    Plugin(crate::ports::HookFailure),
+    /// A tool of the host that a plugin's manifest names.
+    #[error("the tool {} failed", program.display())]
+    Tool {
+        /// Which.
+        program: PathBuf,
+        /// How.
+        source: vm_host::RunError,
+    },
     /// Somebody cancelled the operation; it was undone.
     #[error("cancelled")]
     Cancelled,
@@ -246,6 +267,9 @@ impl EngineError {
             Self::Vmm(error) => error.hint(),
             Self::Shim(error) => error.hint(),
             Self::Guest { source, .. } => source.hint(),
+            Self::Forbidden { hint, .. } => hint.clone(),
+            Self::Plugin(failure) => failure.hint.clone(),
+            Self::Tool { .. } => Some("run it by hand to see why; a plugin's manifest names it".into()),
             Self::ShuttingDown => Some("start it again with `vm daemon start`".into()),
             Self::Cancelled | Self::Key { .. } | Self::Panicked { .. } => None,
         }

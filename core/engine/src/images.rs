@@ -3,10 +3,10 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use sha2::{Digest, Sha256};
+use vm_host::clock::unix_seconds;
 use vm_image::{ProgressSink, Reference, kernel, rootfs};
 use vm_locks::{Ctx, Unlocked};
 use vm_types::{
@@ -218,7 +218,7 @@ impl Engine {
             references: vec![reference.to_string()],
             size_bytes: built.size_bytes,
             used_bytes: built.used_bytes,
-            created_at: now(),
+            created_at: unix_seconds(),
             source,
         };
         self.inner.store.images().put(record.clone()).await?;
@@ -330,8 +330,13 @@ impl Engine {
         let installed = kernel::install(files, &inner.layout.kernels()).await?;
         let _catalogue = ctx.lock(&inner.catalogue).await;
         let default = inner.store.kernels().default().await?.is_none_or(|default| default.id == installed.id);
-        let record =
-            KernelRecord { id: installed.id, release: installed.release, source, created_at: now(), default };
+        let record = KernelRecord {
+            id: installed.id,
+            release: installed.release,
+            source,
+            created_at: unix_seconds(),
+            default,
+        };
         inner.store.kernels().put(record.clone()).await?;
         Ok(record)
     }
@@ -420,8 +425,4 @@ fn sink(context: &OpContext, prefix: &str) -> ProgressSink {
     Arc::new(move |progress| {
         context.progress(format!("{prefix}{}", progress.stage), progress.done, progress.total);
     })
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -22,12 +22,11 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
-use vm_host::files;
-use vm_types::{Effect, EffectId, Handle};
+use vm_host::{clock::unix_seconds, files};
+use vm_types::{Effect, EffectId, Handle, plan::RefName};
 
 /// Of `handles.json`. A newer one is not read.
 const HANDLES_VERSION: u32 = 1;
@@ -74,6 +73,33 @@ pub struct Entry {
     pub handle: Handle,
     /// The host boot of its last step.
     pub boot_id: String,
+    /// The plugin that planned it; none where the core did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<By>,
+}
+
+/// Who planned an effect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct By {
+    /// The plugin's name.
+    pub plugin: String,
+    /// What the plugin calls it in later hooks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<RefName>,
+    /// It stays when everything else is undone: only a person removes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
+}
+
+impl Entry {
+    /// What the reference to it stands for.
+    pub fn value(&self) -> Option<String> {
+        match (&self.effect, &self.handle) {
+            (_, Handle::Value { value }) => Some(value.clone()),
+            (Effect::Disk { path, .. } | Effect::File { path, .. }, _) => Some(path.display().to_string()),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -199,7 +225,23 @@ impl Journal {
     /// # Errors
     /// Writing; an [`Step::Intent`] is then void, and what it announces must not be done.
     pub fn record(&mut self, effect: &Effect, phase: Phase, step: Step, handle: Handle) -> io::Result<()> {
-        let entry = Entry { effect: effect.clone(), phase, step, handle, boot_id: self.boot_id.clone() };
+        self.record_by(effect, phase, step, handle, None)
+    }
+
+    /// [`Self::record`] of an effect that a plugin planned. Later steps need not say so again.
+    ///
+    /// # Errors
+    /// As of [`Self::record`].
+    pub fn record_by(
+        &mut self,
+        effect: &Effect,
+        phase: Phase,
+        step: Step,
+        handle: Handle,
+        by: Option<&By>,
+    ) -> io::Result<()> {
+        let boot_id = self.boot_id.clone();
+        let entry = Entry { effect: effect.clone(), phase, step, handle, boot_id, by: by.cloned() };
         let line = line(&entry)?;
         if step != Step::Intent {
             fold(&mut self.entries, entry.clone());
@@ -321,8 +363,8 @@ impl Fold {
 
 /// A step as it is written.
 fn line(entry: &Entry) -> io::Result<Vec<u8>> {
-    let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let mut line = serde_json::to_vec(&Line { at, id: entry.effect.id(), entry: entry.clone() })?;
+    let mut line =
+        serde_json::to_vec(&Line { at: unix_seconds(), id: entry.effect.id(), entry: entry.clone() })?;
     line.push(b'\n');
     Ok(line)
 }
@@ -338,7 +380,8 @@ fn fold(entries: &mut Vec<Entry>, new: Entry) {
             let known = &entries[index];
             let keep = new.handle == Handle::None && known.boot_id == new.boot_id;
             let handle = if keep { known.handle.clone() } else { new.handle };
-            entries[index] = Entry { handle, ..new };
+            let by = new.by.or_else(|| known.by.clone());
+            entries[index] = Entry { handle, by, ..new };
         }
         (_, None) => entries.push(new),
     }

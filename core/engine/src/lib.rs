@@ -22,6 +22,7 @@ pub mod journal;
 mod keys;
 mod network;
 pub mod ops;
+pub mod ports;
 pub mod reconcile;
 mod taps;
 pub mod vm;

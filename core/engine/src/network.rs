@@ -1,7 +1,7 @@
 //! The daemon's network as a whole: subnet, bridge, firewall, forwarding. Made when the first VM needs it, looked after at each
 //! start, taken down when the daemon ends and no VM is up.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
 use vm_locks::{Ctx, Unlocked};
@@ -9,12 +9,17 @@ use vm_types::Effect;
 
 use crate::{Engine, EngineError, engine::SubnetChoice, journal::Phase, vm::cell::Cell};
 
+/// The name service's port (RFC 1035, section 4.2).
+const DNS: u16 = 53;
+
 /// The network as a VM sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct Network {
     pub(crate) subnet: Ipv4Net,
     pub(crate) gateway: Ipv4Addr,
     pub(crate) resolvers: Vec<IpAddr>,
+    /// Domains that guests may leave out.
+    pub(crate) search: Vec<String>,
     /// The uplink's, where it is smaller than the usual one: a guest that sends larger packets would lose them.
     pub(crate) mtu: Option<u32>,
 }
@@ -45,7 +50,8 @@ impl Engine {
     pub(crate) async fn free_address(&self) -> Result<Ipv4Addr, EngineError> {
         let subnet = self.subnet().await?;
         let gateway = gateway(subnet)?;
-        let taken = self.inner.store.vms().addresses_in_use().await?;
+        // All are here: a VM is published under the create lock too.
+        let taken = self.each_address(|_, address| address);
         vm_net::addresses::next_free(subnet, gateway, &taken).ok_or_else(|| exhausted(subnet))
     }
 
@@ -92,8 +98,11 @@ impl Engine {
         let address = Ipv4Net::new(gateway, subnet.prefix_len()).map_err(|_| exhausted(subnet))?;
         let effects = [
             Effect::Bridge { name: bridge.clone(), address },
-            Effect::Firewall { table: vm_net::names::table_name(&inner.instance), bridge, subnet },
-            Effect::Sysctl { key: "net/ipv4/ip_forward".into(), value: "1".into() },
+            Effect::Firewall {
+                table: vm_net::names::table_name(&inner.instance),
+                bridge: bridge.clone(),
+                subnet,
+            },
         ];
         let in_place = async {
             for effect in effects {
@@ -104,12 +113,37 @@ impl Engine {
         // Cancel-safe: effects go on in tasks of their own.
         let (in_place, mtu) = tokio::join!(in_place, inner.host.net.guest_mtu());
         in_place?;
-        let resolvers = if inner.settings.resolvers.is_empty() {
-            vm_net::resolvers()?.into_iter().map(IpAddr::V4).collect()
-        } else {
-            inner.settings.resolvers.clone()
+        let (resolvers, search) = match inner.names.bridge_up(gateway, subnet).await {
+            Some(served) => {
+                self.tell_host_of_names(ctx, bridge, gateway).await;
+                (served.servers, served.search)
+            }
+            None if inner.settings.resolvers.is_empty() => {
+                (vm_net::resolvers()?.into_iter().map(IpAddr::V4).collect(), Vec::new())
+            }
+            None => (inner.settings.resolvers.clone(), Vec::new()),
         };
-        Ok(Network { subnet, gateway, resolvers, mtu: mtu? })
+        Ok(Network { subnet, gateway, resolvers, search, mtu: mtu? })
+    }
+
+    /// Has the host's own resolver ask our name service about our domains. A host where that fails works without.
+    async fn tell_host_of_names<L: vm_locks::Level>(
+        &self,
+        ctx: &mut Ctx<L>,
+        bridge: String,
+        gateway: Ipv4Addr,
+    ) where
+        vm_locks::Journal: vm_locks::LockAfter<L>,
+    {
+        let domains = self.inner.names.domains();
+        if domains.is_empty() {
+            return;
+        }
+        let server = SocketAddr::new(gateway.into(), DNS);
+        let effect = Effect::LinkDns { link: bridge, server, domains };
+        if let Err(error) = self.inner.host_scope.apply(ctx, effect, Phase::Host).await {
+            tracing::warn!(error = %error.chain(), "the host's resolver was not told of the VMs' names");
+        }
     }
 
     /// Takes the network down unless a VM that is up, or may be, stands on it.
@@ -118,6 +152,9 @@ impl Engine {
         {
             let mut one_at_a_time = ctx.lock(&self.inner.network).await;
             if !self.all().iter().any(|cell| cell.live().is_some() && cell.record().address.is_some()) {
+                if let Ok(gateway) = self.subnet().await.and_then(gateway) {
+                    self.inner.names.bridge_down(gateway).await;
+                }
                 return self.inner.host_scope.unwind(one_at_a_time.ctx(), Phase::Host).await;
             }
         }

@@ -16,7 +16,6 @@ use std::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::watch;
@@ -24,6 +23,7 @@ use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
+use vm_host::clock::unix_seconds;
 use vm_locks::{Ctx, LockTable, Origin, Unlocked};
 use vm_types::{
     OperationId, VmId, VmName,
@@ -165,7 +165,7 @@ impl State {
 
     fn end(&mut self, status: Status) {
         self.now.status = status;
-        self.now.ended_at = Some(seconds());
+        self.now.ended_at = Some(unix_seconds());
         self.version += 1;
     }
 }
@@ -397,7 +397,7 @@ impl Operations {
             table.last += 1;
             let id = OperationId(table.last);
             let status = Status::Running(queued.clone());
-            let now = Snapshot { id, kind, subject, begun_at: seconds(), ended_at: None, status };
+            let now = Snapshot { id, kind, subject, begun_at: unix_seconds(), ended_at: None, status };
             let state = State { now, stages: VecDeque::from([queued]), reached: 1, version: 0 };
             let entry = Arc::new(Entry {
                 id,
@@ -506,10 +506,6 @@ impl Operations {
 /// A work's task ends without a result only where the runtime itself ends.
 fn vanished() -> EngineError {
     EngineError::Panicked { detail: "its task vanished".into() }
-}
-
-fn seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

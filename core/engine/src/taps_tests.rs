@@ -1,6 +1,6 @@
 use std::{sync::Arc, time::Duration};
 
-use vm_disk::{FakeCow, Files};
+use vm_disk::FakeCow;
 use vm_net::FakeNet;
 use vm_types::{
     Layout, VmId,
@@ -11,6 +11,7 @@ use super::*;
 use crate::{
     Parts, Settings, SubnetChoice,
     effects::{FakeShims, Host},
+    ports::{NoHooks, NoNames},
 };
 
 const SIZE: usize = 2;
@@ -27,12 +28,9 @@ async fn bench() -> Bench {
     let layout = Layout { run: root.join("run"), state: root.join("state"), config: root.join("config") };
     std::fs::create_dir_all(&layout.state).unwrap();
     let net = Arc::new(FakeNet::new());
-    let host = Host {
-        net: net.clone(),
-        cow: Arc::new(FakeCow::new()),
-        files: Files::new([root.to_owned()]),
-        shims: Arc::new(FakeShims::new()),
-    };
+    let runner = Arc::new(vm_host::HostRunner);
+    let (cow, shims) = (Arc::new(FakeCow::new()), Arc::new(FakeShims::new()));
+    let host = Host::new(net.clone(), cow, shims, [root.to_owned()], runner.clone());
     let settings = Settings {
         default_image: "debian:bookworm".into(),
         default_cpus: 1,
@@ -50,8 +48,9 @@ async fn bench() -> Bench {
     };
     let store = vm_store::Store::open(&layout.database()).unwrap();
     let vmm = Arc::new(vm_vmm::FakeDriver::new("/nonexistent", []));
-    let runner = Arc::new(vm_host::HostRunner);
-    let engine = Engine::start(Parts { layout, settings, store, host, vmm, runner }).await.unwrap();
+    let (hooks, names) = (Arc::new(NoHooks), Arc::new(NoNames));
+    let parts = Parts { layout, settings, store, host, vmm, runner, hooks, names };
+    let engine = Engine::start(parts).await.unwrap();
     Bench { _dir: dir, net, engine }
 }
 

@@ -15,12 +15,14 @@ mod delete;
 pub(crate) mod ended;
 mod expire;
 mod guest;
+mod hooks;
+mod planned;
 pub mod prune;
+mod replan;
 pub(crate) mod start;
 pub mod state;
 mod stop;
 
-/// Seconds since the Unix epoch.
-pub(crate) fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
+pub use hooks::HookReport;
+pub use replan::Answer;
+pub(crate) use vm_host::clock::unix_seconds as now;

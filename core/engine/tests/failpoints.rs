@@ -13,7 +13,7 @@ use std::{
 };
 
 use strum::VariantArray;
-use vm_disk::{FakeCow, Files};
+use vm_disk::FakeCow;
 use vm_engine::{
     EngineError,
     effects::{FakeShims, Host, Scope},
@@ -21,7 +21,10 @@ use vm_engine::{
 };
 use vm_locks::LockTable;
 use vm_net::FakeNet;
-use vm_types::{Effect, EffectKind, Handle, Layout, Observed, VmId};
+use vm_types::{
+    Effect, EffectKind, Handle, Layout, Observed, VmId,
+    plan::{Answer, Chain, Condition, Protocol, Rule, Transport},
+};
 
 const POINTS: [&str; 4] = ["apply.before", "apply.after", "undo.before", "undo.after"];
 
@@ -49,12 +52,8 @@ impl Bench {
 fn bench() -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
-    let host = Host {
-        net: Arc::new(FakeNet::new()),
-        cow: Arc::new(FakeCow::new()),
-        files: Files::new([root.to_owned()]),
-        shims: Arc::new(FakeShims::new()),
-    };
+    let (net, cow, shims) = (Arc::new(FakeNet::new()), Arc::new(FakeCow::new()), Arc::new(FakeShims::new()));
+    let host = Host::new(net, cow, shims, [root.to_owned()], Arc::new(vm_host::HostRunner));
     let layout = Layout { run: root.join("run"), state: root.join("state"), config: root.join("config") };
     std::fs::create_dir_all(layout.journals()).unwrap();
     let id: VmId = "0123456789ab".parse().unwrap();
@@ -80,16 +79,63 @@ fn sample(kind: EffectKind, dir: &Path) -> Effect {
         EffectKind::Sysctl => Effect::Sysctl { key: "net/ipv4/ip_forward".into(), value: "1".into() },
         EffectKind::Bridge => Effect::Bridge { name: bridge, address: "10.9.0.1/24".parse().unwrap() },
         EffectKind::Firewall => Effect::Firewall { table: "vmd_aaaa".into(), bridge, subnet },
+        EffectKind::Rules => Effect::Rules {
+            table: "vmd_aaaa".into(),
+            bridge,
+            owner: "0123456789ab/p".into(),
+            address: None,
+            rules: vec![Rule {
+                chain: Chain::Forward,
+                conditions: vec![Condition::Protocol(Protocol::Tcp)],
+                answer: Answer::Accept,
+            }],
+        },
+        EffectKind::Port => Effect::Port {
+            table: "vmd_aaaa".into(),
+            bridge,
+            owner: "0123456789ab/p/web".into(),
+            protocol: Transport::Tcp,
+            host: "127.0.0.1:18080".parse().unwrap(),
+            guest: "10.9.0.2:80".parse().unwrap(),
+        },
+        EffectKind::LinkDns => Effect::LinkDns {
+            link: bridge,
+            server: "10.9.0.1:53".parse().unwrap(),
+            domains: vec!["vm".into()],
+        },
+        EffectKind::NameRecord => Effect::NameRecord {
+            owner: "0123456789ab/p".into(),
+            name: "web.vm".into(),
+            record_type: 1,
+            ttl_seconds: 5,
+            data: "10.9.0.2".into(),
+        },
+        EffectKind::Disk => {
+            Effect::Disk { path: dir.join("plugin.img"), size_bytes: 1 << 20, filesystem: None }
+        }
+        EffectKind::Tool => {
+            let script = |verb| vec!["-c".to_owned(), format!("{verb} \"$0\""), tool_file(dir)];
+            let (arguments, undo) = (script("touch"), script("rm -f"));
+            Effect::Tool { owner: "0123456789ab/p/t".into(), program: "/bin/sh".into(), arguments, undo }
+        }
         EffectKind::Tap => Effect::Tap { name: "vtaaaa0001".into(), bridge },
         EffectKind::Shim => Effect::Shim { run_dir: dir.join("run"), spec: dir.join("spec") },
     }
 }
 
+fn tool_file(dir: &Path) -> String {
+    dir.join("tool").display().to_string()
+}
+
 /// What it stands on.
 async fn ground(bench: &Bench, kind: EffectKind) {
-    if kind == EffectKind::Tap {
-        let bridge = sample(EffectKind::Bridge, bench.dir.path());
-        bench.apply(bridge, Phase::Host).await.unwrap();
+    let below: &[EffectKind] = match kind {
+        EffectKind::Tap | EffectKind::LinkDns => &[EffectKind::Bridge],
+        EffectKind::Rules | EffectKind::Port => &[EffectKind::Bridge, EffectKind::Firewall],
+        _ => &[],
+    };
+    for &kind in below {
+        bench.apply(sample(kind, bench.dir.path()), Phase::Host).await.unwrap();
     }
 }
 
@@ -99,6 +145,10 @@ fn point(kind: EffectKind, point: &str) -> String {
 }
 
 async fn present(bench: &Bench, effect: &Effect) -> bool {
+    if matches!(effect, Effect::Tool { .. }) {
+        // Nothing but what it did tells that it was run.
+        return Path::new(&tool_file(bench.dir.path())).exists();
+    }
     matches!(bench.host.observe(effect).await.unwrap(), Observed::Present(_))
 }
 

@@ -4,11 +4,12 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use vm_disk::{FakeCow, Files};
+use vm_disk::FakeCow;
 use vm_engine::{
     Engine, Parts, Settings, SubnetChoice,
     effects::{FakeShims, Host, Scope, Shims},
     journal::Phase,
+    ports::{NoHooks, NoNames},
 };
 use vm_host::HostRunner;
 use vm_locks::LockTable;
@@ -53,12 +54,8 @@ impl Bench {
     }
 
     fn host(&self) -> Host {
-        Host {
-            net: self.net.clone(),
-            cow: self.cow.clone(),
-            files: Files::new([self.dir.path().to_owned()]),
-            shims: self.shims.clone(),
-        }
+        let (net, cow, shims) = (self.net.clone(), self.cow.clone(), self.shims.clone());
+        Host::new(net, cow, shims, [self.dir.path().to_owned()], Arc::new(HostRunner))
     }
 
     async fn store(&self) -> Store {
@@ -107,7 +104,8 @@ impl Bench {
         let vmm = Arc::new(FakeDriver::new("/nonexistent", []));
         let runner = Arc::new(HostRunner);
         let layout = self.layout();
-        Engine::start(Parts { layout, settings, store, host: self.host(), vmm, runner }).await.unwrap()
+        let (host, hooks, names) = (self.host(), Arc::new(NoHooks), Arc::new(NoNames));
+        Engine::start(Parts { layout, settings, store, host, vmm, runner, hooks, names }).await.unwrap()
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! It decides nothing and keeps no state.
 
+pub mod clock;
 pub mod files;
 pub mod process;
 pub mod run;

@@ -42,6 +42,10 @@ pub enum EventKind {
     VmExpired,
     /// It was deleted.
     VmDeleted,
+    /// A plugin that is not required failed, and was left out.
+    PluginFailed,
+    /// A plugin came, went or was changed.
+    PluginsChanged,
     /// An image or a kernel came or went.
     CatalogueChanged,
     /// Not in the log: told to a follower that was too slow, in place of what it missed.

@@ -63,6 +63,22 @@ impl Layout {
     pub fn kernel(&self, id: &KernelId) -> PathBuf {
         self.kernels().join(id.as_str())
     }
+    /// Directory of plugins: one each, with what is installed and what it keeps.
+    pub fn plugins(&self) -> PathBuf {
+        self.state.join("plugins")
+    }
+    /// A plugin's disks and files that outlive VMs.
+    pub fn plugin_kept(&self, plugin: &str) -> PathBuf {
+        self.plugins().join(plugin).join("kept")
+    }
+    /// A plugin's disks and files that live as long as a VM.
+    pub fn plugin_vm(&self, plugin: &str, id: &VmId) -> PathBuf {
+        self.plugins().join(plugin).join("vms").join(id.as_str())
+    }
+    /// A plugin's disks and files that live as long as a VM's run.
+    pub fn plugin_run(&self, plugin: &str, id: &VmId) -> PathBuf {
+        self.plugins().join(plugin).join("runs").join(id.as_str())
+    }
     /// Half-made things; emptied when the daemon starts.
     pub fn scratch(&self) -> PathBuf {
         self.state.join("scratch")

@@ -19,7 +19,7 @@ pub mod shim;
 pub mod vm;
 
 pub use effect::{Effect, EffectId, EffectKind, Handle, Layer, Observed, ProcessRef};
-pub use hook::Hook;
 pub use event::{Event, EventKind};
+pub use hook::Hook;
 pub use id::{ImageDigest, InstanceId, KernelId, OperationId, VmId, VmName};
 pub use layout::{Layout, VmPaths};

@@ -25,6 +25,9 @@ pub struct MachineSpec {
     pub drives: Vec<Drive>,
     /// Network interfaces.
     pub nics: Vec<Nic>,
+    /// A vsock device with this context id (vsock(7)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_cid: Option<u32>,
 }
 
 /// A raw disk image attached as a virtio block device.

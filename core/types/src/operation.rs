@@ -37,6 +37,8 @@ pub enum OperationKind {
     ImageImport,
     /// `kernel.import`
     KernelImport,
+    /// `plugin.configure` and `plugin.remove`, as far as VMs have to do with it
+    PluginChange,
     /// Something that only a newer daemon does.
     #[serde(other)]
     Other,

@@ -44,6 +44,7 @@ fn place() -> Place {
             read_only: false,
         }],
         nics: Vec::new(),
+        vsock_cid: None,
     };
     Place { _dir: dir, paths, machine }
 }

@@ -41,6 +41,7 @@ impl Fake {
             kernel_args: Vec::new(),
             drives: Vec::new(),
             nics: Vec::new(),
+            vsock_cid: None,
         };
         let driver = FakeDriver::new(env!("CARGO_BIN_EXE_vm-fake-vmm"), []).with_behaviour(behaviour);
         Self { _dir: dir, driver, paths, machine }

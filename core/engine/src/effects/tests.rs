@@ -22,12 +22,8 @@ struct Bench {
 fn bench() -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let net = Arc::new(FakeNet::new());
-    let host = Host {
-        net: net.clone(),
-        cow: Arc::new(FakeCow::new()),
-        files: Files::new([dir.path().to_owned()]),
-        shims: Arc::new(FakeShims::new()),
-    };
+    let (cow, shims) = (Arc::new(FakeCow::new()), Arc::new(FakeShims::new()));
+    let host = Host::new(net.clone(), cow, shims, [dir.path().to_owned()], Arc::new(vm_host::HostRunner));
     Bench { dir, net, host }
 }
 

@@ -285,6 +285,9 @@ impl Engine {
         let (cpus, memory_mib) = machine
             .map_or((record.spec.cpus, record.spec.memory_mib), |machine| (machine.cpus, machine.memory_mib));
         let live = Live { shim, vmm, since, cpus, memory_mib };
+        for entry in cell.scope.entries(ctx).await {
+            self.inner.host.names.add(&entry.effect);
+        }
         let paused = match self.inner.vmm.pause() {
             Some(pause) => pause.is_paused(&paths).await.unwrap_or(false),
             None => false,

@@ -20,7 +20,7 @@ fn entry(effect: Effect, phase: Phase, step: Step, boot: &str) -> Entry {
         }
         _ => Handle::None,
     };
-    Entry { effect, phase, step, handle, boot_id: boot.to_owned() }
+    Entry { effect, phase, step, handle, boot_id: boot.to_owned(), by: None }
 }
 
 fn run_directory(vm: &VmId) -> Effect {

@@ -1,7 +1,5 @@
 //! What a returning daemon has found and done, for people.
 
-use std::time::SystemTime;
-
 /// What was done to bring host and records together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recovery {
@@ -25,8 +23,7 @@ pub struct Recovery {
 
 impl Recovery {
     pub(super) fn new() -> Self {
-        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        Self { at, ..Self::default() }
+        Self { at: vm_host::clock::unix_seconds(), ..Self::default() }
     }
 
     /// Whether all was as it should be.

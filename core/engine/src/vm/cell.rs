@@ -8,7 +8,7 @@ use std::{
     ops::{Deref, DerefMut},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -166,6 +166,8 @@ pub struct Cell {
     gone: CancellationToken,
     restarts: AtomicU32,
     killers: AtomicU32,
+    /// What is wanted of it is known here and could not be written down.
+    unwritten: AtomicBool,
 }
 
 /// The right to change what is known of a VM; guarded by the VM's lock.
@@ -190,7 +192,13 @@ impl Cell {
             gone: CancellationToken::new(),
             restarts: AtomicU32::new(0),
             killers: AtomicU32::new(0),
+            unwritten: AtomicBool::new(false),
         }
+    }
+
+    /// Notes whether what is wanted of it could be written down; says whether it could before.
+    pub(crate) fn written(&self, now: bool) -> bool {
+        !self.unwritten.swap(!now, Ordering::Relaxed)
     }
 
     /// Its id.

@@ -56,6 +56,7 @@ const SECONDS_MAX: u64 = 100 * 365 * 24 * 3600;
 
 /// Image and kernel are at hand and all is decided; nothing was made.
 struct Settled {
+    id: VmId,
     spec: VmSpec,
     /// Until the VM itself is found by whoever counts.
     _room: Reservation,
@@ -169,7 +170,13 @@ impl Settled {
                 .filter(|seconds| *seconds > 0)
                 .map(|ttl| now().saturating_add(ttl)),
         };
-        Ok(Self { spec, _room: room })
+        let id: VmId = keys::random_hex(6)?
+            .parse()
+            .map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })?;
+        // Asked now, and once more at each start: nothing is made of what must not be.
+        let facts = engine.facts_of(&id, &spec, None).await?;
+        engine.preflight(ctx, &facts, "create").await?;
+        Ok(Self { id, spec, _room: room })
     }
 
     /// Gives the VM its id and address and writes it down as begun.
@@ -184,11 +191,8 @@ impl Settled {
             NetworkMode::Nat => Some(engine.free_address().await?),
             NetworkMode::None => None,
         };
-        let id: VmId = keys::random_hex(6)?
-            .parse()
-            .map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })?;
         let record = VmRecord {
-            id,
+            id: self.id,
             spec: self.spec,
             address,
             created_at: now(),

@@ -101,9 +101,11 @@ impl Engine {
         self.note_off(ctx, cell).await;
         unwound?;
         cell.scope.unwind(ctx, Phase::Create).await?;
+        self.clean_up(ctx, cell, "deleted").await;
         cell.scope.close(ctx).await?;
         let mut writer = cell.lock(ctx).await;
         self.inner.store.vms().delete(cell.id()).await?;
+        self.inner.hooks.forget(cell.id()).await;
         cell.set_gone(&mut writer);
         self.cells().remove(cell.id());
         Ok(())

@@ -23,6 +23,7 @@ pub(super) struct Place {
     pub(super) address: Ipv4Addr,
     pub(super) mac: String,
     pub(super) resolvers: Vec<IpAddr>,
+    pub(super) search: Vec<String>,
     pub(super) mtu: Option<u32>,
 }
 
@@ -60,7 +61,7 @@ pub(super) fn config(
             .into_iter()
             .collect(),
         resolvers: place.map(|place| place.resolvers.clone()).unwrap_or_default(),
-        search: Vec::new(),
+        search: place.map(|place| place.search.clone()).unwrap_or_default(),
         hosts: vec![HostsEntry {
             // Debian's convention (hostname resolution without a permanent address) where there is no network.
             address: place.map_or(Ipv4Addr::new(127, 0, 1, 1), |place| place.address).into(),

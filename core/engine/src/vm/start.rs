@@ -7,7 +7,7 @@ use vm_locks::{Ctx, Unlocked};
 use vm_shim::ControlError;
 use vm_types::{
     Effect, EventKind, Handle, OperationId, ProcessRef, VmPaths,
-    guest::control::Phase as GuestPhase,
+    guest::{config::GuestConfig, control::Phase as GuestPhase},
     machine::{Drive, MachineSpec, Nic},
     operation::OperationKind,
     shim::{GuestEnd, ShimSpec},
@@ -18,9 +18,12 @@ use super::{
     cell::{Activity, Admitted, Cell, Live, Reserved},
     guest::{self, Place, ROOT_SERIAL},
     now,
+    planned::Extras,
     state::{Request, Verdict},
 };
-use crate::{Engine, EngineError, journal::Phase, keys, ops::OpContext};
+use crate::{
+    Engine, EngineError, admission::Reservation, journal::Phase, keys, network::Network, ops::OpContext,
+};
 
 /// How much of the console an error carries.
 const TAIL_BYTES: u64 = 2048;
@@ -28,11 +31,16 @@ const TAIL_BYTES: u64 = 2048;
 /// The VM's place on the host is made: run directory, network, tap, initramfs.
 struct Placed {
     nics: Vec<Nic>,
+    extras: Extras,
+    /// For what a plugin wants above the specification.
+    memory: Option<Reservation>,
 }
 
 /// Shim and VMM run.
 struct Launched {
     live: Live,
+    extras: Extras,
+    _memory: Option<Reservation>,
 }
 
 impl Engine {
@@ -81,6 +89,8 @@ impl Engine {
         }
         // A refusal is no failure of the VM: it stays as it was.
         let _memory = self.admit_start(cell)?;
+        let facts = self.vm_facts(cell).await?;
+        context.cancellable(self.preflight(ctx, &facts, "start")).await?;
         // Leftovers of a former run that could not be undone then.
         cell.scope.unwind(ctx, Phase::Start).await?;
         let up = async {
@@ -107,6 +117,7 @@ impl Engine {
                     // The next start, or the deletion, tries again.
                     tracing::warn!(vm = %cell.name(), error = %undo.chain(), "its start could not be undone");
                 }
+                self.clean_up(ctx, cell, "start-failed").await;
                 if !matches!(error, EngineError::Cancelled) {
                     self.note_failure(ctx, cell, FailedAt::Start, &error).await;
                 }
@@ -124,14 +135,16 @@ impl Engine {
         context.progress("starting", 0, None);
         let launched = Placed::new(self, ctx, cell).await?.launch(self, ctx, cell).await?;
         context.progress("booting", 0, None);
-        launched.wait(self, ctx, cell).await
+        let (live, extras) = launched.wait(self, ctx, cell).await?;
+        self.post_start(ctx, cell, live, &extras.made_up, context).await?;
+        Ok(live)
     }
 }
 
 impl Placed {
     async fn new(engine: &Engine, ctx: &mut Ctx<Unlocked>, cell: &Cell) -> Result<Self, EngineError> {
         let paths = cell.paths();
-        let network = match cell.with_record(|record| record.address) {
+        let mut network = match cell.with_record(|record| record.address) {
             Some(_) => {
                 let network = engine.ensure_network(ctx).await?;
                 engine.move_into(ctx, cell, network.subnet).await?;
@@ -141,28 +154,23 @@ impl Placed {
         };
         let record = cell.record();
         let initramfs = engine.initramfs_base(ctx, &record.spec.kernel).await?;
-        let place = record.address.zip(network).map(|(address, network)| Place {
-            subnet: network.subnet,
-            gateway: network.gateway,
-            address,
-            mac: vm_net::names::mac_for(address),
-            resolvers: network.resolvers,
-            mtu: network.mtu,
-        });
+        let facts = engine.vm_facts(cell).await?;
+        let plans = engine.ask_for_plans(ctx, cell, &facts).await?;
+        let mut extras = engine.apply_plans(ctx, cell, &facts, &mut network, plans).await?;
+        let memory = match extras.memory_mib > record.spec.memory_mib {
+            true => Some(engine.admit_memory(cell, extras.memory_mib)?),
+            false => None,
+        };
         cell.scope
             .apply(ctx, Effect::Directory { path: paths.run.clone(), mode: 0o711 }, Phase::Start)
             .await?;
         let mut nics = Vec::new();
-        if let Some(place) = &place {
-            let name = engine.take_tap(ctx, cell).await?;
-            nics.push(Nic { tap: name, mac: place.mac.clone() });
+        if let Some(address) = record.address {
+            let tap = engine.take_tap(ctx, cell).await?;
+            nics.push(Nic { tap, mac: vm_net::names::mac_for(address) });
         }
-        let host_key = std::fs::read_to_string(paths.host_key()).map_err(|error| EngineError::Key {
-            action: "read",
-            path: paths.host_key(),
-            source: Box::new(error),
-        })?;
-        let config = guest::config(&record, place.as_ref(), host_key, &engine.inner.client_public_key);
+        let mut config = engine.guest_config(cell, network)?;
+        extras.extend_guest(&mut config);
         let segment = Effect::AppendedFile {
             path: paths.initramfs(),
             mode: 0o600,
@@ -172,7 +180,7 @@ impl Placed {
             })?,
         };
         cell.scope.apply(ctx, segment, Phase::Start).await?;
-        Ok(Self { nics })
+        Ok(Self { nics, extras, memory })
     }
 
     async fn launch(
@@ -182,7 +190,9 @@ impl Placed {
         cell: &Cell,
     ) -> Result<Launched, EngineError> {
         let (record, paths) = (cell.record(), cell.paths());
-        let machine = engine.machine(&record, &paths, self.nics);
+        let Self { nics, mut extras, memory } = self;
+        let mut machine = engine.machine(&record, &paths, nics);
+        extras.extend_machine(&mut machine);
         let (cpus, memory_mib) = (machine.cpus, machine.memory_mib);
         let spec = ShimSpec {
             vm: record.id.clone(),
@@ -203,13 +213,19 @@ impl Placed {
         let Handle::Processes { shim, vmm, .. } = cell.scope.apply(ctx, shim, Phase::Start).await? else {
             return Err(EngineError::Panicked { detail: "a started shim has no processes".into() });
         };
-        Ok(Launched { live: Live { shim, vmm, since: now(), cpus, memory_mib } })
+        let live = Live { shim, vmm, since: now(), cpus, memory_mib };
+        Ok(Launched { live, extras, _memory: memory })
     }
 }
 
 impl Launched {
     /// Waits until the guest's agent answers; no lock is held meanwhile.
-    async fn wait(self, engine: &Engine, _: &mut Ctx<Unlocked>, cell: &Cell) -> Result<Live, EngineError> {
+    async fn wait(
+        self,
+        engine: &Engine,
+        _: &mut Ctx<Unlocked>,
+        cell: &Cell,
+    ) -> Result<(Live, Extras), EngineError> {
         let paths = cell.paths();
         let limit = engine.inner.settings.start_timeout;
         let Live { shim, vmm, .. } = self.live;
@@ -221,7 +237,7 @@ impl Launched {
                 Err(died(&paths))
             }
             ready = agent_ready(&paths, limit) => match ready {
-                Ok(()) => Ok(Live { since: now(), ..self.live }),
+                Ok(()) => Ok((Live { since: now(), ..self.live }, self.extras)),
                 Err(ControlError::NotRunning { .. }) => {
                     // The shim closes its sockets only when the VMM has ended.
                     ended(vmm, shim).await?;
@@ -238,6 +254,30 @@ impl Launched {
 }
 
 impl Engine {
+    /// What a guest is told, without what plugins add.
+    pub(super) fn guest_config(
+        &self,
+        cell: &Cell,
+        network: Option<Network>,
+    ) -> Result<GuestConfig, EngineError> {
+        let (record, paths) = (cell.record(), cell.paths());
+        let place = record.address.zip(network).map(|(address, network)| Place {
+            subnet: network.subnet,
+            gateway: network.gateway,
+            address,
+            mac: vm_net::names::mac_for(address),
+            resolvers: network.resolvers,
+            search: network.search,
+            mtu: network.mtu,
+        });
+        let host_key = std::fs::read_to_string(paths.host_key()).map_err(|error| EngineError::Key {
+            action: "read",
+            path: paths.host_key(),
+            source: Box::new(error),
+        })?;
+        Ok(guest::config(&record, place.as_ref(), host_key, &self.inner.client_public_key))
+    }
+
     fn machine(&self, record: &VmRecord, paths: &VmPaths, nics: Vec<Nic>) -> MachineSpec {
         MachineSpec {
             vm: record.id.clone(),
@@ -248,6 +288,7 @@ impl Engine {
             kernel_args: Vec::new(),
             drives: vec![Drive { serial: ROOT_SERIAL.into(), path: paths.disk(), read_only: false }],
             nics,
+            vsock_cid: None,
         }
     }
 

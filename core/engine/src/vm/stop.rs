@@ -83,7 +83,13 @@ impl Engine {
                     let _memory = engine.admit_start(&cell)?;
                     // From here on it is to be up, also if it was not, and whoever may have to go on with it.
                     engine.wish(ctx, &cell, true).await;
-                    engine.bring_down(ctx, &cell, grace, true, &context).await?;
+                    if let Err(error) = engine.bring_down(ctx, &cell, grace, true, &context).await {
+                        // Nobody will start it again, so it must not be said that somebody does.
+                        if !engine.operations().closed() {
+                            engine.wish(ctx, &cell, cell.live().is_some()).await;
+                        }
+                        return Err(error);
+                    }
                     if let Err(error) = engine.start_reserved(ctx, &reserved, &context).await {
                         engine.try_again(ctx, reserved, &error, &context).await;
                         return Err(error);
@@ -210,7 +216,9 @@ impl Engine {
         wanted: bool,
     ) {
         let mut writer = cell.lock(ctx).await;
-        if cell.with_record(|record| record.wanted_running == wanted && record.failure == failure) {
+        let known = cell.with_record(|record| record.wanted_running == wanted && record.failure == failure);
+        // One that could not be written before is tried again, whatever is known here.
+        if cell.written(true) && known {
             return;
         }
         writer.change_record(|record| {
@@ -218,6 +226,7 @@ impl Engine {
             record.failure = failure.clone();
         });
         if let Err(error) = self.inner.store.vms().set_ended(cell.id(), wanted, failure).await {
+            cell.written(false);
             tracing::warn!(vm = %cell.name(), %error, "what is to become of it could not be written down");
         }
     }
@@ -236,6 +245,7 @@ impl Engine {
         self.note_end(ctx, cell, failure, wanted).await;
         let unwound = self.unwind_run(ctx, cell).await;
         self.note_off(ctx, cell).await;
+        self.clean_up(ctx, cell, "stopped").await;
         if let Err(error) = &unwound {
             self.note_end(ctx, cell, Some((FailedAt::Stop, error.chain())), wanted).await;
         }

@@ -52,7 +52,8 @@ pub struct GuestConfig {
     /// Kernel modules to load beyond those of the initramfs, by name, from the initramfs or the image.
     #[serde(default)]
     pub modules: Vec<String>,
-    /// systemd units, started at boot where the image's init is systemd.
+    /// systemd units, where the image's init is systemd: started at boot, or at once when applied live. Those of a former
+    /// configuration that are not here are stopped and removed.
     #[serde(default)]
     pub units: Vec<Unit>,
     /// The root; read at boot only.

@@ -96,6 +96,9 @@ pub fn arguments(machine: &MachineSpec, paths: &VmPaths, host: Host) -> Result<V
     for (number, nic) in machine.nics.iter().enumerate() {
         add_nic(&mut line, number, nic, host)?;
     }
+    if let Some(cid) = machine.vsock_cid {
+        line.option("-device", format!("vhost-vsock-pci,disable-legacy=on,guest-cid={cid}"));
+    }
     Ok(line.0)
 }
 
@@ -221,6 +224,7 @@ mod tests {
             kernel_args: vec!["systemd.show_status=0".to_owned()],
             drives: vec![Drive { serial: "root".to_owned(), path: "/s,x/disk.raw".into(), read_only: false }],
             nics: vec![Nic { tap: "vt3f2a0001".to_owned(), mac: "02:00:00:00:00:01".to_owned() }],
+            vsock_cid: None,
         }
     }
 
