@@ -9,10 +9,10 @@ use crate::{
     commands::{
         completion::CompletionArgs, create::CreateArgs, daemon::DaemonArgs, delete::DeleteArgs,
         doctor::DoctorArgs, events::EventsArgs, image::ImageArgs, kernel::KernelArgs, kill::KillArgs,
-        logs::LogsArgs, ls::LsArgs, operation::OperationArgs, pause::PauseArgs, proxy::ProxyArgs,
-        prune::PruneArgs, restart::RestartArgs, resume::ResumeArgs, run::RunArgs, set::SetArgs,
-        show::ShowArgs, ssh::SshArgs, ssh_config::SshConfigArgs, start::StartArgs, stop::StopArgs,
-        version::VersionArgs,
+        logs::LogsArgs, ls::LsArgs, operation::OperationArgs, pause::PauseArgs, plan::PlanArgs,
+        plugin::PluginArgs, proxy::ProxyArgs, prune::PruneArgs, restart::RestartArgs, resume::ResumeArgs,
+        run::RunArgs, set::SetArgs, show::ShowArgs, ssh::SshArgs, ssh_config::SshConfigArgs,
+        start::StartArgs, stop::StopArgs, version::VersionArgs,
     },
     context::Context,
     daemon::{DEFAULT_CONFIG, DEFAULT_RUN, DEFAULT_STATE},
@@ -70,6 +70,9 @@ enum Verb {
     Events(EventsArgs),
     Image(ImageArgs),
     Kernel(KernelArgs),
+    #[command(visible_alias = "plugins")]
+    Plugin(PluginArgs),
+    Plan(PlanArgs),
     #[command(visible_aliases = ["operations", "ops"])]
     Operation(OperationArgs),
     Daemon(DaemonArgs),
@@ -163,6 +166,8 @@ impl Verb {
             Self::Events(args) => args.run(context).await,
             Self::Image(args) => args.run(context).await,
             Self::Kernel(args) => args.run(context).await,
+            Self::Plugin(args) => args.run(context).await,
+            Self::Plan(args) => args.run(context).await,
             Self::Operation(args) => args.run(context).await,
             Self::Daemon(args) => args.run(context).await,
             Self::Doctor(args) => args.run(context).await,
@@ -214,6 +219,17 @@ mod tests {
             "vm ops cancel 3 4",
             "vm operation wait 3",
             "vm daemon status --locks",
+            "vm plugin install . --grant firewall,disk --config a=1 --config b.json --yes",
+            "vm plugins list -q",
+            "vm plugin configure nat deny=a,b --unset x",
+            "vm plugin configure nat --reset",
+            "vm plugin replay nat 7",
+            "vm plugin order",
+            "vm plugin rm nat --purge",
+            "vm plugin logs nat -f -n 5",
+            "vm plan create a --cpus 2",
+            "vm plan create --name a --memory 1G",
+            "vm plan start a",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }
@@ -247,6 +263,13 @@ mod tests {
             "vm operation cancel",
             "vm operation wait x",
             "vm ops --all cancel 3",
+            "vm plugin install",
+            "vm plugin configure nat",
+            "vm plugin configure nat --reset --file x",
+            "vm plugin replay nat x",
+            "vm plugin new --world kernel x",
+            "vm plan create a --name b",
+            "vm plan start",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -14,6 +14,8 @@ pub(crate) mod ls;
 pub(crate) mod machine;
 pub(crate) mod operation;
 pub(crate) mod pause;
+pub(crate) mod plan;
+pub(crate) mod plugin;
 pub(crate) mod proxy;
 pub(crate) mod prune;
 pub(crate) mod restart;

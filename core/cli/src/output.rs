@@ -57,6 +57,13 @@ impl Output {
         }
     }
 
+    /// Shows a text of several lines on stderr, unless quiet.
+    pub(crate) fn note_plain(self, text: &str) {
+        if !self.quiet {
+            let _ = writeln!(io::stderr(), "{}", printable(text));
+        }
+    }
+
     /// Says something on stderr that must be said.
     pub(crate) fn warn(self, text: &str) {
         // Nobody is left to tell if this fails.

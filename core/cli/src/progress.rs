@@ -2,12 +2,15 @@
 //! takes long, so that a command's own stderr stays clean.
 
 use std::{
+    future::Future,
     io::{self, IsTerminal, Write},
     time::{Duration, Instant},
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vm_api::OperationProgress;
+
+use crate::output::Output;
 
 /// How long an operation may take before plain lines tell of it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
@@ -82,6 +85,23 @@ impl Progress {
         if let Kind::Live(bar) = &self.0 {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// Awaits a call that tells no progress of its own, and shows that it is at work on `stage`.
+pub(crate) async fn waiting<T>(output: Output, stage: &str, work: impl Future<Output = T>) -> T {
+    let mut progress = Progress::new(output.quiet || output.json, PATIENCE);
+    let state = OperationProgress { stage: stage.to_owned(), ..OperationProgress::default() };
+    let mut work = std::pin::pin!(work);
+    // Long enough that what is quick shows nothing.
+    let mut wait = Duration::from_millis(300);
+    loop {
+        // Cancel-safe: the work is kept from one turn to the next.
+        match tokio::time::timeout(wait, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => progress.show(&state),
+        }
+        wait = PATIENCE;
     }
 }
 

@@ -1,9 +1,6 @@
 //! `vm prune`
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io::{self, BufRead, IsTerminal, Write},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use jsonrpsee::core::client::Client;
@@ -11,6 +8,7 @@ use vm_api::{Problem, PruneVms, Pruned, VmInfo, rpc::VmClient};
 
 use super::machine::label;
 use crate::{
+    confirm,
     context::Context,
     duration,
     errors::CliError,
@@ -46,8 +44,7 @@ pub(crate) struct PruneArgs {
 
 impl PruneArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
-        let can_ask = !context.output.json && io::stdin().is_terminal() && io::stderr().is_terminal();
-        if !self.yes && !self.dry_run && !can_ask {
+        if !self.yes && !self.dry_run && !confirm::can_ask(context.output) {
             return Err(CliError::Usage {
                 message: "cannot ask whether VMs may be deleted: there is no terminal, or --json is given"
                     .to_owned(),
@@ -121,29 +118,8 @@ async fn ask(candidates: &[VmInfo], interrupts: &mut Interrupts) -> Result<bool,
         }),
     );
     let bytes = candidates.iter().map(|vm| vm.disk_used_bytes).sum();
-    let question = format!("Delete {} with {} on disk? [y/N] ", count(candidates.len()), human(bytes));
-    let mut stderr = io::stderr();
-    stderr
-        .write_all(format!("{list}{question}").as_bytes())
-        .and_then(|()| stderr.flush())
-        .map_err(|source| CliError::Output { source })?;
-    let (sender, answer) = tokio::sync::oneshot::channel();
-    // On a thread of its own: nothing ends a read from a terminal before its line does.
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        let _ = sender.send(io::stdin().lock().read_line(&mut line).map(|_| line));
-    });
-    // Cancel-safe: a signal ends the verb, and the process with it.
-    tokio::select! {
-        answer = answer => {
-            let line = answer.ok().and_then(Result::ok).unwrap_or_default();
-            Ok(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
-        }
-        signal = interrupts.next() => {
-            let _ = writeln!(io::stderr());
-            Err(CliError::Interrupted { signal, what: "nothing was deleted".to_owned() })
-        }
-    }
+    let question = format!("{list}Delete {} with {} on disk?", count(candidates.len()), human(bytes));
+    confirm::ask(&question, "nothing was deleted", interrupts).await
 }
 
 /// Deletes these and no others, however many more are off by now; one that was started meanwhile is refused. A signal ends it,

@@ -1,19 +1,14 @@
 //! Verbs that change VMs: what they ask the daemon for, and how they tell what came of it.
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::{Read, Write},
-    process::Stdio,
-};
+use std::collections::BTreeMap;
 
-use nix::pty::openpty;
 use serde_json::{Value, json};
 use vm_api::{ErrorKind, FailedAt, NetworkMode, Problem, Pruned, RestartPolicy, VmChanged, VmInfo, VmState};
 
 use crate::{
     host::{Host, json as parse, stderr, stdout},
     stub::{Answers, End, Stub},
+    terminal::{Shown, on_a_terminal},
 };
 
 pub(crate) fn vm(number: u8, name: &str) -> VmInfo {
@@ -200,32 +195,10 @@ fn what_could_not_be_pruned_is_told() {
     assert!(text.contains("hint: try again"), "{text}");
 }
 
-/// Runs `vm prune` on a terminal and answers its question; its stdout, and what the terminal showed.
 fn prune_on_a_terminal(host: &Host, answer: &str) -> (String, String) {
-    let terminal = openpty(None, None).unwrap();
-    let mut child = host
-        .command("prune")
-        .stdin(Stdio::from(terminal.slave.try_clone().unwrap()))
-        .stderr(Stdio::from(terminal.slave))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut terminal = File::from(terminal.master);
-    let mut shown = Vec::new();
-    let mut buffer = [0; 4096];
-    // The command holds the only other end: reading fails with EIO once it has ended.
-    let mut answered = false;
-    while let Ok(count @ 1..) = terminal.read(&mut buffer) {
-        shown.extend_from_slice(&buffer[..count]);
-        if !answered && shown.windows(5).any(|window| window == b"[y/N]") {
-            terminal.write_all(answer.as_bytes()).unwrap();
-            answered = true;
-        }
-    }
-    let mut stdout = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
-    assert!(child.wait().unwrap().success());
-    (stdout, String::from_utf8_lossy(&shown).into_owned())
+    let Shown { stdout, terminal, code } = on_a_terminal(host.command("prune"), answer);
+    assert_eq!(code, Some(0), "{terminal}");
+    (stdout, terminal)
 }
 
 #[test]

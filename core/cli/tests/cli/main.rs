@@ -5,5 +5,8 @@
 mod command_line;
 mod host;
 mod lifecycle;
+mod plugins;
+mod scaffold;
 mod stub;
+mod terminal;
 mod watching;

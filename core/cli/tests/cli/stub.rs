@@ -1,5 +1,7 @@
 //! A daemon that does nothing: it notes what it is asked and answers as it was told to.
 
+mod plugins;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
@@ -14,7 +16,7 @@ use serde::Serialize;
 use serde_json::{Value, json, value::to_raw_value};
 use tokio::{net::UnixListener, runtime::Runtime, sync::watch};
 use vm_api::{
-    rpc::{DaemonServer, EventsServer, OperationServer, VmServer},
+    rpc::{DaemonServer, EventsServer, OperationServer, PluginsServer, VmServer},
     *,
 };
 
@@ -39,7 +41,8 @@ pub(crate) struct Answers {
     pub(crate) events: Vec<Event>,
     pub(crate) events_at_once: Option<usize>,
     pub(crate) operations: Vec<OperationInfo>,
-    /// How operations end: by method, then by the VM's name, `*` for any; the VM as it is where nothing fits.
+    /// How operations end: by method, then by the VM's name, `*` for any; the VM as it is where nothing fits. Methods of plugins
+    /// and plans, which are no operations, answer with those for `*`.
     pub(crate) ends: BTreeMap<(&'static str, &'static str), End>,
 }
 
@@ -126,6 +129,7 @@ impl Daemon {
         module.merge(OperationServer::into_rpc(self.clone())).unwrap();
         module.merge(DaemonServer::into_rpc(self.clone())).unwrap();
         module.merge(EventsServer::into_rpc(self.clone())).unwrap();
+        module.merge(PluginsServer::into_rpc(self.clone())).unwrap();
         module
     }
 
@@ -233,7 +237,10 @@ impl VmServer for Daemon {
         Ok(self.find(&vm).cloned().ok_or_else(|| no_vm(&vm))?)
     }
     async fn plan(&self, vm: String) -> RpcResult<VmPlan> {
-        Err(no_vm(&vm).into())
+        self.told("vm.plan", [vm])
+    }
+    async fn plan_create(&self, params: CreateVm) -> RpcResult<VmPlan> {
+        self.told("vm.plan_create", [params])
     }
     async fn access(&self, vm: String) -> RpcResult<GuestAccess> {
         Err(no_vm(&vm).into())
