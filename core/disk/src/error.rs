@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use vm_host::RunError;
 use vm_types::EffectId;
 
 use crate::Backend;
@@ -36,6 +37,40 @@ pub enum DiskError {
         size_bytes: u64,
         /// What it must have at least.
         base_bytes: u64,
+    },
+    /// A disk that could not hold what is to be on it.
+    #[error("{size_bytes} bytes are too few for {path}", path = .path.display())]
+    TooSmall {
+        /// The disk.
+        path: PathBuf,
+        /// What was asked for.
+        size_bytes: u64,
+        /// What it must have at least.
+        least_bytes: u64,
+    },
+    /// A filesystem that the daemon cannot make.
+    #[error("cannot make the filesystem {filesystem:?} of {path}", path = .path.display())]
+    Filesystem {
+        /// The disk.
+        path: PathBuf,
+        /// What was asked for.
+        filesystem: String,
+    },
+    /// A disk that is to grow, and that somebody has open.
+    #[error("{path} is in use and cannot grow", path = .path.display())]
+    InUse {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// A tool of e2fsprogs failed.
+    #[error("could not {action} {path}", path = .path.display())]
+    Tool {
+        /// What was being done, e.g. `make the filesystem of`.
+        action: &'static str,
+        /// The disk.
+        path: PathBuf,
+        /// Why.
+        source: RunError,
     },
     /// The filesystem has not enough room.
     #[error("not enough space for {path}: {needed_bytes} bytes needed, {available_bytes} available", path = .path.display())]
@@ -100,6 +135,20 @@ impl DiskError {
             Self::SmallerThanBase { base_bytes, .. } => {
                 format!("use `--disk {}M` or more", base_bytes.div_ceil(1 << 20))
             }
+            Self::TooSmall { least_bytes, .. } => {
+                format!("ask for at least {} MiB", least_bytes.div_ceil(1 << 20))
+            }
+            Self::Filesystem { .. } => "ask for `ext4`, or for none and make it in the guest".to_owned(),
+            Self::InUse { path } => {
+                format!("stop the VM that uses it; `fuser {}` shows who has it open", path.display())
+            }
+            Self::Tool { source: RunError::NotInstalled { .. }, .. } => {
+                "install the package e2fsprogs".to_owned()
+            }
+            Self::Tool { path, .. } => format!(
+                "look at the disk with `e2fsck -f {}`, after copying it if what is on it matters",
+                path.display()
+            ),
             Self::NoSpace { needed_bytes, available_bytes, .. } => format!(
                 "free {} MiB, e.g. with `vm rm` or `vm image rm`, or move the daemon's state directory",
                 needed_bytes.saturating_sub(*available_bytes).div_ceil(1 << 20)

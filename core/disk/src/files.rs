@@ -87,12 +87,7 @@ impl<'a> Target<'a> {
             Effect::Directory { path, mode } => (path, mode, Kind::Directory),
             Effect::File { path, mode, content } => (path, mode, Kind::Content(content)),
             Effect::AppendedFile { path, mode, base, tail } => (path, mode, Kind::Appended { base, tail }),
-            Effect::CowDisk { .. }
-            | Effect::Sysctl { .. }
-            | Effect::Bridge { .. }
-            | Effect::Firewall { .. }
-            | Effect::Tap { .. }
-            | Effect::Shim { .. } => return Err(DiskError::NotMine { effect: effect.id() }),
+            _ => return Err(DiskError::NotMine { effect: effect.id() }),
         };
         Ok(Self { path, mode: *mode, kind })
     }

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Left free beside what a disk takes, for journals, logs and the database.
-const MARGIN_BYTES: u64 = 64 << 20;
+pub(crate) const MARGIN_BYTES: u64 = 64 << 20;
 
 /// What the operator wants.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -241,13 +241,13 @@ impl Drop for CancelOnDrop {
 }
 
 /// A disk in the making; its name goes away with it.
-struct Partial {
-    file: File,
-    path: PathBuf,
+pub(crate) struct Partial {
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
 }
 
 impl Partial {
-    fn create(path: &Path) -> Result<Self, DiskError> {
+    pub(crate) fn create(path: &Path) -> Result<Self, DiskError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}{}-{number}", partial_prefix(path), std::process::id());
@@ -270,7 +270,7 @@ fn partial_prefix(path: &Path) -> String {
 }
 
 /// Removes what a daemon that was killed left beside the disk.
-fn remove_partials(path: &Path) -> Result<(), DiskError> {
+pub(crate) fn remove_partials(path: &Path) -> Result<(), DiskError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -300,7 +300,7 @@ fn look(disk: CowDisk<'_>) -> Result<Observed, DiskError> {
     })
 }
 
-fn check_space(path: &Path, needed_bytes: u64) -> Result<(), DiskError> {
+pub(crate) fn check_space(path: &Path, needed_bytes: u64) -> Result<(), DiskError> {
     let available_bytes = free_bytes(path)?;
     if available_bytes < needed_bytes {
         return Err(DiskError::NoSpace { path: path.to_owned(), needed_bytes, available_bytes });

@@ -1,7 +1,8 @@
-//! Files on the host: copy-on-write disks ([`Cow`]) and small files and directories ([`Files`]).
+//! Files on the host: copy-on-write disks ([`Cow`]), plugins' disks ([`Disks`]), small files and directories ([`Files`]).
 //!
 //! ```text
 //!   Effect::CowDisk ──> Cow:  HostCow (reflink, else sparse copy) │ FakeCow
+//!   Effect::Disk ──> Disks, inside its roots only
 //!   Effect::{Directory, File, AppendedFile} ──> Files, inside its roots only
 //! ```
 //!
@@ -11,6 +12,7 @@
 
 pub mod copy;
 pub mod cow;
+pub mod disks;
 pub mod error;
 pub mod fake;
 pub mod files;
@@ -19,6 +21,7 @@ mod root;
 pub mod space;
 
 pub use cow::{Backend, Cow};
+pub use disks::Disks;
 pub use error::DiskError;
 pub use fake::FakeCow;
 pub use files::Files;

@@ -6,6 +6,8 @@
 
 use std::{
     ffi::OsString,
+    fs::File,
+    io,
     os::fd::{AsRawFd, OwnedFd},
     path::{Component, Path, PathBuf},
 };
@@ -32,7 +34,16 @@ pub(crate) struct Place {
 impl Place {
     /// A path that leads to the entry whatever happens to the names above it.
     pub(crate) fn path(&self) -> PathBuf {
-        Path::new("/proc/self/fd").join(self.directory.as_raw_fd().to_string()).join(&self.name)
+        self.directory().join(&self.name)
+    }
+
+    /// Makes the entry's name outlive a loss of power.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        File::open(self.directory())?.sync_all()
+    }
+
+    fn directory(&self) -> PathBuf {
+        Path::new("/proc/self/fd").join(self.directory.as_raw_fd().to_string())
     }
 }
 

@@ -5,9 +5,12 @@ use vm_disk::DiskError;
 use vm_engine::EngineError;
 use vm_image::ImageError;
 use vm_net::NetError;
+use vm_plugin::LoadError;
 use vm_shim::ShimError;
 use vm_store::StoreError;
 use vm_vmm::VmmError;
+
+use crate::plugins::PluginsError;
 
 /// An engine's error as clients meet it: causes in the message, hint apart.
 pub(crate) fn problem(error: &EngineError) -> Problem {
@@ -30,12 +33,63 @@ fn kind(error: &EngineError) -> ErrorKind {
         | EngineError::File { source, .. }
         | EngineError::Injected { source, .. } => io(source),
         EngineError::Panicked { .. } => ErrorKind::Internal,
+        EngineError::Forbidden { .. } => ErrorKind::PluginRefused,
+        EngineError::Plugin(_) => ErrorKind::PluginFailed,
+        EngineError::Tool { source, .. } => match source {
+            vm_host::RunError::NotInstalled { .. } => ErrorKind::NotInstalled,
+            vm_host::RunError::Io { source, .. } => io(source),
+            vm_host::RunError::Failed { .. } | vm_host::RunError::TimedOut { .. } => ErrorKind::HostFailure,
+        },
         EngineError::Store(error) => store(error),
         EngineError::Net(error) => net(error),
         EngineError::Disk(error) => disk(error),
         EngineError::Image(error) => image(error),
         EngineError::Vmm(error) => vmm(error),
         EngineError::Shim(error) => shim(error),
+    }
+}
+
+/// An error of the plugins' manager as clients meet it.
+pub(crate) fn plugins(error: &PluginsError) -> Problem {
+    Problem { kind: plugins_kind(error), message: vm_types::report::chain(error), hint: error.hint() }
+}
+
+fn plugins_kind(error: &PluginsError) -> ErrorKind {
+    match error {
+        PluginsError::Unknown { .. } | PluginsError::NotBundled { .. } | PluginsError::NoCall { .. } => {
+            ErrorKind::NotFound
+        }
+        PluginsError::Installed { .. } => ErrorKind::AlreadyExists,
+        PluginsError::Source { .. } | PluginsError::Grant { .. } | PluginsError::Order(_) => {
+            ErrorKind::InvalidArgument
+        }
+        PluginsError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            ErrorKind::NotFound
+        }
+        PluginsError::Read { source, .. } | PluginsError::Write { source, .. } => io(source),
+        PluginsError::Manifest { .. } | PluginsError::Large { .. } | PluginsError::Digest { .. } => {
+            ErrorKind::PluginFailed
+        }
+        PluginsError::Changed { .. } | PluginsError::NotReplayable { .. } => ErrorKind::WrongState,
+        PluginsError::Engine(error) => kind(error),
+        PluginsError::Undo(error) => kind(error),
+        PluginsError::Broken { .. } => ErrorKind::Internal,
+        PluginsError::Store(error) => store(error),
+        PluginsError::Load(error) => load(error),
+    }
+}
+
+fn load(error: &LoadError) -> ErrorKind {
+    match error {
+        LoadError::Config { .. } => ErrorKind::InvalidArgument,
+        LoadError::Cache { .. } => ErrorKind::HostFailure,
+        LoadError::Read { source, .. } => io(source),
+        LoadError::Manifest { .. }
+        | LoadError::Compile { .. }
+        | LoadError::Version { .. }
+        | LoadError::Import { .. }
+        | LoadError::Link { .. }
+        | LoadError::Empty { .. } => ErrorKind::PluginFailed,
     }
 }
 
@@ -96,14 +150,16 @@ fn net(error: &NetError) -> ErrorKind {
 fn disk(error: &DiskError) -> ErrorKind {
     match error {
         DiskError::NoSpace { .. } => ErrorKind::NoSpace,
-        DiskError::SmallerThanBase { .. } => ErrorKind::InvalidArgument,
-        DiskError::Unsupported { .. } => ErrorKind::Unsupported,
+        DiskError::SmallerThanBase { .. } | DiskError::TooSmall { .. } => ErrorKind::InvalidArgument,
+        DiskError::Unsupported { .. } | DiskError::Filesystem { .. } => ErrorKind::Unsupported,
         DiskError::Io { source, .. } => io(source),
         DiskError::Cancelled { .. } => ErrorKind::Cancelled,
         DiskError::NotMine { .. } | DiskError::OutsideRoots { .. } => ErrorKind::Internal,
-        DiskError::Foreign { .. } | DiskError::Died { .. } | DiskError::Injected { .. } => {
-            ErrorKind::HostFailure
-        }
+        DiskError::Foreign { .. }
+        | DiskError::InUse { .. }
+        | DiskError::Tool { .. }
+        | DiskError::Died { .. }
+        | DiskError::Injected { .. } => ErrorKind::HostFailure,
     }
 }
 
