@@ -85,6 +85,9 @@ async fn commands_have_arguments_environment_directory_user_and_input() {
     let got = guest.run(command.with_stdin(&b"in\xff"[..]), 1000).await.unwrap();
     assert_eq!(got.stdout, b"a  b;$HOME||c d|yes|/usr|nobody\nin\xff");
     assert_eq!((got.code, got.signal, got.truncated), (Some(0), None, false));
+    let long = "x".repeat(95_000);
+    let got = guest.run(Command::new(["printf", "%s%s", &long, &long]), 1 << 20).await.unwrap();
+    assert_eq!(got.stdout.len(), 190_000, "as long as is let through");
     let got = guest.run(Command::new(["pwd"]), 1000).await.unwrap();
     assert_eq!(got.stdout, b"/\n", "where nobody says otherwise");
 }
@@ -122,17 +125,23 @@ async fn bulk_input_and_output_pass_each_other_on_many_channels() {
     assert!(all.iter().all(|got| got.stdout == data));
 }
 
-/// Waits until the process that a file names is gone.
-async fn ended(mark: &Path) {
-    let pid = async {
-        loop {
-            match std::fs::read_to_string(mark).ok().and_then(|text| text.trim().parse::<i32>().ok()) {
-                Some(pid) => return pid,
-                None => sleep(Duration::from_millis(5)).await,
-            }
+fn pid_in(mark: &Path) -> Option<i32> {
+    std::fs::read_to_string(mark).ok().filter(|text| text.ends_with('\n'))?.trim().parse().ok()
+}
+
+/// Waits until a command has written its process id into a file.
+async fn begun(mark: &Path) {
+    let wait = async {
+        while pid_in(mark).is_none() {
+            sleep(Duration::from_millis(5)).await;
         }
     };
-    let pid = timeout(PATIENCE, pid).await.unwrap();
+    timeout(PATIENCE, wait).await.expect("the command begins");
+}
+
+/// Waits until the process that a file names is gone.
+async fn ended(mark: &Path) {
+    let pid = pid_in(mark).unwrap();
     let gone = async {
         while std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
             sleep(Duration::from_millis(5)).await;
@@ -144,30 +153,18 @@ async fn ended(mark: &Path) {
 #[tokio::test]
 async fn a_command_that_nobody_waits_for_is_ended() {
     let (guest, served) = guest().await;
-    let mark = served.path("pid");
-    let script = format!("echo $$ > {}; exec sleep 1000", mark.display());
-    let mut command = shell(&script);
+    let mut command = shell("exec sleep 1000");
     command.time_limit = Some(Duration::from_millis(300));
     let error = guest.run(command, 10).await.unwrap_err();
     assert!(matches!(error, GuestError::TimeLimit { .. }) && error.hint().is_some(), "{error:?}");
     assert_eq!(error.code(), "guest.time-limit");
-    // It may have been ended before it could write.
-    if mark.exists() {
-        ended(&mark).await;
-    }
 
-    let mark = served.path("dropped");
+    let mark = served.path("pid");
     let script = format!("echo $$ > {}; exec sleep 1000", mark.display());
-    let run = guest.run(shell(&script), 10);
-    let begun = async {
-        while std::fs::read_to_string(&mark).unwrap_or_default().is_empty() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
     // The command never ends by itself.
     tokio::select! {
-        got = run => panic!("{got:?}"),
-        () = begun => {}
+        got = guest.run(shell(&script), 10) => panic!("{got:?}"),
+        () = begun(&mark) => {}
     }
     ended(&mark).await;
     assert_eq!(
@@ -207,9 +204,7 @@ async fn a_lost_connection_is_told_and_made_anew() {
     let mark = served.path("pid");
     let script = format!("echo $$ > {}; exec sleep 1000", mark.display());
     let cut = async {
-        while !mark.exists() {
-            sleep(Duration::from_millis(5)).await;
-        }
+        begun(&mark).await;
         served.cut().await;
     };
     let (got, ()) =
