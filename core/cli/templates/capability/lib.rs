@@ -51,13 +51,19 @@ mod tests {
 
     #[test]
     fn a_guest_is_greeted_by_its_name() {
-        let plugin = {{Type}} { greeting: "hello".to_owned(), max_cpus: None };
+        let plugin = {{Type}} {
+            greeting: "hello".to_owned(),
+            max_cpus: None,
+        };
         assert_eq!(plugin.greeting("dev"), "hello, dev");
     }
 
     #[test]
     fn only_more_cpus_than_allowed_are_refused() {
-        let mut plugin = {{Type}} { greeting: "hello".to_owned(), max_cpus: Some(4) };
+        let mut plugin = {{Type}} {
+            greeting: "hello".to_owned(),
+            max_cpus: Some(4),
+        };
         assert_eq!(plugin.refusal(4), None);
         assert!(plugin.refusal(5).is_some());
         plugin.max_cpus = None;

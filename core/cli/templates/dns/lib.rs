@@ -24,13 +24,19 @@ impl Resolver for {{Type}} {
     fn resolve(&self, query: &Query, vms: &Vms) -> Result<Answer> {
         let name = query.name();
         let Some(vm) = self.vm(&name) else {
-            return Ok(if name == self.zone { Answer::Nodata } else { Answer::Nxdomain });
+            return Ok(if name == self.zone {
+                Answer::Nodata
+            } else {
+                Answer::Nxdomain
+            });
         };
         let addresses = vms.addresses(vm);
         if addresses.is_empty() {
             return Ok(Answer::Nxdomain);
         }
-        let fitting = addresses.into_iter().filter(|address| record_type(address) == query.query_type());
+        let fitting = addresses
+            .into_iter()
+            .filter(|address| record_type(address) == query.query_type());
         let records: Vec<_> = fitting
             .map(|data| DnsRecord {
                 name: name.clone(),
@@ -39,7 +45,11 @@ impl Resolver for {{Type}} {
                 data,
             })
             .collect();
-        Ok(if records.is_empty() { Answer::Nodata } else { Answer::Records(records) })
+        Ok(if records.is_empty() {
+            Answer::Nodata
+        } else {
+            Answer::Records(records)
+        })
     }
 }
 
@@ -63,7 +73,9 @@ mod tests {
 
     #[test]
     fn a_vm_is_a_label_below_the_zone() {
-        let plugin = {{Type}} { zone: "lab".to_owned() };
+        let plugin = {{Type}} {
+            zone: "lab".to_owned(),
+        };
         assert_eq!(plugin.vm("dev.lab"), Some("dev"));
         for name in ["lab", "api.dev.lab", "devlab", "dev.lab.example"] {
             assert_eq!(plugin.vm(name), None, "{name}");

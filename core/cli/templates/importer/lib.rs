@@ -38,13 +38,20 @@ impl Importer for {{Type}} {
         }
         let archive = repo.archive(&[])?;
         sandbox.unpack(&archive, &job.destination(), 0, 0)?;
-        report.ok(FILES, &format!("{} bytes in {}", archive.size(), job.destination()));
+        report.ok(
+            FILES,
+            &format!("{} bytes in {}", archive.size(), job.destination()),
+        );
         Ok(())
     }
 }
 
 fn offer(repository: &str, dirty: bool) -> String {
-    let changes = if dirty { ", with changes that are not committed" } else { "" };
+    let changes = if dirty {
+        ", with changes that are not committed"
+    } else {
+        ""
+    };
     format!("the files of {repository} as they are{changes}")
 }
 

@@ -22,9 +22,14 @@ use crate::{
     stub::{Answers, End, Stub},
 };
 
-/// Kept between runs, so that what all plugins share is compiled once.
 fn scratch() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
+}
+
+/// Where cargo builds: kept between runs, and shared with the tests of the bundled plugins, so that what all plugins depend on is
+/// compiled once.
+fn target() -> PathBuf {
+    scratch().join("plugins/build")
 }
 
 fn cargo(project: &Path, arguments: &[&str]) -> Output {
@@ -32,7 +37,7 @@ fn cargo(project: &Path, arguments: &[&str]) -> Output {
         .args(arguments)
         .arg("--locked")
         .current_dir(project)
-        .env("CARGO_TARGET_DIR", scratch().join("scaffold"))
+        .env("CARGO_TARGET_DIR", target())
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .output()
@@ -57,7 +62,7 @@ fn built(world: &str, name: &str) -> PathBuf {
     assert!(text.contains("cargo build --release --target wasm32-unknown-unknown"), "{text}");
     let lock = fs::read_to_string(project.join("Cargo.lock")).unwrap();
 
-    let tested = succeeded(&cargo(&project, &["test", "--quiet"]));
+    let tested = succeeded(&cargo(&project, &["test", "--quiet", "--release"]));
     assert!(tested.contains("passed") && !tested.contains(" 0 passed; 0 failed; 1"), "{tested}");
     succeeded(&cargo(&project, &["build", "--release", "--target", "wasm32-unknown-unknown"]));
     assert_eq!(fs::read_to_string(project.join("Cargo.lock")).unwrap(), lock);
@@ -66,11 +71,11 @@ fn built(world: &str, name: &str) -> PathBuf {
     let ends = [(("plugin.test", "*"), End::Result(json!([])))].into();
     let stub = Stub::new(&host, Answers { ends, ..Answers::default() });
     let mut test = host.command(&format!("plugin test {}", project.display()));
-    let output = test.env("CARGO_TARGET_DIR", scratch().join("scaffold")).output().unwrap();
+    let output = test.env("CARGO_TARGET_DIR", target()).output().unwrap();
     stdout(&output, 0);
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     let source = stub.asked_for("plugin.test")[0][0].as_str().map(PathBuf::from).unwrap();
-    assert_eq!(source, scratch().join("scaffold/vm-plugin").join(name));
+    assert_eq!(source, target().join("vm-plugin").join(name));
     source
 }
 

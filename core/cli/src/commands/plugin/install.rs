@@ -21,8 +21,8 @@ use crate::{
 /// VMs that are up keep what they have.
 #[derive(Debug, Args)]
 pub(super) struct InstallArgs {
-    /// Its directory, a project of `vm plugin new` that was built, its plugin.toml, oci://HOST/NAME:TAG, or
-    /// oci-layout:DIR[:TAG]
+    /// Its directory, a project of `vm plugin new` that was built, its plugin.toml, bundled:NAME for one that came with the
+    /// daemon, oci://HOST/NAME:TAG, or oci-layout:DIR[:TAG]
     #[arg(value_name = "SOURCE")]
     source: String,
     /// What to grant, without being asked: all, none, or kinds like firewall,forwarding

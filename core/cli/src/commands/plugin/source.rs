@@ -29,7 +29,7 @@ struct Manifest {
 
 /// A source as the daemon takes it; `output` is told what its user may have forgotten.
 pub(super) fn resolve(text: &str, output: Output) -> Result<String, CliError> {
-    if text.starts_with("oci://") {
+    if text.starts_with("oci://") || text.starts_with("bundled:") {
         return Ok(text.to_owned());
     }
     if let Some(layout) = text.strip_prefix("oci-layout:") {
@@ -255,7 +255,9 @@ mod tests {
     #[test]
     fn a_registry_is_left_to_the_daemon_and_a_layout_found_for_it() {
         let of = |text: &str| resolve(text, QUIET);
-        assert_eq!(of("oci://registry.example/a:1").unwrap(), "oci://registry.example/a:1");
+        for text in ["oci://registry.example/a:1", "bundled:limits"] {
+            assert_eq!(of(text).unwrap(), text);
+        }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().canonicalize().unwrap();
         let expected = format!("oci-layout:{}", path.display());
