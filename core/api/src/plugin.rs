@@ -190,7 +190,7 @@ pub struct PluginInspection {
     pub config_schema: Value,
     /// The version that is installed, if one is.
     pub installed: Option<InstalledVersion>,
-    /// Where it comes from; for a registry with the digest of the manifest there.
+    /// Where it comes from.
     pub source: String,
 }
 
@@ -219,8 +219,8 @@ pub enum GrantChoice {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct InstallPlugin {
-    /// Absolute path of its directory or of its `plugin.toml` on the daemon's host, `oci://HOST/NAME:TAG`, or
-    /// `oci-layout:DIR[:TAG]`.
+    /// Absolute path of its directory or of its `plugin.toml` on the daemon's host, or `bundled:NAME` of one that came with the
+    /// daemon.
     pub source: String,
     /// What to grant, beside what an installed version has already; nothing if absent.
     pub grants: Option<GrantChoice>,

@@ -155,6 +155,11 @@ impl Cache {
         code
     }
 
+    /// Whether a component is there, whole.
+    pub(crate) fn check(&self, digest: &str) -> io::Result<bool> {
+        Ok(read(&self.file(digest))?.is_some())
+    }
+
     /// Forgets a component.
     pub(crate) fn forget(&self, digest: &str) -> Result<(), LoadError> {
         let path = self.file(digest);

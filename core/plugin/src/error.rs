@@ -12,9 +12,7 @@ pub use vm_types::plugin::PluginError;
 pub(crate) fn tamed(error: PluginError) -> PluginError {
     let dotted = |code: &str| {
         (1..=64).contains(&code.len())
-            && code
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-')
+            && code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-')
     };
     PluginError {
         code: if dotted(&error.code) { error.code } else { "plugin.bad-code".to_owned() },
@@ -308,7 +306,7 @@ impl LoadError {
                     .to_owned()
             }
             Self::Import { import, .. } if import.starts_with("wasi:") => {
-                "build it for a target without WASI, e.g. wasm32-unknown-unknown".to_owned()
+                "of WASI only 0.2 is there; build it for a target without WASI, e.g. wasm32-unknown-unknown".to_owned()
             }
             Self::Import { .. } => {
                 "the manifest's world must be the one that the component was made for".to_owned()

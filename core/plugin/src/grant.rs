@@ -233,6 +233,19 @@ impl Grant {
         }
     }
 
+    /// Its kind, as it stands in the manifest.
+    pub fn kind(&self) -> String {
+        let value = serde_json::to_value(self).unwrap_or_default();
+        value["kind"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// All of it but the kind, for people, in the manifest's form: `first = 80, last = 90`.
+    pub fn detail(&self) -> String {
+        let mut table = toml::Table::try_from(self).unwrap_or_default();
+        table.remove("kind");
+        table.iter().map(|(key, value)| format!("{key} = {value}")).collect::<Vec<_>>().join(", ")
+    }
+
     /// The grant as one line of a manifest.
     pub fn line(&self) -> String {
         let mut table = toml::Table::try_from(self).unwrap_or_default();
@@ -317,6 +330,24 @@ pub enum Granted {
     These(Vec<Grant>),
 }
 
+impl Granted {
+    /// Whether it allows all that a grant allows.
+    pub fn covers(&self, need: &Grant) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(grants) => grants.iter().any(|grant| grant.covers(need)),
+        }
+    }
+
+    /// Whether a request asks for nothing that was not granted already. A tool is another one if its program or what undoes it is.
+    pub fn includes(&self, request: &Grant) -> bool {
+        match (self, request) {
+            (Self::These(grants), Grant::Tool { .. }) => grants.contains(request),
+            _ => self.covers(request),
+        }
+    }
+}
+
 /// An effect that is not covered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denial {
@@ -367,11 +398,11 @@ impl Grants {
     /// What is missing, and whose word.
     pub fn permit(&self, need: &Grant) -> Result<(), Box<Denial>> {
         let requested = self.requested.iter().any(|request| request.grant.covers(need));
-        let granted = match &self.granted {
-            Granted::All => true,
-            Granted::These(grants) => grants.iter().any(|grant| grant.covers(need)),
-        };
-        if requested && granted { Ok(()) } else { Err(Box::new(Denial { need: need.clone(), requested })) }
+        if requested && self.granted.covers(need) {
+            Ok(())
+        } else {
+            Err(Box::new(Denial { need: need.clone(), requested }))
+        }
     }
 
     /// Whether everything of a plan may be done.
@@ -388,12 +419,14 @@ impl Grants {
         needs.into_iter().try_for_each(|need| self.permit(&need))
     }
 
+    /// What the manifest asks for, in its order, and whether the operator has granted it.
+    pub fn requests(&self) -> impl Iterator<Item = (&Request, bool)> {
+        self.requested.iter().map(|request| (request, self.granted.includes(&request.grant)))
+    }
+
     /// The requests the operator has not granted, in the manifest's order: what an upgrade has to ask about.
     pub fn missing(&self) -> impl Iterator<Item = &Request> {
-        self.requested.iter().filter(|request| match &self.granted {
-            Granted::All => false,
-            Granted::These(grants) => !grants.iter().any(|grant| grant.covers(&request.grant)),
-        })
+        self.requests().filter(|(_, granted)| !granted).map(|(request, _)| request)
     }
 
     /// The tool of a name, as the manifest has it, for these arguments.

@@ -27,6 +27,7 @@ pub mod error;
 mod forms;
 pub mod grant;
 pub mod limits;
+pub mod log;
 pub mod manifest;
 pub mod order;
 mod parts;
@@ -37,6 +38,7 @@ mod resolver;
 mod runtime;
 pub mod schema;
 mod stats;
+mod wasi;
 
 pub use broker::Query;
 #[cfg(feature = "compiler")]
@@ -48,12 +50,12 @@ pub use grant::{Grant, Granted, Grants};
 pub use limits::Limits;
 pub use manifest::{Manifest, World};
 pub use plan::Plan;
-pub use vm_types::{Hook, hook, plan};
 pub use plugin::Plugin;
 pub use plugins::{Installed, Plugins, Unloaded};
 pub use resolver::{Record, ResolveError, Resolved, Resolver};
 pub use runtime::Runtime;
 pub use stats::{Disabled, HookStats};
+pub use vm_types::{Hook, hook, plan};
 
 /// The version of `vm:plugin` that this host has.
 pub const WIT_VERSION: &str = "0.1.0";

@@ -156,6 +156,11 @@ pub(crate) fn version(text: &str) -> Option<[u64; 3]> {
     numbers.try_into().ok()
 }
 
+/// Whether one version of a plugin is newer than another.
+pub fn is_newer(this: &str, than: &str) -> bool {
+    version(this).zip(version(than)).is_some_and(|(this, than)| this > than)
+}
+
 fn request(mut table: Map<String, Value>) -> Result<Request, String> {
     let reason = match table.remove("reason") {
         Some(Value::String(reason)) if !reason.trim().is_empty() => crate::error::tame(reason.trim(), 300),
@@ -356,6 +361,13 @@ mod tests {
             grants.tool("ip", &arguments).is_some()
         };
         assert!(call(&["route", "add", "192.0.2.1", "dev-a"]));
+        // Another program under the same name has to be asked for.
+        let (old, _) = grants.requests().next().unwrap();
+        let mut other = old.grant.clone();
+        let Grant::Tool { program, .. } = &mut other else { panic!("it is a tool") };
+        *program = "/sbin/other".to_owned();
+        assert!(!Granted::These(vec![old.grant.clone()]).includes(&other));
+        assert!(Granted::These(vec![other.clone()]).includes(&other));
         for bad in [
             &["route", "add", "192.0.2.1"][..],
             &["route", "add", "-batch", "dev-a"],

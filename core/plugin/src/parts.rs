@@ -1,5 +1,7 @@
 //! What a component has: version, imports and the hooks it exports, found out once when it is loaded.
 
+use std::borrow::Cow;
+
 use wasmtime::{
     AsContextMut,
     component::{Component, Instance, InstancePre, Linker, Resource, types::ComponentItem},
@@ -14,6 +16,7 @@ use crate::{
     hook::Hook,
     manifest::{World, version},
     runtime::Runtime,
+    wasi,
 };
 
 /// A component, linked, with what it exports.
@@ -69,16 +72,31 @@ fn look(runtime: &Runtime, plugin: &str, world: World, component: &Component) ->
             return Err(LoadError::Version { plugin: plugin.to_owned(), theirs, ours: WIT_VERSION });
         }
     }
-    let given = |name: &str| ours(name).is_some_and(|(interface, _)| world.imports().contains(&interface));
+    let given = |name: &str| {
+        ours(name).is_some_and(|(interface, _)| world.imports().contains(&interface)) || wasi::given(name)
+    };
     if let Some(import) = imports.into_iter().find(|name| !given(name)) {
         return Err(LoadError::Import { plugin: plugin.to_owned(), import });
     }
     Ok(())
 }
 
-/// The linker, with a trap in the place of each function that the component imports and the host does not have.
-fn with_traps(runtime: &Runtime, component: &Component) -> wasmtime::Result<Linker<Call>> {
+/// The linker for a component: all components' own, but for those that import WASI.
+fn linker_of<'a>(runtime: &'a Runtime, component: &Component) -> wasmtime::Result<Cow<'a, Linker<Call>>> {
+    if !component.component_type().imports(&runtime.engine).any(|(name, _)| wasi::given(name)) {
+        return Ok(Cow::Borrowed(&runtime.linker));
+    }
     let mut linker = runtime.linker.clone();
+    wasi::add(&mut linker, &runtime.engine, component)?;
+    Ok(Cow::Owned(linker))
+}
+
+/// The linker, with a trap in the place of each function that the component imports and the host does not have.
+fn with_traps(
+    runtime: &Runtime,
+    mut linker: Linker<Call>,
+    component: &Component,
+) -> wasmtime::Result<Linker<Call>> {
     linker.allow_shadowing(false);
     let ty = component.component_type();
     for (name, item) in ty.imports(&runtime.engine) {
@@ -107,11 +125,12 @@ impl Parts {
     ) -> Result<Self, LoadError> {
         look(runtime, plugin, world, component)?;
         let link = |source| LoadError::Link { plugin: plugin.to_owned(), source };
-        let pre = match runtime.linker.instantiate_pre(component) {
+        let linker = linker_of(runtime, component).map_err(link)?;
+        let pre = match linker.instantiate_pre(component) {
             Ok(pre) => pre,
             // A newer component may know functions that came later. It runs as long as it does not call them.
             Err(_) => {
-                let linker = with_traps(runtime, component).map_err(link)?;
+                let linker = with_traps(runtime, linker.into_owned(), component).map_err(link)?;
                 linker.instantiate_pre(component).map_err(link)?
             }
         };

@@ -12,13 +12,14 @@ use serde_json::Value;
 use wasmtime::{Store, Trap};
 
 use crate::{
-    broker::{Call, Identity, Recent},
+    broker::{Call, Identity},
     cache::{MAX_COMPONENT, limited},
-    call::{Input, LogLine, Outcome},
+    call::{Input, Outcome},
     digest,
     error::{CallError, Excess, LoadError, tame},
     grant::{Granted, Grants},
     hook::Hook,
+    log::Log,
     manifest::Manifest,
     parts::Parts,
     ports::StateStore,
@@ -34,7 +35,7 @@ pub struct Plugin {
     pub(crate) parts: Parts,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) stats: Stats,
-    pub(crate) recent: Recent,
+    pub(crate) log: Log,
 }
 
 impl fmt::Debug for Plugin {
@@ -103,7 +104,7 @@ impl Plugin {
             parts,
             runtime: runtime.clone(),
             stats: Stats::default(),
-            recent: Recent::default(),
+            log: Log::default(),
         })
     }
 
@@ -137,9 +138,21 @@ impl Plugin {
         self.stats.hooks()
     }
 
-    /// Its recent messages.
-    pub fn log(&self) -> Vec<(Hook, LogLine)> {
-        self.recent.lines()
+    /// Its configuration as hooks get it: JSON, with defaults filled in.
+    pub fn config(&self) -> &str {
+        &self.identity.config
+    }
+
+    /// Its messages.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// The same with messages that go to another log: that of the plugin whose place it takes.
+    #[must_use]
+    pub fn with_log(mut self, log: Log) -> Self {
+        self.log = log;
+        self
     }
 
     /// Why it is not called any more, if it is not.
@@ -236,7 +249,7 @@ impl Plugin {
         })
         .await;
         let (log, log_dropped) = store.data_mut().take_log();
-        self.recent.add(hook, &log);
+        self.log.add(hook, &log);
         let said = self.ended(hook, limit, &mut store, ended)?;
         let plugin = || self.name().to_owned();
         let change = said.map_err(|error| CallError::Failed { plugin: plugin(), hook, error })?;

@@ -257,7 +257,7 @@ impl Server {
         store.set_epoch_deadline(1);
         let ended = tokio::time::timeout(limit, Parts::resolve(&mut *store, guest)).await;
         let (log, _) = store.data_mut().take_log();
-        plugin.recent.add(Hook::Resolve, &log);
+        plugin.log.add(Hook::Resolve, &log);
         let said = plugin.ended(Hook::Resolve, limit, store, ended);
         let failed =
             |error| CallError::Failed { plugin: plugin.name().to_owned(), hook: Hook::Resolve, error };

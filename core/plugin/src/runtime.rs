@@ -134,6 +134,22 @@ impl Runtime {
         Ok(Self { engine, linker, cache: Cache::open(cache, compiler)?, limits, clock })
     }
 
+    /// Whether the compiled code of a component, named by the 64 digits of its digest, is in the cache and what was written.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not what was written.
+    pub fn is_compiled(&self, hex: &str) -> std::io::Result<bool> {
+        self.cache.check(hex)
+    }
+
+    /// Removes the compiled code of a component from the cache.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn forget(&self, hex: &str) -> Result<(), LoadError> {
+        self.cache.forget(hex)
+    }
+
     /// A store with all limits set, also for what happens while a component is instantiated.
     pub(crate) fn store(&self, call: Call) -> Store<Call> {
         let limits = &self.limits;

@@ -6,10 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
     Object,
@@ -21,27 +21,38 @@ enum Kind {
 }
 
 /// A schema, or a part of one.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Schema {
     r#type: Kind,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     properties: BTreeMap<String, Schema>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     required: Vec<String>,
     #[serde(default)]
     additional_properties: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
     items: Option<Box<Schema>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     r#enum: Option<Vec<Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     default: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     minimum: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     maximum: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     min_length: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     max_length: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     min_items: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     max_items: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     title: Option<String>,
     /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
 }
 
@@ -182,6 +193,14 @@ mod tests {
             },
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn a_schema_can_be_shown_as_it_was_written() {
+        let shown = serde_json::to_value(schema()).unwrap();
+        assert_eq!(shown["properties"]["mode"]["default"], "a");
+        assert!(shown["properties"]["size"].get("enum").is_none(), "{shown}");
+        assert_eq!(Schema::parse(shown).unwrap(), schema());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The configuration file, `config.toml`: versioned, checked, complete in its defaults.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -67,6 +67,8 @@ pub(crate) struct Config {
     network: Network,
     pub(crate) vmm: VmmConfig,
     pub(crate) disk: Disk,
+    pub(crate) plugins: PluginsConfig,
+    pub(crate) names: NamesConfig,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -179,6 +181,22 @@ pub(crate) struct Disk {
     pub(crate) backend: BackendChoice,
 }
 
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct NamesConfig {
+    /// Where the host itself asks for VMs' names; an address of the daemon's own if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct PluginsConfig {
+    /// The directory of plugins that come with the daemon; found out if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bundled: Option<PathBuf>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -190,6 +208,8 @@ impl Default for Config {
             network: Network::default(),
             vmm: VmmConfig::default(),
             disk: Disk::default(),
+            plugins: PluginsConfig::default(),
+            names: NamesConfig::default(),
         }
     }
 }
@@ -272,9 +292,12 @@ fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
             return value("network.subnet", format!("is {subnet}, whose addresses no guest can have"));
         }
     }
-    for (key, program) in
-        [("agent", &config.agent), ("vmm.qemu", &config.vmm.qemu), ("vmm.fake", &config.vmm.fake)]
-    {
+    for (key, program) in [
+        ("agent", &config.agent),
+        ("vmm.qemu", &config.vmm.qemu),
+        ("vmm.fake", &config.vmm.fake),
+        ("plugins.bundled", &config.plugins.bundled),
+    ] {
         if let Some(program) = program
             && !program.is_absolute()
         {
@@ -313,6 +336,11 @@ impl Config {
             Subnet::Auto => SubnetChoice::Auto,
             Subnet::Fixed(subnet) => SubnetChoice::Fixed(subnet.trunc()),
         }
+    }
+
+    /// Who is asked about names that are not VMs'; the host's resolvers if empty.
+    pub(crate) fn resolvers(&self) -> &[IpAddr] {
+        &self.network.resolvers
     }
 
     /// The engine's part.
@@ -391,6 +419,7 @@ mod tests {
             ("[network]\nsubnet = \"127.0.0.0/8\"", "network.subnet"),
             ("[network]\nsubnet = \"0.0.0.0/0\"", "network.subnet"),
             ("agent = \"vm-agent\"", "absolute"),
+            ("[plugins]\nbundled = \"plugins\"", "plugins.bundled is plugins"),
             ("[vm]\nimage = \"De bian\"", "vm.image"),
             ("[network]\nsubnet = \"10.0.0.0/31\"", "network.subnet"),
         ] {

@@ -6,23 +6,31 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use vm_disk::{DiskError, Files, HostCow};
-use vm_engine::{Engine, EngineError, Parts, effects::Host};
+use vm_disk::{DiskError, HostCow};
+use vm_dns::DnsError;
+use vm_engine::{Engine, EngineError, Parts, SubnetChoice, effects::Host};
 use vm_host::{HostRunner, Runner};
 use vm_net::HostNet;
+use vm_plugin::{Compiler, Limits};
 use vm_store::{Store, StoreError};
-use vm_types::{Layout, layout::SOCKET_PATH_MAX};
+use vm_types::{Layout, layout::SOCKET_PATH_MAX, vm::VmmKind};
 use vm_vmm::{QemuDriver, Vmm};
 
 use crate::{
     config::Config,
+    dns::NameService,
+    plugins::{self, Facts, Manager, PluginsError, Setup},
     rpc::server::{self, Access},
 };
+
+/// How long one component may take to compile. Languages that bring their own runtime take longest.
+const COMPILE: Duration = Duration::from_secs(100);
 
 /// Why the daemon could not come up.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +60,10 @@ pub(crate) enum DaemonError {
     Disk(#[from] DiskError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error("plugins cannot be used")]
+    Plugins(#[from] PluginsError),
+    #[error("the name service cannot begin")]
+    Names(#[from] DnsError),
 }
 
 impl DaemonError {
@@ -69,6 +81,8 @@ impl DaemonError {
             Self::Store(error) => error.hint(),
             Self::Disk(error) => error.hint(),
             Self::Engine(error) => error.hint(),
+            Self::Plugins(error) => error.hint(),
+            Self::Names(_) => Some("look at network.resolvers in the configuration".into()),
             #[cfg(not(feature = "fake"))]
             Self::NoFake => Some("take vmm.fake out of the configuration".into()),
             Self::OwnPath { .. } | Self::Signals { .. } => None,
@@ -96,15 +110,30 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
     for path in [layout.images(), layout.state.join("vms")] {
         prepare(&path, &[])?;
     }
-    let host = Host {
-        net: Arc::new(HostNet::new(runner.clone())),
-        cow: Arc::new(HostCow::probe(config.disk.backend, &layout.images(), &layout.state.join("vms"))?),
-        files: Files::new([layout.run.clone(), layout.state.clone()]),
-        shims: Arc::new(vm_engine::effects::HostShims::new(own)),
-    };
+    let host = Host::new(
+        Arc::new(HostNet::new(runner.clone())),
+        Arc::new(HostCow::probe(config.disk.backend, &layout.images(), &layout.state.join("vms"))?),
+        Arc::new(vm_engine::effects::HostShims::new(own)),
+        [layout.run.clone(), layout.state.clone()],
+        runner.clone(),
+    );
     let settings = config.settings(group);
-    let parts = Parts { layout: layout.clone(), settings, store, host, vmm, runner };
+    let names = NameService::new(config.resolvers(), host.names.clone()).await?;
+    let plugins = plugins(&layout, &config, &store, &vmm, &runner).await?;
+    // Before VMs that are up are taken over: guests are told the domains.
+    names.follow(plugins.clone()).await;
+    let parts = Parts {
+        layout: layout.clone(),
+        settings,
+        store,
+        host,
+        vmm,
+        runner,
+        hooks: plugins.clone(),
+        names: Arc::new(names.clone()),
+    };
     let engine = Engine::start(parts).await?;
+    names.attach(engine.clone(), config.names.listen).await;
 
     let mut terminate = signal(SignalKind::terminate()).map_err(|source| DaemonError::Signals { source })?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|source| DaemonError::Signals { source })?;
@@ -116,8 +145,15 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
     let listener = server::bind(&socket, group).map_err(listen)?;
     let access = Access::new(group);
     let close = CancellationToken::new();
-    let serving =
-        tokio::spawn(server::serve(listener, engine.clone(), config, access, stop.clone(), close.clone()));
+    let serving = tokio::spawn(server::serve(
+        listener,
+        engine.clone(),
+        plugins,
+        config,
+        access,
+        stop.clone(),
+        close.clone(),
+    ));
     tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     // Cancel-safe: three arms that only wait.
     tokio::select! {
@@ -132,8 +168,44 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
     close.cancel();
     let _ = serving.await;
     engine.shut_down().await;
+    names.stop().await;
     let _ = std::fs::remove_file(&socket);
     Ok(())
+}
+
+/// The plugins, loaded.
+async fn plugins(
+    layout: &Layout,
+    config: &Config,
+    store: &Store,
+    vmm: &Arc<dyn Vmm>,
+    runner: &Arc<dyn Runner>,
+) -> Result<Arc<Manager>, PluginsError> {
+    let subnet = match config.subnet() {
+        SubnetChoice::Auto => None,
+        SubnetChoice::Fixed(subnet) => Some(subnet),
+    };
+    let vmm = match vmm.kind() {
+        VmmKind::Qemu => "qemu",
+        VmmKind::Fake => "fake",
+    };
+    let compiler =
+        Compiler::Process { runner: runner.clone(), program: compiler(), args: Vec::new(), timeout: COMPILE };
+    Manager::open(Setup {
+        dir: layout.plugins(),
+        store: store.clone(),
+        facts: Facts::new(store.clone(), vmm, subnet),
+        client_key: layout.client_key(),
+        compiler,
+        limits: Limits::default(),
+        bundled: plugins::bundled::directory(config.plugins.bundled.as_deref()),
+    })
+    .await
+}
+
+/// The program that compiles plugins: beside this one, which has no compiler in it.
+pub(crate) fn compiler() -> PathBuf {
+    std::env::current_exe().unwrap_or_default().with_file_name("vm-plugin-compile")
 }
 
 /// The VMM driver of the configuration.

@@ -12,7 +12,7 @@ use vm_net::{HostNet, Net};
 use vm_types::{Layout, layout::SOCKET_PATH_MAX};
 use vm_vmm::Accelerator;
 
-use crate::{config::Config, daemon};
+use crate::{config::Config, daemon, plugins::Manager};
 
 /// Less than this on the state directory's disk is worth a warning: an image and a few disks.
 const LITTLE_SPACE: u64 = 4 << 30;
@@ -27,7 +27,12 @@ const TOOLS: &[(&str, &str, &str)] = &[
 ];
 
 /// All checks, in a fixed order.
-pub(crate) async fn check(layout: &Layout, config: &Config, engine: Option<&Engine>) -> Vec<Finding> {
+pub(crate) async fn check(
+    layout: &Layout,
+    config: &Config,
+    running: Option<(&Engine, &Manager)>,
+) -> Vec<Finding> {
+    let engine = running.map(|(engine, _)| engine);
     let runner: Arc<dyn Runner> = Arc::new(HostRunner);
     let mut findings = vec![privileges(), socket(layout).await, group(config)];
     findings.extend(vmm(config, &runner).await);
@@ -40,6 +45,10 @@ pub(crate) async fn check(layout: &Layout, config: &Config, engine: Option<&Engi
     if let Some(engine) = engine {
         findings.push(recovery(engine));
         findings.push(leftovers(engine).await);
+    }
+    findings.push(compiler());
+    if let Some((_, plugins)) = running {
+        findings.extend(plugins.doctor().await);
     }
     findings
 }
@@ -151,6 +160,20 @@ fn agent(config: &Config) -> Finding {
             "install vm-agent beside vmd, or set `agent` in the configuration",
         )
     }
+}
+
+fn compiler() -> Finding {
+    let check = "plugins.compiler";
+    let path = daemon::compiler();
+    if path.is_file() {
+        return ok(check, path.display().to_string());
+    }
+    bad(
+        Severity::Warning,
+        check,
+        format!("{} is not there; no plugin can be installed", path.display()),
+        "install vm-plugin-compile beside vmd",
+    )
 }
 
 fn program(tool: &str, purpose: &str, package: &str) -> Finding {

@@ -2,8 +2,10 @@
 
 mod config;
 mod daemon;
+mod dns;
 mod doctor;
 mod options;
+mod plugins;
 mod problem;
 mod rpc;
 

@@ -6,5 +6,7 @@ mod image;
 mod kernel;
 mod listing;
 mod operation;
+mod planning;
+mod plugin;
 pub(crate) mod server;
 mod vm;

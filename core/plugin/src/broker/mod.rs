@@ -12,10 +12,7 @@ mod names;
 mod planning;
 mod repository;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use sha2::{Digest as _, Sha256};
 use vm_types::VmId;
@@ -32,6 +29,7 @@ use crate::{
     limits::{Limits, Totals},
     plan::Plan,
     ports::{Blob, Directory, GuestCommand, GuestOutput, StateChange, StateScope, StateStore},
+    wasi::Wasi,
 };
 
 /// Borrowed: the call itself.
@@ -137,6 +135,7 @@ pub(crate) struct Call {
     changes: BTreeMap<(StateScope, String), Option<Vec<u8>>>,
     sizes: BTreeMap<StateScope, Sizes>,
     drawn: u64,
+    pub(crate) wasi: Wasi,
 }
 
 /// What a call leaves behind.
@@ -177,6 +176,7 @@ impl Call {
             changes: BTreeMap::new(),
             sizes: BTreeMap::new(),
             drawn: 0,
+            wasi: Wasi::default(),
         }
     }
 
@@ -186,6 +186,7 @@ impl Call {
 
     /// The messages, and how many were dropped.
     pub(crate) fn take_log(&mut self) -> (Vec<LogLine>, u64) {
+        self.end_lines();
         self.log_bytes = 0;
         (std::mem::take(&mut self.log), std::mem::take(&mut self.log_dropped))
     }
@@ -229,11 +230,16 @@ impl Call {
             .map_err(|denial| PluginError::new("grant.missing", denial.to_string()).hint(denial.hint()))
     }
 
-    fn random(&mut self, length: usize) -> Vec<u8> {
+    pub(crate) fn random(&mut self, length: usize) -> Vec<u8> {
+        let seed = self.input.seed;
+        self.random_from(&seed, length)
+    }
+
+    pub(crate) fn random_from(&mut self, seed: &[u8; 32], length: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(length);
         while bytes.len() < length {
             let mut block = Sha256::new();
-            block.update(self.input.seed);
+            block.update(seed);
             block.update(self.drawn.to_le_bytes());
             self.drawn += 1;
             let block = block.finalize();
@@ -388,27 +394,5 @@ impl state::Host for Call {
         let scope = self.scope(scope)?;
         let sizes = self.sizes(&scope).await?;
         Ok(sizes.now.keys().filter(|key| key.starts_with(&prefix)).cloned().collect())
-    }
-}
-
-/// The recent messages of a plugin, for `vm plugin logs`.
-#[derive(Debug, Default)]
-pub(crate) struct Recent(Mutex<std::collections::VecDeque<(Hook, LogLine)>>);
-
-impl Recent {
-    const MOST: usize = 500;
-
-    pub(crate) fn add(&self, hook: Hook, lines: &[LogLine]) {
-        if lines.is_empty() {
-            return;
-        }
-        let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.extend(lines.iter().map(|line| (hook, line.clone())));
-        let excess = recent.len().saturating_sub(Self::MOST);
-        recent.drain(..excess);
-    }
-
-    pub(crate) fn lines(&self) -> Vec<(Hook, LogLine)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }

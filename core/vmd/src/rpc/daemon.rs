@@ -64,6 +64,7 @@ impl DaemonServer for Context {
     }
 
     async fn doctor(&self) -> RpcResult<Vec<Finding>> {
-        Ok(doctor::check(self.engine.layout(), &self.config, Some(&self.engine)).await)
+        let running = Some((&self.engine, &*self.plugins));
+        Ok(doctor::check(self.engine.layout(), &self.config, running).await)
     }
 }

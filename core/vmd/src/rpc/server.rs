@@ -10,10 +10,12 @@ use jsonrpsee::{
 use nix::unistd::{Gid, Uid, User, getgrouplist};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
-use vm_api::rpc::{DaemonServer, EventsServer, ImageServer, KernelServer, OperationServer, VmServer};
+use vm_api::rpc::{
+    DaemonServer, EventsServer, ImageServer, KernelServer, OperationServer, PluginsServer, VmServer,
+};
 use vm_engine::Engine;
 
-use crate::config::Config;
+use crate::{config::Config, plugins::Manager};
 
 /// How long open connections get for their last answers when the daemon ends.
 const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(5);
@@ -58,6 +60,7 @@ impl Access {
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub(crate) engine: Engine,
+    pub(crate) plugins: Arc<Manager>,
     pub(crate) config: Arc<Config>,
     pub(crate) stop: CancellationToken,
     pub(crate) started_at: u64,
@@ -77,6 +80,7 @@ pub(crate) fn bind(path: &Path, group: Option<u32>) -> io::Result<UnixListener> 
 pub(crate) async fn serve(
     listener: UnixListener,
     engine: Engine,
+    plugins: Arc<Manager>,
     config: Config,
     access: Access,
     stop: CancellationToken,
@@ -84,7 +88,7 @@ pub(crate) async fn serve(
 ) {
     let started_at =
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let context = Context { engine, config: Arc::new(config), stop: stop.clone(), started_at };
+    let context = Context { engine, plugins, config: Arc::new(config), stop: stop.clone(), started_at };
     let methods = match methods(&context) {
         Ok(methods) => methods,
         Err(error) => {
@@ -156,5 +160,6 @@ fn methods(context: &Context) -> Result<RpcModule<()>, RegisterMethodError> {
     module.merge(OperationServer::into_rpc(context.clone()))?;
     module.merge(DaemonServer::into_rpc(context.clone()))?;
     module.merge(EventsServer::into_rpc(context.clone()))?;
+    module.merge(PluginsServer::into_rpc(context.clone()))?;
     Ok(module)
 }

@@ -188,8 +188,8 @@ impl VmServer for Context {
     }
 
     async fn plan(&self, vm: String) -> RpcResult<VmPlan> {
-        self.find(&vm)?;
-        Err(Problem::new(ErrorKind::Unsupported, "this daemon has no plugins").into())
+        let cell = self.find(&vm)?;
+        self.planned(cell).await.map_err(wire)
     }
 
     async fn access(&self, vm: String) -> RpcResult<GuestAccess> {

@@ -1,0 +1,214 @@
+//! The running guest, as far as a hook may act in it: over the SSH server of its agent, connected to when it is first asked for
+//! something.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use jsonrpsee::core::async_trait;
+use ssh_key::PrivateKey;
+use tokio::{
+    io::{AsyncRead, AsyncWriteExt, DuplexStream},
+    sync::OnceCell,
+};
+use vm_guest::{Command, Guest, GuestError};
+use vm_plugin::{
+    PluginError,
+    ports::{Blob, FileMode, GuestCommand, GuestOutput, MemoryBlob, Sandbox},
+};
+use vm_types::VmPaths;
+
+/// The most of a guest's file that is kept in the host.
+const FETCH_MAX: usize = 64 << 20;
+/// Bytes of a blob that are on their way at once.
+const PIECE: usize = 256 << 10;
+
+/// A guest that is connected to when it is first needed.
+struct Lazy {
+    paths: VmPaths,
+    client_key: PathBuf,
+    guest: OnceCell<Guest>,
+}
+
+/// The guest of a VM.
+pub(super) fn lazily(paths: VmPaths, client_key: &std::path::Path) -> Arc<dyn Sandbox> {
+    Arc::new(Lazy { paths, client_key: client_key.to_owned(), guest: OnceCell::new() })
+}
+
+fn failed(error: GuestError) -> PluginError {
+    let (code, hint) = (error.code().to_owned(), error.hint());
+    let mut failed = PluginError::new(&code, vm_types::report::chain(&error));
+    failed.hint = hint.map(ToString::to_string);
+    failed
+}
+
+impl Lazy {
+    async fn guest(&self) -> Result<&Guest, PluginError> {
+        self.guest
+            .get_or_try_init(|| async {
+                let path = self.paths.host_key();
+                let key = tokio::fs::read_to_string(&path).await.map_err(std::io::Error::other);
+                let public = key.and_then(|text| {
+                    let key = PrivateKey::from_openssh(text).map_err(std::io::Error::other)?;
+                    key.public_key().to_openssh().map_err(std::io::Error::other)
+                });
+                let public = public.map_err(|error| {
+                    PluginError::new("guest.host-key", format!("could not read {}: {error}", path.display()))
+                })?;
+                Guest::connect(&self.paths.ssh_sock(), &self.client_key, &public).await.map_err(failed)
+            })
+            .await
+    }
+}
+
+/// Hands a blob's bytes to `work`. If they cannot all be read, `work` is dropped before it sees an end of them.
+async fn fed<T>(
+    blob: &Arc<dyn Blob>,
+    work: impl AsyncFnOnce(DuplexStream) -> Result<T, PluginError>,
+) -> Result<T, PluginError> {
+    let (mut to, from) = tokio::io::duplex(PIECE);
+    let feed = async {
+        let mut offset = 0;
+        while offset < blob.size() {
+            let piece = blob.read(offset, PIECE).await?;
+            if piece.is_empty() {
+                return Err(PluginError::new("blob.short", "the file became shorter while it was read"));
+            }
+            offset += piece.len() as u64;
+            // Whoever reads it says why it has ended early.
+            if to.write_all(&piece).await.is_err() {
+                return Ok(to);
+            }
+        }
+        let _ = to.shutdown().await;
+        Ok(to)
+    };
+    let (_to, done) = tokio::try_join!(feed, work(from))?;
+    Ok(done)
+}
+
+async fn run<I: AsyncRead + Send>(
+    guest: &Guest,
+    command: Command<I>,
+    limit: usize,
+) -> Result<GuestOutput, PluginError> {
+    let output = guest.run(command, limit).await.map_err(failed)?;
+    Ok(GuestOutput {
+        code: output.code,
+        signal: output.signal,
+        stdout: output.stdout,
+        stderr: output.stderr,
+        truncated: output.truncated,
+    })
+}
+
+#[async_trait]
+impl Sandbox for Lazy {
+    async fn run(&self, wanted: GuestCommand, output_limit: usize) -> Result<GuestOutput, PluginError> {
+        let guest = self.guest().await?;
+        let mut command = Command::new(wanted.command);
+        command.env = wanted.environment;
+        command.cwd = wanted.directory;
+        command.user = wanted.user;
+        command.time_limit = wanted.time_limit.map(Duration::from_millis);
+        match wanted.input {
+            None => run(guest, command, output_limit).await,
+            Some(input) => {
+                fed(&input, async move |from| run(guest, command.with_stdin(from), output_limit).await).await
+            }
+        }
+    }
+
+    async fn write_file(
+        &self,
+        path: &str,
+        content: Arc<dyn Blob>,
+        FileMode { mode, uid, gid }: FileMode,
+    ) -> Result<(), PluginError> {
+        let guest = self.guest().await?;
+        fed(&content, async move |from| guest.write_file(path, from, mode, uid, gid).await.map_err(failed))
+            .await
+    }
+
+    async fn read_file(&self, path: &str, limit: usize) -> Result<Vec<u8>, PluginError> {
+        let content = self.guest().await?.read_file(path, limit).await.map_err(failed)?;
+        Ok(content.bytes)
+    }
+
+    async fn fetch_file(&self, path: &str) -> Result<Arc<dyn Blob>, PluginError> {
+        let content = self.guest().await?.read_file(path, FETCH_MAX).await.map_err(failed)?;
+        if content.more {
+            let message = format!("{path} has more than {} MiB", FETCH_MAX >> 20);
+            return Err(PluginError::new("guest.file-too-large", message));
+        }
+        Ok(Arc::new(MemoryBlob(content.bytes.into())))
+    }
+
+    async fn unpack(
+        &self,
+        archive: Arc<dyn Blob>,
+        directory: &str,
+        uid: u32,
+        gid: u32,
+    ) -> Result<(), PluginError> {
+        let guest = self.guest().await?;
+        fed(&archive, async move |from| guest.unpack(from, directory, uid, gid).await.map_err(failed)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    struct Breaks;
+
+    #[async_trait]
+    impl Blob for Breaks {
+        fn size(&self) -> u64 {
+            3 * PIECE as u64
+        }
+
+        fn digest(&self) -> String {
+            String::new()
+        }
+
+        async fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, PluginError> {
+            if offset == 0 { Ok(vec![1; length]) } else { Err(PluginError::new("blob.unreadable", "gone")) }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_blob_arrives_whole_or_the_work_never_sees_its_end() {
+        let content: Vec<u8> = (0..3 * PIECE + 5).map(|number| (number % 251) as u8).collect();
+        let whole: Arc<dyn Blob> = Arc::new(MemoryBlob(content.clone().into()));
+        let read = async |mut from: DuplexStream| {
+            let mut bytes = Vec::new();
+            from.read_to_end(&mut bytes).await.unwrap();
+            Ok(bytes)
+        };
+        assert_eq!(fed(&whole, read).await.unwrap(), content);
+
+        let broken: Arc<dyn Blob> = Arc::new(Breaks);
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        let work = async |mut from: DuplexStream| {
+            let _ = from.read_to_end(&mut Vec::new()).await;
+            ended.store(true, std::sync::atomic::Ordering::SeqCst);
+            Ok(())
+        };
+        assert_eq!(fed(&broken, work).await.unwrap_err().code, "blob.unreadable");
+        assert!(
+            !ended.load(std::sync::atomic::Ordering::SeqCst),
+            "half of it would have been taken for the whole"
+        );
+    }
+
+    #[tokio::test]
+    async fn one_who_needs_no_more_says_so_himself() {
+        let blob: Arc<dyn Blob> = Arc::new(MemoryBlob(vec![1; 2 * PIECE + 1].into()));
+        let error = fed::<()>(&blob, async |from| {
+            drop(from);
+            Err(PluginError::new("guest.ended", "it has ended"))
+        });
+        assert_eq!(error.await.unwrap_err().code, "guest.ended");
+    }
+}
