@@ -46,7 +46,7 @@ pub(crate) struct MachineArgs {
 /// `--net`.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Net {
-    /// One interface, masqueraded by the host
+    /// One interface on the host's bridge; what is reached beyond it is up to plugins
     Nat,
     /// No interface; `vm ssh` works all the same
     None,

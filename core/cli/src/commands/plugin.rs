@@ -11,9 +11,11 @@ mod new;
 mod source;
 mod values;
 
+use std::collections::BTreeSet;
+
 use clap::{Args, Subcommand};
 use serde_json::json;
-use vm_api::{PluginInfo, rpc::PluginsClient};
+use vm_api::{PluginDisk, PluginInfo, rpc::PluginsClient};
 
 use crate::{context::Context, errors::CliError, progress::waiting, size::human};
 
@@ -139,21 +141,35 @@ async fn remove(context: &Context, name: String, purge: bool) -> Result<u8, CliE
     let client = context.client().await?;
     let plugin = PluginsClient::get(&client, name.clone()).await?;
     client.remove(name.clone(), purge).await?;
-    let bytes = plugin.disks.iter().map(|disk| disk.used_bytes).sum();
     let document = json!({"removed": name, "purged": purge, "disks": plugin.disks});
     context.output.show(&document, || name.clone())?;
-    let disks = match plugin.disks.len() {
+    if !context.output.json {
+        left(&plugin, purge).into_iter().for_each(|text| context.output.note(&text));
+    }
+    Ok(0)
+}
+
+/// What became of the disks, where there are any: those of VMs stay with them, the others until a person deletes them.
+fn left(plugin: &PluginInfo, purged: bool) -> Vec<String> {
+    let (of_vms, kept): (Vec<_>, Vec<_>) = plugin.disks.iter().partition(|disk| disk.vm.is_some());
+    let count = |disks: &[&PluginDisk]| match disks.len() {
         1 => "1 disk".to_owned(),
         count => format!("{count} disks"),
     };
-    match (plugin.disks.is_empty(), purge, context.output.json) {
-        (true, ..) | (.., true) => {}
-        (_, true, _) => context.output.note(&format!("{disks} deleted, {} freed", human(bytes))),
-        (_, false, _) => {
-            let paths: String = plugin.disks.iter().map(|disk| format!("\n  {}", disk.path)).collect();
-            let text = format!("{disks} with {} stay, of VMs or kept beyond them:{paths}", human(bytes));
-            context.output.note(&text);
-        }
+    let mut left = Vec::new();
+    if !kept.is_empty() {
+        let (count, bytes) = (count(&kept), human(kept.iter().map(|disk| disk.used_bytes).sum()));
+        let paths: String = kept.iter().map(|disk| format!("\n  {}", disk.path)).collect();
+        left.push(match purged {
+            true => format!("{count} deleted, {bytes} freed"),
+            false => format!("{count} kept, with {bytes}:{paths}"),
+        });
     }
-    Ok(0)
+    if !of_vms.is_empty() {
+        let vms: BTreeSet<_> =
+            of_vms.iter().filter_map(|disk| disk.vm.as_ref()).map(|vm| vm.as_str()).collect();
+        let vms: Vec<_> = vms.into_iter().collect();
+        left.push(format!("{} until the VM is deleted: {}", count(&of_vms), vms.join(", ")));
+    }
+    left
 }

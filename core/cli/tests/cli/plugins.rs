@@ -220,7 +220,10 @@ fn a_plugin_that_cannot_be_loaded_is_an_error_of_the_plugin() {
 fn plugins_are_listed_shown_and_ordered() {
     let host = Host::new();
     let mut shown = plugin(&nat());
-    shown["disks"] = json!([{"name": "work", "vm": "web", "path": "/disks/1", "size_bytes": 1_u64 << 30, "used_bytes": 1 << 20}]);
+    shown["disks"] = json!([
+        {"name": "work", "vm": "web", "path": "/disks/1", "size_bytes": 1_u64 << 30, "used_bytes": 1 << 20},
+        {"name": "work", "vm": null, "path": "/disks/2", "size_bytes": 1_u64 << 30, "used_bytes": 2 << 20},
+    ]);
     let stub = Stub::new(
         &host,
         answers(&[
@@ -250,7 +253,8 @@ fn plugins_are_listed_shown_and_ordered() {
         "  labels = []  (default)\n",
         "  forwarding  [NOT GRANTED]",
         "  prepare-host   12      1        0        41 µs   1.7 ms",
-        "  work   web   1G     1M     /disks/1",
+        "  work   web          1G     1M     /disks/1",
+        "  work   none, kept   1G     2M     /disks/2",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
@@ -261,8 +265,14 @@ fn plugins_are_listed_shown_and_ordered() {
 
     let output = host.run("plugin rm nat");
     assert_eq!(stdout(&output, 0), "nat\n");
-    assert!(stderr(&output, 0).contains("1 disk with 1M stay") && stderr(&output, 0).contains("/disks/1"));
-    assert!(stderr(&host.run("plugin remove nat --purge"), 0).contains("1 disk deleted, 1M freed"));
+    let text = stderr(&output, 0);
+    assert!(text.contains("1 disk kept, with 2M:\n  /disks/2"), "{text}");
+    assert!(text.contains("1 disk until the VM is deleted: web"), "{text}");
+    let text = stderr(&host.run("plugin remove nat --purge"), 0);
+    assert!(
+        text.contains("1 disk deleted, 2M freed") && text.contains("until the VM is deleted: web"),
+        "{text}"
+    );
     assert_eq!(stub.asked_for("plugin.remove"), [json!(["nat", false]), json!(["nat", true])]);
 }
 
