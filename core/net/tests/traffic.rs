@@ -19,7 +19,7 @@ use vm_types::Effect;
 
 /// Long enough for an answer on this machine; the price of each thing that must *not* get through.
 const SILENCE: Duration = Duration::from_millis(500);
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 type Job = Box<dyn FnOnce() + Send>;
 
