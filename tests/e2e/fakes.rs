@@ -84,7 +84,8 @@ fn a_guest_that_will_not_go_is_killed_after_its_grace() {
 
 #[test]
 fn a_daemon_killed_at_any_moment_of_a_creation_leaves_nothing_behind() {
-    let world = world(r#"{"boot":{"ready_after":{"millis":300}}}"#, "");
+    // Long enough for the kill to come before the guest is ready, however late the look at the journal is.
+    let world = world(r#"{"boot":{"ready_after":{"millis":3000}}}"#, "");
     for round in 0..8 {
         let running = world.vm(&create("a")).start();
         // Each round a little further: by how much of the journal there is.

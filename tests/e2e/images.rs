@@ -1,7 +1,5 @@
 //! Any image boots unmodified: with an init of its own, with a shell and no init, with neither.
 
-use std::time::Duration;
-
 use vm_tests::{
     World, fixtures, wait_until,
     world::{BOOT, SHORT},
@@ -103,7 +101,7 @@ fn images_are_listed_and_deleted_by_name() {
     world.vm(&["create", "--name", "b", "--image", fixtures::BUSYBOX]).run().exits(0);
     world.vm(&["image", "delete", fixtures::BUSYBOX]).run().exits(4).complains("hint");
     world.vm(&["delete", "b"]).run().exits(0);
-    world.vm(&["image", "delete", fixtures::BUSYBOX]).within(Duration::from_secs(20)).run().exits(0);
+    world.vm(&["image", "delete", fixtures::BUSYBOX]).within(SHORT).run().exits(0);
     world.vm(&["image", "delete", fixtures::BUSYBOX]).within(SHORT).run().exits(3);
     world.vm(&["daemon", "stop"]).run().exits(0);
 }

@@ -1,7 +1,5 @@
 //! `vm run`: the command's streams, exit code, signals and surroundings, exactly.
 
-use std::time::Duration;
-
 use nix::sys::signal::Signal;
 use sha2::{Digest, Sha256};
 use vm_tests::{
@@ -160,7 +158,7 @@ fn a_client_that_vanishes_takes_its_vm_along() {
     let mut running = world.vm(&["run", "--", "true"]).start();
     vm_tests::wait_until("the VM is on its way", SHORT, || world.names().len() == 1);
     running.signal(Signal::SIGINT);
-    running.finish(Duration::from_secs(30)).exits(130);
+    running.finish(SHORT).exits(130);
     assert_eq!(world.names(), Vec::<String>::new(), "nothing is left when the client has ended");
     world.leaves_nothing();
 }

@@ -289,7 +289,7 @@ impl Running {
         for stream in [&self.stdout, &self.stderr] {
             if self.typing.is_none() {
                 assert!(
-                    stream.wait(Duration::from_secs(10), |_, ended| ended),
+                    stream.wait(Duration::from_secs(60), |_, ended| ended),
                     "somebody keeps the output open of {}",
                     self.report(&status.to_string())
                 );

@@ -59,30 +59,39 @@ pub fn cache() -> PathBuf {
 /// # Panics
 /// It cannot be made.
 pub fn seed() -> PathBuf {
-    static SEED: OnceLock<PathBuf> = OnceLock::new();
-    SEED.get_or_init(|| make().unwrap_or_else(|error| panic!("the tests' images cannot be made: {error}")))
-        .clone()
+    // Held as long as this process lives: nobody removes a seed that is in use.
+    static SEED: OnceLock<(PathBuf, Flock<fs::File>)> = OnceLock::new();
+    let get = || hold().unwrap_or_else(|error| panic!("the tests' images cannot be made: {error}"));
+    SEED.get_or_init(get).0.clone()
 }
 
-fn make() -> io::Result<PathBuf> {
+fn hold() -> io::Result<(PathBuf, Flock<fs::File>)> {
     let cache = cache();
     fs::create_dir_all(&cache)?;
     let lock = fs::File::create(cache.join("lock"))?;
     // Other test processes wait here; the kernel unlocks when this one ends.
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
     let seed = cache.join(format!("seed-{}", key()?));
-    if seed.is_dir() {
-        return Ok(seed);
-    }
-    for old in fs::read_dir(&cache)?.flatten() {
-        if old.file_name().to_string_lossy().starts_with("seed-") {
-            fs::remove_dir_all(old.path())?;
+    if !seed.is_dir() {
+        for old in fs::read_dir(&cache)?.flatten() {
+            // The tests of another checkout may be at work with theirs.
+            if old.file_name().to_string_lossy().starts_with("seed-")
+                && let Ok(_unused) = Flock::lock(fs::File::open(old.path())?, FlockArg::LockExclusiveNonblock)
+            {
+                fs::remove_dir_all(old.path())?;
+            }
         }
+        make(&cache, &seed)?;
     }
+    let held = Flock::lock(fs::File::open(&seed)?, FlockArg::LockShared).map_err(|(_, errno)| errno)?;
+    Ok((seed, held))
+}
+
+fn make(cache: &Path, seed: &Path) -> io::Result<()> {
     eprintln!("making the tests' images in {}; this takes some minutes, once", cache.display());
     let world = World::empty(Network::Host);
     let state = &world.dirs().state;
-    let systemd = systemd_tarball(&world, &cache)?;
+    let systemd = systemd_tarball(&world, cache)?;
     let small = world.directory().join("small.tar");
     for arguments in [
         &["kernel", "import", "debian"][..],
@@ -110,8 +119,7 @@ fn make() -> io::Result<PathBuf> {
             fs::rename(state.join(part), ready.join(part))?;
         }
     }
-    fs::rename(&ready, &seed)?;
-    Ok(seed)
+    fs::rename(&ready, seed)
 }
 
 type Tarball = tar::Builder<fs::File>;

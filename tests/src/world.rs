@@ -288,7 +288,8 @@ impl World {
     #[track_caller]
     pub fn wait_for_state(&self, vm: &str, word: &str) -> Value {
         let mut last = Value::Null;
-        let deadline = std::time::Instant::now() + SHORT;
+        // A guest that goes down takes as long as one that comes up.
+        let deadline = std::time::Instant::now() + BOOT;
         while last["state"] != word {
             assert!(
                 std::time::Instant::now() < deadline,

@@ -5,9 +5,9 @@ use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Host to guest: this, then a nonce of 16 bytes.
-pub const HELLO: &[u8; 16] = b"\0vmd-channel-1?\n";
+pub const HELLO: &[u8; 16] = b"\0vmd-channel-2?\n";
 /// Guest to host: this, then the same nonce.
-pub const ANSWER: &[u8; 16] = b"\0vmd-channel-1!\n";
+pub const ANSWER: &[u8; 16] = b"\0vmd-channel-2!\n";
 
 const NONCE: usize = 16;
 

@@ -10,7 +10,7 @@
 //! session may still be under way when either end is new. So a session begins with a handshake
 //! ([`HELLO`], [`ANSWER`], each with a fresh nonce) that skips whatever came before it. After it both ends speak yamux
 //! (<https://github.com/hashicorp/yamux/blob/master/spec.md>), in which the host opens every stream and sends
-//! one byte naming the [`Service`].
+//! one byte naming the [`Service`]; the guest answers with one byte when it has taken the stream.
 
 mod handshake;
 mod pings;

@@ -13,6 +13,10 @@ use yamux::{Config, Connection, Mode};
 
 use crate::{handshake, pings::AnswersPings};
 
+/// What the guest says first on a stream, for the session's own ends: it has taken the stream. A stream without it was
+/// never anybody's, whatever has become of its session, so nothing is lost by opening another.
+const TAKEN: u8 = b'+';
+
 /// One stream of a channel; a shut-down write side is end-of-file to the other end while its own direction goes on.
 pub type ChannelStream = Compat<yamux::Stream>;
 
@@ -58,10 +62,12 @@ impl HostChannel {
         Ok(Self { requests })
     }
 
-    /// Opens a stream to one of the agent's services.
+    /// Opens a stream to one of the agent's services: waits until the agent has taken it, which costs a round trip. A
+    /// session may have lost its guest long before its end is seen here; a stream that was merely sent off would then
+    /// end without a word, and nobody could tell that from a service that had nothing to say.
     ///
     /// # Errors
-    /// `BrokenPipe` when the session has ended.
+    /// `BrokenPipe` when the session has ended, any other when it has not taken the stream.
     pub async fn open(&self, service: Service) -> io::Result<ChannelStream> {
         let ended = || io::Error::new(io::ErrorKind::BrokenPipe, "the guest channel has ended");
         let (answer, stream) = oneshot::channel();
@@ -69,7 +75,11 @@ impl HostChannel {
         let mut stream = stream.await.map_err(|_| ended())??.compat();
         stream.write_all(&[service as u8]).await?;
         stream.flush().await?;
-        Ok(stream)
+        match stream.read_u8().await {
+            Ok(TAKEN) => Ok(stream),
+            Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the guest did not take the stream")),
+            Err(_) => Err(ended()),
+        }
     }
 
     /// Ends when the session has ended.
@@ -146,6 +156,8 @@ where
                         let mut stream = stream.compat();
                         if let Ok(byte) = stream.read_u8().await
                             && let Some(service) = Service::from_byte(byte)
+                            && stream.write_all(&[TAKEN]).await.is_ok()
+                            && stream.flush().await.is_ok()
                         {
                             let _ = named.send((service, stream));
                         }
@@ -271,15 +283,36 @@ mod tests {
         let (channel, answered) = tokio::join!(HostChannel::connect(near), handshake::guest(&mut far));
         answered.unwrap();
         let channel = channel.unwrap();
-        // Nobody reads: they are opened as far as that goes, and dropped.
-        let limit = std::time::Duration::from_millis(50);
-        let mut opened = 0;
-        while let Ok(stream) = tokio::time::timeout(limit, channel.open(Service::Control)).await {
-            drop(stream.expect("the session goes on"));
-            opened += 1;
-            assert!(opened < 10 * MAX_STREAMS, "no limit at all");
+        // Nobody reads: they are sent off as far as that goes, and dropped.
+        for _ in 0..4 * MAX_STREAMS {
+            let sent_off = async {
+                for _ in 0..8 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                opened = channel.open(Service::Control) => panic!("nobody took it: {opened:?}"),
+                () = sent_off => {}
+            }
         }
         assert!(!channel.requests.is_closed());
+    }
+
+    /// What a host says up to its first stream's service, in bytes: a ping, and a frame with the byte that names the service.
+    const OPENING: usize = 12 + 12 + 1;
+
+    #[tokio::test]
+    async fn a_stream_that_a_dying_guest_did_not_take_is_not_opened() {
+        let (near, mut far) = tokio::io::duplex(4 * 1024);
+        let (channel, answered) = tokio::join!(HostChannel::connect(near), handshake::guest(&mut far));
+        answered.unwrap();
+        let channel = channel.unwrap();
+        let dying = async {
+            far.read_exact(&mut [0; OPENING]).await.unwrap();
+            drop(far);
+        };
+        let (opened, ()) = tokio::join!(channel.open(Service::Ssh), dying);
+        assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 
     /// Both directions of a carrier full of data, and at each end a ping that cannot be answered until the other reads.
@@ -289,8 +322,12 @@ mod tests {
         let (channel, answered) = tokio::join!(HostChannel::connect(near), handshake::guest(&mut far));
         answered.unwrap();
         let channel = channel.unwrap();
-        let stream = channel.open(Service::Ssh).await.unwrap();
-        let (mut read, mut write) = tokio::io::split(stream);
+        let taking = async {
+            far.read_exact(&mut [0; OPENING]).await.unwrap();
+            far.write_all(&[0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, TAKEN]).await.unwrap();
+        };
+        let (stream, ()) = tokio::join!(channel.open(Service::Ssh), taking);
+        let (mut read, mut write) = tokio::io::split(stream.unwrap());
         let flood = tokio::spawn(async move { write.write_all(&vec![0; WINDOW / 2]).await.map(|()| write) });
         // The peer reads only one byte: the host's end is in the midst of its writes.
         far.read_u8().await.unwrap();

@@ -20,7 +20,7 @@ use vm_types::{Layout, layout::SOCKET_PATH_MAX};
 use crate::errors::exit_code;
 
 /// How long a daemon may take until it listens.
-const START_DEADLINE: Duration = Duration::from_secs(15);
+const START_DEADLINE: Duration = Duration::from_secs(60);
 /// How long its socket may still appear after the one we started has ended: another `vm` may have started one.
 const RIVAL_GRACE: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(10);
@@ -187,13 +187,14 @@ pub(crate) async fn connect(layout: &Layout) -> Result<Option<Client>, DaemonErr
     }
     match vm_api::client::connect(&socket).await {
         Ok(client) => Ok(Some(client)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            Ok(None)
-        }
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(DaemonError::Forbidden { socket })
-        }
-        Err(source) => Err(DaemonError::Connect { socket, source }),
+        Err(source) => match source.kind() {
+            // A reset is by a daemon that ended before it accepted.
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => {
+                Ok(None)
+            }
+            io::ErrorKind::PermissionDenied => Err(DaemonError::Forbidden { socket }),
+            _ => Err(DaemonError::Connect { socket, source }),
+        },
     }
 }
 
@@ -395,6 +396,17 @@ mod tests {
             "{error}"
         );
         assert_eq!(error.exit_code(), 9);
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_ends_at_that_moment_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        std::fs::create_dir_all(&layout.run).unwrap();
+        let listener = tokio::net::UnixListener::bind(layout.socket()).unwrap();
+        // The connection is in the listener's queue, and never accepted.
+        let (connected, ()) = tokio::join!(connect(&layout), async { drop(listener) });
+        assert!(matches!(connected, Ok(None)), "{:?}", connected.err());
     }
 
     #[tokio::test]

@@ -270,13 +270,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        // The grandchild holds the fifo open for writing; its end is seen as end-of-file.
-        let script = format!("sleep 1000 >{} & wait", fifo.display());
-        let reader = tokio::task::spawn_blocking(move || std::fs::read(fifo));
-        let command = HostCommand::new("sh").args(["-c", &script]).timeout(Duration::from_millis(300));
-        let error = HostRunner.run(command).await.unwrap_err();
-        assert!(matches!(error, RunError::TimedOut { .. }), "{error}");
-        let read = tokio::time::timeout(Duration::from_secs(20), reader).await;
-        assert!(read.is_ok(), "a child of the killed command still runs");
+        // The grandchild says that it is there and holds the fifo open for writing; its end is seen as end-of-file.
+        let script = format!("(echo there; exec sleep 1000) >{} & wait", fifo.display());
+        // On a busy machine it may be killed before it is there, which shows nothing.
+        for limit in [300, 3_000, 30_000] {
+            let limit = Duration::from_millis(limit);
+            let mut reader = tokio::net::unix::pipe::OpenOptions::new().open_receiver(&fifo).unwrap();
+            let command = HostCommand::new("sh").args(["-c", &script]).timeout(limit);
+            let error = HostRunner.run(command).await.unwrap_err();
+            assert!(matches!(error, RunError::TimedOut { .. }), "{error}");
+            let mut said = Vec::new();
+            let read = tokio::time::timeout(Duration::from_secs(60), reader.read_to_end(&mut said)).await;
+            read.expect("a child of the killed command still runs").unwrap();
+            if said == b"there\n" {
+                return;
+            }
+        }
+        panic!("the command never got to run");
     }
 }

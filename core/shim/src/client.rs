@@ -210,9 +210,13 @@ async fn request(paths: &VmPaths, request: ShimRequest) -> Result<Option<ShimRep
         .unwrap_or_else(|_| Err(ShimError::TimedOut { socket: socket.clone(), seconds: ANSWER.as_secs() }))
 }
 
-/// Whether a failed connection means that nobody listens.
+/// Whether a failed connection means that nobody listens, or nobody any longer: a listener that goes resets those whom it has
+/// not accepted.
 pub(crate) fn absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+    )
 }
 
 /// Whether a failed read or write means that the other end is gone.

@@ -353,6 +353,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_shim_that_ends_at_that_moment_is_not_running() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = VmPaths { run: dir.path().to_owned(), state: dir.path().to_owned() };
+        let listener = tokio::net::UnixListener::bind(paths.control_sock()).unwrap();
+        // The connection is in the listener's queue, and never accepted.
+        let (connected, ()) = tokio::join!(ControlClient::connect(&paths), async { drop(listener) });
+        assert!(matches!(connected, Err(ControlError::NotRunning { .. })), "{connected:?}");
+    }
+
+    #[tokio::test]
     async fn what_cannot_be_parsed_does_not_drive_the_terminal() {
         let (near, mut far) = UnixStream::pair().unwrap();
         let mut client = ControlClient { stream: BufReader::new(near), in_step: true };

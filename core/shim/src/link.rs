@@ -51,7 +51,7 @@ async fn shake_hands(socket: &Path) -> Option<HostChannel> {
     tokio::time::timeout(ANSWER, HostChannel::connect(carrier)).await.ok()?.ok()
 }
 
-/// Carries one connection to a service of the guest: waits for a session, then copies both ways, each direction to its
+/// Carries one connection to a service of the guest: waits for a session whose guest takes it, then copies both ways, each direction to its
 /// own end, until both have ended or one has failed. A service that never ends its direction holds the stream no longer
 /// than [`LINGER`] after the client has gone.
 pub(crate) async fn carry(
@@ -85,7 +85,8 @@ async fn relay(client: &mut UnixStream, mut stream: ChannelStream, linger: Durat
     }
 }
 
-/// A stream of the first session that yields one; `None` when the shim ends.
+/// A stream of the first session whose guest takes one; `None` when the shim ends. A session that is dying, which may be
+/// known nowhere yet, takes none: the connection waits for the next, and has said nothing that could be lost.
 async fn open(service: Service, session: &mut Session) -> Option<ChannelStream> {
     loop {
         let current = session.borrow_and_update().clone();
@@ -102,10 +103,12 @@ async fn open(service: Service, session: &mut Session) -> Option<ChannelStream> 
 #[cfg(test)]
 mod tests {
     use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
         sync::mpsc,
         time::timeout,
     };
+
+    use vm_channel::{ANSWER, HELLO};
 
     use super::*;
 
@@ -125,6 +128,41 @@ mod tests {
             });
         }));
         (HostChannel::connect(near).await.unwrap(), heard)
+    }
+
+    /// A session of a guest that has answered the hello and serves nothing, and its carrier.
+    async fn dying_session() -> (HostChannel, DuplexStream) {
+        let (near, mut far) = tokio::io::duplex(64 * 1024);
+        let answer = async {
+            let mut hello = [0; HELLO.len() + 16];
+            far.read_exact(&mut hello).await.unwrap();
+            far.write_all(&[ANSWER, &hello[HELLO.len()..]].concat()).await.unwrap();
+            far
+        };
+        let (channel, far) = tokio::join!(HostChannel::connect(near), answer);
+        (channel.unwrap(), far)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_comes_while_a_session_dies_is_served_by_the_next() {
+        let (dying, mut carrier) = dying_session().await;
+        let (sessions, session) = watch::channel(Some(dying));
+        let (mut client, near) = UnixStream::pair().unwrap();
+        tokio::spawn(carry(near, Service::Ssh, session, CancellationToken::new()));
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        // The stream has been asked for, and nobody will ever take it.
+        timeout(LIMIT, carrier.read_exact(&mut [0; 25])).await.unwrap().unwrap();
+        drop(carrier);
+        let (channel, mut heard) = session_of_holders().await;
+        sessions.send_replace(Some(channel));
+        assert_eq!(timeout(LIMIT, heard.recv()).await.unwrap().unwrap(), b"question");
+        let mut end = [0];
+        let soon = Duration::from_millis(50);
+        assert!(
+            timeout(soon, client.read(&mut end)).await.is_err(),
+            "it was ended with the session that died"
+        );
     }
 
     #[tokio::test]

@@ -60,7 +60,7 @@ const REQUEST_LIMIT: usize = 4 * 1024;
 /// How long each pipe of a VMM that has ended is read, and its event socket, should a child of it hold them open.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long clients get to take what was still on its way to them when the VMM ended.
-const FAREWELL: Duration = Duration::from_millis(500);
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Runs a shim to the end of its VMM. The specification's path, like all in it, is absolute.
 ///

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{Read, Write},
+    io::{Read, Seek, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -100,8 +100,8 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
     let group = config.group_id().map_err(|source| DaemonError::Group { source })?;
     prepare(&layout.run, &["vmd.pid", "vmd.sock", "vms"])?;
     prepare(&layout.state, &["vmd.lock", "vmd.db", "vmd.log"])?;
-    let _state_lock = lock(&layout.lock_file(), &layout.state)?;
-    let _run_lock = lock(&layout.run.join("vmd.pid"), &layout.run)?;
+    let _state_lock = lock(&layout.lock_file(), &layout.state).await?;
+    let _run_lock = lock(&layout.run.join("vmd.pid"), &layout.run).await?;
 
     let own = std::env::current_exe().map_err(|source| DaemonError::OwnPath { source })?;
     let runner: Arc<dyn Runner> = Arc::new(HostRunner);
@@ -245,10 +245,14 @@ fn raise_file_limit() {
     }
 }
 
-/// Takes the lock that keeps a second daemon away; held until dropped, and by the kernel no longer than this process lives.
-fn lock(path: &Path, directory: &Path) -> Result<Flock<File>, DaemonError> {
+/// How long the lock of a daemon that is dead is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Takes the lock that keeps a second daemon away; held until dropped. The kernel holds it a moment longer than a killed
+/// daemon lives where that had just forked a child, which keeps copies of all descriptors until it runs its program.
+async fn lock(path: &Path, directory: &Path) -> Result<Flock<File>, DaemonError> {
     let failed = |source| DaemonError::Prepare { path: path.into(), source };
-    let file = OpenOptions::new()
+    let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -256,17 +260,56 @@ fn lock(path: &Path, directory: &Path) -> Result<Flock<File>, DaemonError> {
         .mode(0o600)
         .open(path)
         .map_err(failed)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            lock.set_len(0).map_err(failed)?;
-            writeln!(lock, "{}", std::process::id()).map_err(failed)?;
-            Ok(lock)
+    let give_up = tokio::time::Instant::now() + LOCK_PATIENCE;
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                lock.set_len(0).map_err(failed)?;
+                lock.rewind().map_err(failed)?;
+                writeln!(lock, "{}", std::process::id()).map_err(failed)?;
+                return Ok(lock);
+            }
+            Err((file, nix::errno::Errno::EWOULDBLOCK)) => file,
+            Err((_, errno)) => return Err(failed(errno.into())),
+        };
+        let mut text = String::new();
+        file.rewind().and_then(|()| file.read_to_string(&mut text)).map_err(failed)?;
+        let holder = text.trim().parse().ok();
+        let lives = holder.is_some_and(|pid| vm_host::process::identify(pid).is_some());
+        if lives || tokio::time::Instant::now() > give_up {
+            return Err(DaemonError::AlreadyServed { directory: directory.into(), holder });
         }
-        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-            let mut text = String::new();
-            let _ = file.read_to_string(&mut text);
-            Err(DaemonError::AlreadyServed { directory: directory.into(), holder: text.trim().parse().ok() })
-        }
-        Err((_, errno)) => Err(failed(errno.into())),
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_lock_that_a_dead_daemon_left_for_a_moment_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmd.lock");
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        std::fs::write(&path, format!("{}\n", dead.id())).unwrap();
+        let left = Flock::lock(File::open(&path).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+        let (taken, ()) = tokio::join!(lock(&path, dir.path()), async { drop(left) });
+        let _taken = taken.unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+    }
+
+    #[tokio::test]
+    async fn the_lock_of_a_daemon_that_lives_is_refused_and_its_holder_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmd.lock");
+        let _taken = lock(&path, dir.path()).await.unwrap();
+        let error = lock(&path, dir.path()).await.unwrap_err();
+        let own = std::process::id();
+        assert!(
+            matches!(&error, DaemonError::AlreadyServed { holder: Some(pid), .. } if *pid == own),
+            "{error}"
+        );
     }
 }

@@ -28,7 +28,7 @@ use vm_types::{
 use crate::{Vmm, VmmError};
 
 /// Nothing in the suite takes this long unless it is broken.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A driver with a machine whose guest greets on its console, sends back what it reads there, powers off when the
 /// power button is pressed or it reads a line of the byte 0x0f (control-O), resets at 0x12 (control-R) and panics at 0x10

@@ -247,7 +247,7 @@ mod tests {
     }
 
     const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n";
-    const SECOND: Duration = Duration::from_secs(1);
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     #[tokio::test]
     async fn events_and_foreign_replies_are_passed_over() {
@@ -258,7 +258,7 @@ mod tests {
             "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 3}\r\n",
         ])
         .await;
-        let mut qmp = Qmp::connect(&socket, SECOND).await.unwrap();
+        let mut qmp = Qmp::connect(&socket, PATIENCE).await.unwrap();
         assert_eq!(qmp.execute("stop").await.unwrap(), Value::Null);
         let error = qmp.execute("cont").await.unwrap_err();
         assert_eq!(error.to_string(), "cont was refused: no (GenericError)");
@@ -270,16 +270,16 @@ mod tests {
         let error = Qmp::connect(&socket, Duration::from_millis(50)).await.unwrap_err();
         assert!(matches!(error, QmpError::TimedOut { .. }), "{error}");
         let (_dir, socket) = served(&[GREETING]).await;
-        let error = Qmp::connect(&socket, SECOND).await.unwrap_err();
+        let error = Qmp::connect(&socket, PATIENCE).await.unwrap_err();
         assert!(matches!(error, QmpError::HungUp { .. }), "{error}");
     }
 
     #[tokio::test]
     async fn another_protocol_and_an_absent_socket_are_told_apart() {
         let (dir, socket) = served(&["SSH-2.0-x\r\n"]).await;
-        let error = Qmp::connect(&socket, SECOND).await.unwrap_err();
+        let error = Qmp::connect(&socket, PATIENCE).await.unwrap_err();
         assert!(matches!(error, QmpError::Malformed { .. }), "{error}");
-        let error = Qmp::connect(&dir.path().join("none"), SECOND).await.unwrap_err();
+        let error = Qmp::connect(&dir.path().join("none"), PATIENCE).await.unwrap_err();
         assert!(error.is_nobody(), "{error}");
         assert!(error.hint().is_some());
     }

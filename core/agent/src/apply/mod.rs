@@ -134,8 +134,8 @@ async fn boot_command(words: &[String], config: &GuestConfig, limit: Duration) -
             format!("not done after {limit:?}, killed")
         }
     };
-    // What it wrote is in the pipe, at most a few reads away.
-    let _ = tokio::time::timeout(Duration::from_millis(200), &mut reader).await;
+    // What it wrote is in the pipe, at most a few reads away; on a busy machine these take their time.
+    let _ = tokio::time::timeout(Duration::from_secs(1), &mut reader).await;
     let tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
     let text = String::from_utf8_lossy(&tail);
     Err(format!("{what}: {}", text.trim_end().lines().next_back().unwrap_or_default()))

@@ -14,7 +14,7 @@ use vm_types::guest::{EXEC_ARGV_ENV, EXEC_CWD_ENV, config::SshConfig};
 
 use super::*;
 
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) struct Client {
     host_key: PublicKey,
@@ -226,7 +226,7 @@ async fn signals_reach_the_whole_group() {
 #[tokio::test]
 async fn a_background_process_with_the_pipe_does_not_hang_the_client() {
     let handle = connect().await;
-    let got = exec(&handle, &[], "sleep 30 & echo $!").await;
+    let got = exec(&handle, &[], "sleep 1000 & echo $!").await;
     assert_eq!(got.status, Some(0));
     let pid = String::from_utf8(got.stdout).unwrap().trim().parse().unwrap();
     // It lives on: only the client has gone.
@@ -269,8 +269,8 @@ async fn a_connection_that_vanishes_hangs_up_commands_but_no_daemons() {
     let (handle, good) = connect_over(near, far, "root", true, client::Config::default()).await;
     assert!(good);
     let mut channel = handle.channel_open_session().await.unwrap();
-    let daemon = "setsid sh -c 'echo $$; exec sleep 60 </dev/null >/dev/null 2>&1' &";
-    channel.exec(true, format!("echo $$; {daemon} exec sleep 60")).await.unwrap();
+    let daemon = "setsid sh -c 'echo $$; exec sleep 1000 </dev/null >/dev/null 2>&1' &";
+    channel.exec(true, format!("echo $$; {daemon} exec sleep 1000")).await.unwrap();
     let mut text = String::new();
     while text.lines().count() < 2 {
         if let ChannelMsg::Data { data } = timeout(PATIENCE, channel.wait()).await.unwrap().unwrap() {
@@ -323,7 +323,7 @@ async fn a_client_that_pauses_loses_nothing() {
     assert!(good);
     let mut channel = handle.channel_open_session().await.unwrap();
     let mark = tempfile::NamedTempFile::new().unwrap();
-    let helper = format!("(sleep 30 & echo $! >&3) 3>{}", mark.path().display());
+    let helper = format!("(sleep 1000 & echo $! >&3) 3>{}", mark.path().display());
     // More than the client takes unread, no more than a pipe and a pump hold beyond that: the command ends.
     channel.exec(true, format!("{helper}; head -c 128000 /dev/zero; echo end >&2; exit 4")).await.unwrap();
     // The pause under test.

@@ -62,7 +62,12 @@ pub(crate) fn config(upstreams: Vec<SocketAddr>) -> Config {
             reverse: vec!["10.213.4.0/24".parse().unwrap()],
         },
         upstreams: Upstreams::Given(upstreams),
-        limits: Limits { resolver_deadline: PATIENCE, forward_deadline: PATIENCE, ..Limits::default() },
+        limits: Limits {
+            resolver_deadline: PATIENCE,
+            upstream_timeout: PATIENCE,
+            forward_deadline: PATIENCE,
+            ..Limits::default()
+        },
     }
 }
 

@@ -92,6 +92,12 @@ impl Engine {
             _ => None,
         });
         self.recover_taps(ctx, names).await;
+        if self.all().iter().any(|cell| cell.live().is_some() && cell.with_record(|it| it.address.is_some()))
+            && let Err(error) = self.ensure_network(ctx).await
+        {
+            // Whoever is up goes on with what there is; the next start tells its caller.
+            tracing::warn!(error = %error.chain(), "the network of VMs that are up is not as it should be");
+        }
         for cell in self.all() {
             self.watch_owner(&cell);
             if cell.awaits_restart() {
@@ -286,7 +292,12 @@ impl Engine {
             .map_or((record.spec.cpus, record.spec.memory_mib), |machine| (machine.cpus, machine.memory_mib));
         let live = Live { shim, vmm, since, cpus, memory_mib };
         for entry in cell.scope.entries(ctx).await {
-            self.inner.host.names.add(&entry.effect);
+            match &entry.effect {
+                Effect::NameRecord { .. } => self.inner.host.names.add(&entry.effect),
+                // Looked at, it is held again.
+                Effect::Port { .. } => drop(self.inner.host.observe(&entry.effect).await),
+                _ => {}
+            }
         }
         let paused = match self.inner.vmm.pause() {
             Some(pause) => pause.is_paused(&paths).await.unwrap_or(false),

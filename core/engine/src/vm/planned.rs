@@ -206,16 +206,18 @@ impl Engine {
                     rules.push(rule.clone());
                     continue;
                 }
-                HostEffect::Forwarding => {
-                    let effect = Effect::Sysctl { key: "net/ipv4/ip_forward".into(), value: "1".into() };
-                    (effect, None, Where::Host)
-                }
+                HostEffect::Forwarding => (forwarding(), None, Where::Host),
                 HostEffect::BridgeSysctl { key, value } => {
                     (bridge_sysctl(&bridge, key, value)?, None, Where::Host)
                 }
                 HostEffect::PublishPort { name, protocol, host_address, host_port, guest_port } => {
                     let Some(guest) = address else { return Err(no_network(cell, "publish a port")) };
                     let host = host_address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+                    if !host.is_loopback() {
+                        // Who comes from another network is forwarded.
+                        let (effect, place) = (forwarding(), Where::Host);
+                        wanted.push(Wanted { effect, name: None, place, directory: None });
+                    }
                     let effect = Effect::Port {
                         table: table.clone(),
                         bridge: bridge.clone(),
@@ -414,6 +416,10 @@ fn place(lifetime: Lifetime) -> Where {
         Lifetime::Vm => Where::Vm(Phase::Create),
         Lifetime::Kept => Where::Kept,
     }
+}
+
+fn forwarding() -> Effect {
+    Effect::Sysctl { key: "net/ipv4/ip_forward".into(), value: "1".into() }
 }
 
 /// `ipv4/rp_filter` is the bridge's `net/ipv4/conf/BRIDGE/rp_filter`.

@@ -38,7 +38,7 @@ async fn a_suite_becomes_a_root_filesystem() {
             lists.flatten().all(|entry| entry.file_type().unwrap().is_dir() || entry.file_name() == "lock")
         );
     });
-    tokio::time::timeout(Duration::from_secs(30), async {
+    tokio::time::timeout(Duration::from_secs(60), async {
         while fs::read_dir(bench.scratch()).unwrap().count() > 0 {
             tokio::task::yield_now().await;
         }

@@ -214,7 +214,7 @@ async fn the_distributions_kernel_is_fetched_and_packed() {
         order.iter().position(|name| name == "modules") < order.iter().position(|name| name.ends_with(".ko"))
     );
     assert!(place.join("config").is_file());
-    tokio::time::timeout(Duration::from_secs(30), async {
+    tokio::time::timeout(Duration::from_secs(60), async {
         while fs::read_dir(&scratch).unwrap().count() > 0 {
             tokio::task::yield_now().await;
         }

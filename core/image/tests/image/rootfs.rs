@@ -385,7 +385,7 @@ async fn a_dropped_build_leaves_nothing() {
         // The archive goes on, and its sender takes its time.
         let mut writer = writer;
         writer.write_all(&Tar::default().add(b'0', "a", "", b"x").0).unwrap();
-        tokio::time::timeout(Duration::from_secs(20), async {
+        tokio::time::timeout(Duration::from_secs(60), async {
             while seen.lock().unwrap().is_empty() {
                 tokio::task::yield_now().await;
             }
@@ -400,7 +400,7 @@ async fn a_dropped_build_leaves_nothing() {
         writer = started => writer,
     };
     // The sender still holds its end, and says nothing.
-    tokio::time::timeout(Duration::from_secs(20), async {
+    tokio::time::timeout(Duration::from_secs(60), async {
         while fs::read_dir(&scratch).unwrap().count() > 0 {
             tokio::task::yield_now().await;
         }

@@ -15,7 +15,7 @@ use vm_types::{Effect, Handle};
 
 /// Long enough for an answer on this machine; the price of each thing that must *not* get through.
 pub(crate) const SILENCE: Duration = Duration::from_millis(500);
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 type Job = Box<dyn FnOnce() + Send>;
 

@@ -30,7 +30,7 @@ use vm_types::{
 use super::{Crash, CrashAt, End, FakeBehaviour, guest, monitor};
 
 /// How long one who is about to listen for the guest's end is waited for.
-const LISTENER: Duration = Duration::from_secs(1);
+const LISTENER: Duration = Duration::from_secs(5);
 
 /// The process's command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
