@@ -105,7 +105,7 @@ impl Recorded {
         self.outcome = outcome(result);
         match result {
             Ok(outcome) => self.effects = outcome.plan.len(),
-            Err(error) => self.error = Some(vm_types::report::chain(error)),
+            Err(error) => self.error = Some(told(error)),
         }
     }
 
@@ -137,11 +137,19 @@ impl Recorded {
     }
 }
 
+/// Why a call failed, for people. A trap's own account is a backtrace in the component, which says nothing to them.
+pub(crate) fn told(error: &CallError) -> String {
+    match error {
+        CallError::Trapped { .. } => error.to_string(),
+        _ => vm_types::report::chain(error),
+    }
+}
+
 /// An outcome as data that can be compared; what is large stands in it by its digest.
 pub(crate) fn outcome(result: &Result<Outcome, CallError>) -> Value {
     let outcome = match result {
         Ok(outcome) => outcome,
-        Err(error) => return json!({ "error": vm_types::report::chain(error) }),
+        Err(error) => return json!({ "error": told(error) }),
     };
     let state = outcome.state.iter().map(|change| {
         let vm = match &change.scope {

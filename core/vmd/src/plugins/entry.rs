@@ -18,7 +18,7 @@ use vm_plugin::{
 use vm_store::PluginRecord;
 
 use super::{
-    calls::{Calls, Recorded},
+    calls::{Calls, Recorded, told},
     facts::Facts,
     package::{self, FILES, digest},
     state::Traced,
@@ -210,7 +210,7 @@ impl Entry {
 
 /// What a call came to, in the engine's words.
 fn failed(error: &CallError) -> HookFailure {
-    HookFailure { message: vm_types::report::chain(error), hint: Some(error.hint()) }
+    HookFailure { message: told(error), hint: Some(error.hint()) }
 }
 
 /// `{1}` in what undoes a tool stands for the first argument of what it undoes. Left as it is where there is no such argument.

@@ -133,7 +133,7 @@ fn short(value: &Value) -> String {
 fn fault(result: &Result<Outcome, CallError>) -> Option<String> {
     match result {
         Ok(_) | Err(CallError::Failed { .. }) => None,
-        Err(error) => Some(format!("{}; {}", vm_types::report::chain(error), error.hint())),
+        Err(error) => Some(format!("{}; {}", calls::told(error), error.hint())),
     }
 }
 

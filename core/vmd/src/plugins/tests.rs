@@ -282,7 +282,8 @@ async fn a_plugin_that_fails_is_kept_from_it_visibly() {
     let entry = manager.install(InstallPlugin { config, ..params(&source) }).await.unwrap();
     for _ in 0..3 {
         let failure = entry.call(Hook::Preflight, input("start", 1)).await.unwrap_err();
-        assert!(failure.message.contains("on purpose"), "{}", failure.message);
+        assert!(failure.message.starts_with("plugin a broke off in preflight"), "{}", failure.message);
+        assert_eq!(failure.message.lines().count(), 1, "{}", failure.message);
     }
     let PluginState::Failed { failures: 3, reason } = state(&manager, "a") else {
         panic!("it failed thrice")
