@@ -306,7 +306,8 @@ impl LoadError {
                     .to_owned()
             }
             Self::Import { import, .. } if import.starts_with("wasi:") => {
-                "of WASI only 0.2 is there; build it for a target without WASI, e.g. wasm32-unknown-unknown".to_owned()
+                "of WASI only 0.2 is there; build it for a target without WASI, e.g. wasm32-unknown-unknown"
+                    .to_owned()
             }
             Self::Import { .. } => {
                 "the manifest's world must be the one that the component was made for".to_owned()

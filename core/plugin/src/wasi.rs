@@ -28,7 +28,8 @@ use crate::{
 const PACKAGES: [&str; 7] = ["cli", "clocks", "filesystem", "http", "io", "random", "sockets"];
 
 /// How the errors of these packages say that something is not allowed, or not there.
-const REFUSALS: [&str; 5] = ["access-denied", "not-permitted", "HTTP-request-denied", "closed", "unsupported"];
+const REFUSALS: [&str; 5] =
+    ["access-denied", "not-permitted", "HTTP-request-denied", "closed", "unsupported"];
 
 /// What may be written at once, in bytes; longer texts come in parts.
 const PART: u64 = 64 << 10;
@@ -91,7 +92,8 @@ pub(crate) fn given(import: &str) -> bool {
 /// Adds what a component imports of it.
 pub(crate) fn add(linker: &mut Linker<Call>, engine: &Engine, component: &Component) -> wasmtime::Result<()> {
     for (import, item) in component.component_type().imports(engine) {
-        let (Some(interface), ComponentItem::ComponentInstance(instance)) = (interface(import), item.ty) else {
+        let (Some(interface), ComponentItem::ComponentInstance(instance)) = (interface(import), item.ty)
+        else {
             continue;
         };
         let mut part = linker.instance(import)?;
@@ -102,10 +104,34 @@ pub(crate) fn add(linker: &mut Linker<Call>, engine: &Engine, component: &Compon
                 }
                 ComponentItem::ComponentFunc(_) if !answer(&mut part, interface, name)? => {
                     let what = format!("{import} {name}");
-                    part.func_new(name, move |_, function, _, results| refuse(&what, &function, results))?;
+                    part.func_new(name, move |mut store, function, arguments, results| {
+                        give_back(&mut store, arguments)?;
+                        refuse(&what, &function, results).inspect_err(|error| {
+                            // This, and not what it wrote before, is why it ends.
+                            store.data_mut().last_words = Some(error.to_string());
+                        })
+                    })?;
                 }
                 _ => {}
             }
+        }
+    }
+    Ok(())
+}
+
+/// Ends the loan of the handles among a function's arguments.
+fn give_back(store: &mut Store<'_>, arguments: &[Val]) -> wasmtime::Result<()> {
+    for argument in arguments {
+        match argument {
+            Val::Resource(handle) => {
+                Resource::<Shell>::try_from_resource_any(*handle, &mut *store)?;
+            }
+            Val::Option(Some(inner)) | Val::Variant(_, Some(inner)) => {
+                give_back(store, std::slice::from_ref(inner))?;
+            }
+            Val::Result(Ok(Some(inner)) | Err(Some(inner))) => give_back(store, std::slice::from_ref(inner))?,
+            Val::List(inner) | Val::Tuple(inner) => give_back(store, inner)?,
+            _ => {}
         }
     }
     Ok(())
@@ -166,13 +192,12 @@ fn answer(part: &mut LinkerInstance<'_, Call>, interface: &str, name: &str) -> w
         ("io/streams", "[method]output-stream.check-write") => {
             part.func_wrap(name, |_: Store<'_>, (_,): (Resource<Shell>,)| Ok((Ok::<_, StreamError>(PART),)))
         }
-        (
-            "io/streams",
-            "[method]output-stream.write" | "[method]output-stream.blocking-write-and-flush",
-        ) => part.func_wrap(name, |mut store: Store<'_>, (to, bytes): (Resource<Shell>, Vec<u8>)| {
-            store.data_mut().written(to.rep(), &bytes)?;
-            Ok((Ok::<_, StreamError>(()),))
-        }),
+        ("io/streams", "[method]output-stream.write" | "[method]output-stream.blocking-write-and-flush") => {
+            part.func_wrap(name, |mut store: Store<'_>, (to, bytes): (Resource<Shell>, Vec<u8>)| {
+                store.data_mut().written(to.rep(), &bytes)?;
+                Ok((Ok::<_, StreamError>(()),))
+            })
+        }
         ("io/streams", "[method]output-stream.flush" | "[method]output-stream.blocking-flush") => {
             part.func_wrap(name, |_: Store<'_>, (_,): (Resource<Shell>,)| Ok((Ok::<_, StreamError>(()),)))
         }
@@ -206,13 +231,13 @@ fn answer(part: &mut LinkerInstance<'_, Call>, interface: &str, name: &str) -> w
         ("clocks/wall-clock", "now") => {
             part.func_wrap(name, |store: Store<'_>, ()| Ok((store.data().time(),)))
         }
-        ("clocks/wall-clock", "resolution") => part
-            .func_wrap(name, |_: Store<'_>, ()| Ok((Datetime { seconds: 0, nanoseconds: 1_000_000 },))),
-        ("random/random", "get-random-bytes") | ("random/insecure", "get-insecure-random-bytes") => {
-            part.func_wrap(name, |mut store: Store<'_>, (length,): (u64,)| {
-                Ok((store.data_mut().random_bytes(length)?,))
-            })
+        ("clocks/wall-clock", "resolution") => {
+            part.func_wrap(name, |_: Store<'_>, ()| Ok((Datetime { seconds: 0, nanoseconds: 1_000_000 },)))
         }
+        ("random/random", "get-random-bytes") | ("random/insecure", "get-insecure-random-bytes") => part
+            .func_wrap(name, |mut store: Store<'_>, (length,): (u64,)| {
+                Ok((store.data_mut().random_bytes(length)?,))
+            }),
         ("random/random", "get-random-u64") | ("random/insecure", "get-insecure-random-u64") => {
             part.func_wrap(name, |mut store: Store<'_>, ()| Ok((store.data_mut().random_u64()?,)))
         }
@@ -233,6 +258,10 @@ impl Call {
             let line = self.line(stream);
             line.extend_from_slice(&part[..part.len().min(most.saturating_sub(line.len()))]);
             if part.ends_with(b"\n") {
+                let line = self.line(stream);
+                if !line.ends_with(b"\n") {
+                    line.push(b'\n');
+                }
                 self.end_line(stream)?;
             }
         }
@@ -250,7 +279,7 @@ impl Call {
         if text.is_empty() {
             return Ok(());
         }
-        if stream == STDERR {
+        if stream == STDERR && line.ends_with(b"\n") {
             // What a runtime says of an exception that nobody caught ends with what it was.
             self.last_words = Some(text.to_owned());
         }
@@ -275,7 +304,9 @@ impl Call {
     fn random_bytes(&mut self, length: u64) -> wasmtime::Result<Vec<u8>> {
         let length = usize::try_from(length.min(MOST_RANDOM + 1)).unwrap_or_default();
         if length as u64 > MOST_RANDOM {
-            return Err(wasmtime::Error::msg(format!("it wanted more than {MOST_RANDOM} random bytes at once")));
+            return Err(wasmtime::Error::msg(format!(
+                "it wanted more than {MOST_RANDOM} random bytes at once"
+            )));
         }
         if self.identity.grants.permit(&Grant::Random {}).is_ok() {
             return Ok(self.random(length));
@@ -319,9 +350,15 @@ mod tests {
         for good in ["wasi:cli/environment@0.2.0", "wasi:io/streams@0.2.12", "wasi:http/types@0.2.10"] {
             assert!(given(good), "{good}");
         }
-        for bad in ["wasi:cli/environment@0.3.0", "wasi:cli/environment", "wasi:nn/graph@0.2.0", "wasi:clip/x@0.2.0",
-            "vm:plugin/log@0.1.0", "other:cli/environment@0.2.0", "wasi_snapshot_preview1"]
-        {
+        for bad in [
+            "wasi:cli/environment@0.3.0",
+            "wasi:cli/environment",
+            "wasi:nn/graph@0.2.0",
+            "wasi:clip/x@0.2.0",
+            "vm:plugin/log@0.1.0",
+            "other:cli/environment@0.2.0",
+            "wasi_snapshot_preview1",
+        ] {
             assert!(!given(bad), "{bad}");
         }
     }

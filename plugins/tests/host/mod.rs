@@ -16,30 +16,49 @@ use vm_plugin::{
     ports::{Blob, FileMode, GuestCommand, GuestOutput, MemoryBlob, MemoryState, Sandbox, StateStore},
 };
 
-fn scratch() -> &'static Path {
+pub(crate) fn scratch() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
 
-fn built(command: &mut Command) {
+pub(crate) fn built(command: &mut Command) {
     let command = command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     let output = command.env("CARGO", env!("CARGO")).output().expect("the build starts");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "is the target wasm32-unknown-unknown installed? {said}");
 }
 
-fn workspace() -> &'static Path {
+pub(crate) fn workspace() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// The directory of a bundled plugin, all of them built once.
-pub(crate) fn directory(name: &str) -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let out = BUILT.get_or_init(|| {
-        let out = scratch().join("plugins");
-        built(Command::new(workspace().join("build")).arg(&out));
-        out
-    });
-    out.join(name)
+/// Where components come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Source {
+    /// From the sources as they are.
+    Fresh,
+    /// From `tests/corpus`: as they were when the interface was new.
+    Corpus,
+}
+
+/// What must go on working, see there.
+pub(crate) fn corpus() -> PathBuf {
+    workspace().join("../tests/corpus/vm-plugin-0.1.0")
+}
+
+impl Source {
+    /// The directory of a plugin. Those that are fresh are built once, all of them.
+    pub(crate) fn directory(self, name: &str) -> PathBuf {
+        static BUILT: OnceLock<PathBuf> = OnceLock::new();
+        let fresh = || {
+            let out = scratch().join("plugins");
+            built(Command::new(workspace().join("build")).arg(&out).env_remove("PLUGINS_TARGET"));
+            out
+        };
+        match self {
+            Self::Fresh => BUILT.get_or_init(fresh).join(name),
+            Self::Corpus => corpus().join(name),
+        }
+    }
 }
 
 /// A component that is only for tests, with a manifest.
@@ -69,23 +88,40 @@ pub(crate) async fn fixture(name: &str, manifest: &str, config: Value) -> Plugin
 }
 
 fn runtime() -> Arc<Runtime> {
+    // As much time as a busy machine may need: no bundled plugin is at fault for that.
+    runtime_with(Duration::from_secs(60))
+}
+
+fn runtime_with(processor: Duration) -> Arc<Runtime> {
     let cache = scratch().join("plugins-aot");
     fs::DirBuilder::new().mode(0o700).recursive(true).create(&cache).expect("a cache");
-    // As much time as a busy machine may need: no bundled plugin is at fault for that.
-    let minute = Duration::from_secs(60);
-    let limits = Limits { wall: minute, wall_live: minute, processor: minute, ..Limits::default() };
+    let wall = Duration::from_secs(120);
+    let limits = Limits { wall, wall_live: wall, processor, ..Limits::default() };
     Arc::new(Runtime::new(&cache, Compiler::InProcess, limits).expect("a runtime"))
 }
 
+/// The plugin in a directory.
+pub(crate) async fn load_from(directory: &Path, config: Value, granted: Granted) -> Plugin {
+    let loaded = Plugin::load(&runtime(), directory, granted, config).await;
+    loaded.unwrap_or_else(|error| {
+        panic!("{}: {error}: {}", directory.display(), vm_plugin::error::chain(&error))
+    })
+}
+
+/// The plugin in a directory, with little processor time: for one that never ends.
+pub(crate) async fn brief(directory: &Path, config: Value) -> Plugin {
+    let runtime = runtime_with(Duration::from_millis(100));
+    Plugin::load(&runtime, directory, Granted::All, config).await.expect("it loads")
+}
+
 /// A plugin with what the operator granted.
-pub(crate) async fn granted(name: &str, config: Value, granted: Granted) -> Plugin {
-    let loaded = Plugin::load(&runtime(), &directory(name), granted, config).await;
-    loaded.unwrap_or_else(|error| panic!("{name}: {error}: {}", vm_plugin::error::chain(&error)))
+pub(crate) async fn granted(source: Source, name: &str, config: Value, granted: Granted) -> Plugin {
+    load_from(&source.directory(name), config, granted).await
 }
 
 /// A plugin with all it asks for.
-pub(crate) async fn load(name: &str, config: Value) -> Plugin {
-    granted(name, config, Granted::All).await
+pub(crate) async fn load(source: Source, name: &str, config: Value) -> Plugin {
+    granted(source, name, config, Granted::All).await
 }
 
 pub(crate) fn input() -> Input {
