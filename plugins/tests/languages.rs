@@ -73,6 +73,6 @@ async fn python() {
 #[tokio::test]
 #[ignore = "builds with componentize-js, which needs npm and a network"]
 async fn javascript() {
-    let node = ["node", "-e", "process.exit(parseInt(process.versions.node) < 20)"];
+    let node = ["node", "-e", "process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)"];
     greets("javascript", example("javascript", &node, "Node.js 20 or later, with npm")).await;
 }
