@@ -1,5 +1,7 @@
 //! Each bundled component in the real host code: built as a user builds it, and as it was when the interface was new.
 
+#![expect(clippy::unwrap_used, reason = "what helps tests may fail like one")]
+
 mod checks;
 mod copies;
 mod corpus;
