@@ -45,7 +45,7 @@ async fn greets(language: &str, directory: PathBuf) {
     for _ in 0..3 {
         let outcome = plugin.call(Hook::ContributeGuest, input(), &state()).await.unwrap();
         println!("{language}: called in {:.1?}", outcome.took);
-        assert_eq!(outcome.plan.guest, [greeting.clone()]);
+        assert_eq!(outcome.plan.guest, std::slice::from_ref(&greeting));
         let said: Vec<_> = outcome.log.iter().map(|line| (line.level, line.message.as_str())).collect();
         assert_eq!(said, [(LogLevel::Debug, "greets dev")]);
     }
