@@ -55,8 +55,17 @@ fn vms_have_names() {
 fn a_disk_outlives_its_vm_if_asked_to() {
     let world = World::new();
     let plugin = programs::bundled_plugin("work-disk");
-    let install =
-        ["plugin", "install", &plugin, "--grant", "all", "--config", "lifetime=kept", "--config", "size-gib=1"];
+    let install = [
+        "plugin",
+        "install",
+        &plugin,
+        "--grant",
+        "all",
+        "--config",
+        "lifetime=kept",
+        "--config",
+        "size-gib=1",
+    ];
     world.vm(&install).run().exits(0);
     let create = ["create", "--name", "a", "--memory", "512M", "--start"];
     world.vm(&create).run().exits(0);
@@ -85,9 +94,11 @@ fn a_guest_is_provisioned_and_oversize_is_refused() {
     refused.must("is refused", |output| !output.status.success()).complains("limits").complains("4");
     assert!(world.names().is_empty(), "nothing was made");
     world.vm(&["create", "--name", "a", "--memory", "512M", "--start"]).run().exits(0);
-    world.vm(&["ssh", "a", "cat /etc/motd; echo $FROM_PLUGIN; cat /root/first"]).run().exits(0).says(
-        "hello from a plugin\nyes\nonce\n",
-    );
+    world
+        .vm(&["ssh", "a", "cat /etc/motd; echo $FROM_PLUGIN; cat /root/first"])
+        .run()
+        .exits(0)
+        .says("hello from a plugin\nyes\nonce\n");
     world.vm(&["restart", "a"]).run().exits(0);
     world.vm(&["ssh", "a", "cat /root/first"]).run().exits(0).says("once\n");
     world.leaves_nothing();

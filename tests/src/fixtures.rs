@@ -141,6 +141,11 @@ pub fn plant(seed: &Path, state: &Path) {
             }
         }
         in_store(state, async |store| {
+            // The plugins are those that come with the programs under test, not with whoever made the seed.
+            for plugin in store.plugins().list().await? {
+                store.plugins().delete(&plugin.name).await?;
+            }
+            store.meta().set("plugins_offered", "[]").await?;
             let instance = format!("{:04x}", fastrand::u16(..));
             store.meta().set(vm_store::meta::INSTANCE_ID, &instance).await
         })

@@ -173,16 +173,28 @@ fn files(kind: &str, root: &Path, below: &Path, lines: &mut BTreeSet<String>) {
             (_, true) => "link",
             _ => "file",
         });
-        lines.insert(format!("{kind} {what} {}", path.display()));
+        if !is_shelf(&path) {
+            lines.insert(format!("{kind} {what} {}", path.display()));
+        }
         if what == "directory" {
             files(kind, root, &path, lines);
         }
     }
 }
 
+/// A directory of a plugin's that VMs' own are in; what is in it counts.
+fn is_shelf(path: &Path) -> bool {
+    let parts: Vec<_> = path.iter().filter_map(|part| part.to_str()).collect();
+    matches!(parts[..], ["plugins", _, "vms" | "runs" | "kept"])
+}
+
 /// What a daemon may keep between two lives without owing it to a VM: its log, the database's side files, the journal of
-/// the host's network, the log of events, and the initramfs that all VMs of a kernel share.
+/// the host's network, the log of events, the initramfs that all VMs of a kernel share, and plugins' calls that failed.
 fn is_kept(path: &Path) -> bool {
+    let parts: Vec<_> = path.iter().filter_map(|part| part.to_str()).collect();
+    if matches!(parts[..], ["plugins", _, "calls"]) {
+        return true;
+    }
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let own = ["vmd.log", "vmd.db-wal", "vmd.db-shm", "host.jsonl", "host.handles.json", "events.jsonl"];
     own.contains(&name) || (path.starts_with("kernels") && name.starts_with("initramfs-"))

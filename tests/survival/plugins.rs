@@ -101,7 +101,10 @@ fn the_start_that_the_last_plugin_fails_leaves_nothing_of_the_others() {
     let before = Snapshot::take(host.world());
     turn(&host, "post-start", "error");
     let failed = host.world().vm(&["start", "victim"]).run();
-    failed.must("fails", |output| !output.status.success()).complains("no, on purpose").complains("be friendly");
+    failed
+        .must("fails", |output| !output.status.success())
+        .complains("no, on purpose")
+        .complains("be friendly");
     Snapshot::take(host.world()).must_equal(&before, "after a start that failed in the last plugin");
     host.world().vm(&["delete", "--force", "victim"]).run().exits(0);
     host.terminate();
@@ -131,9 +134,9 @@ fn what_a_plugin_plans_lives_as_long_as_it_said() {
         !text.contains("scratch.img") && !text.contains("run.txt")
     });
     world.vm(&["delete", "a"]).run().exits(0);
-    files().exits(0).must("the VM's are gone", |output| {
-        !String::from_utf8_lossy(&output.stdout).contains("data.img")
-    });
+    files()
+        .exits(0)
+        .must("the VM's are gone", |output| !String::from_utf8_lossy(&output.stdout).contains("data.img"));
     host.terminate();
     host.leaves_nothing();
 }

@@ -162,6 +162,28 @@ impl Engine {
         }
     }
 
+    /// The image, if it is there.
+    pub(crate) async fn image_at_hand(&self, name: &str) -> Result<ImageRecord, EngineError> {
+        self.find_image(name).await?.ok_or_else(|| EngineError::NotFound {
+            what: "image",
+            name: name.to_owned(),
+            hint: format!("acquire it first: vm image pull {name}"),
+        })
+    }
+
+    /// The kernel, if it is there.
+    pub(crate) async fn kernel_at_hand(&self, name: Option<&str>) -> Result<KernelRecord, EngineError> {
+        let kernels = self.inner.store.kernels();
+        match name {
+            Some(name) => kernels.get(name).await?.ok_or_else(|| no_kernel(name)),
+            None => kernels.default().await?.ok_or_else(|| EngineError::NotFound {
+                what: "kernel",
+                name: "(default)".into(),
+                hint: "acquire it first: vm kernel import".into(),
+            }),
+        }
+    }
+
     async fn find_image(&self, name: &str) -> Result<Option<ImageRecord>, EngineError> {
         let images = self.inner.store.images();
         if let Some(reference) = normal(name)

@@ -46,6 +46,20 @@ impl Engine {
         Ok(subnet)
     }
 
+    /// The address that a new VM would get now, without deciding anything.
+    pub(crate) async fn next_address(&self) -> Result<Ipv4Addr, EngineError> {
+        let inner = &self.inner;
+        let subnet = match (inner.settings.subnet, self.chosen_subnet().await?) {
+            (SubnetChoice::Fixed(subnet), _) | (SubnetChoice::Auto, Some(subnet)) => subnet,
+            (SubnetChoice::Auto, None) => {
+                let bridge = vm_net::names::bridge_name(&inner.instance);
+                vm_net::pick_subnet(inner.host.net.as_ref(), &vm_net::subnet::candidates(), &bridge).await?
+            }
+        };
+        let taken = self.each_address(|_, address| address);
+        vm_net::addresses::next_free(subnet, gateway(subnet)?, &taken).ok_or_else(|| exhausted(subnet))
+    }
+
     /// An address no VM has. The caller holds the create lock until it is written down.
     pub(crate) async fn free_address(&self) -> Result<Ipv4Addr, EngineError> {
         let subnet = self.subnet().await?;

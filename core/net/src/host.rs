@@ -184,9 +184,11 @@ impl HostNet {
             return Ok(ports::handle(address));
         }
         // Of another shape, or of rules that somebody has deleted.
-        let former = self.held().remove(port.owner);
-        drop(former);
-        let (held, commands) = port.publish(listing.as_ref())?;
+        let mut former = self.held().remove(port.owner);
+        if let (None, Some(before)) = (&former, listing.as_ref().and_then(|listing| port.before(listing))) {
+            former = hold_soon(port, before).await;
+        }
+        let (held, commands) = port.publish(listing.as_ref(), former)?;
         self.route_loopback(port, "1").await?;
         let (address, action) =
             (held.address, format!("publish a port in the firewall table {}", port.table));
@@ -387,6 +389,17 @@ impl Net for HostNet {
         blockers.extend(self.legacy_blocker(own_bridge).await);
         Ok(blockers)
     }
+}
+
+/// Holds a port that a daemon before this one had. For a moment a child that it had forked may have it still.
+async fn hold_soon(port: Port<'_>, address: SocketAddrV4) -> Option<Held> {
+    for _ in 0..100 {
+        if let Ok(held) = port.hold(address) {
+            return Some(held);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    None
 }
 
 async fn existing(links: &Links, name: &str) -> Result<Link, NetError> {

@@ -18,6 +18,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
+    os::fd::AsRawFd,
 };
 
 use serde_json::{Value, json};
@@ -50,15 +51,24 @@ pub(crate) struct Port<'a> {
 /// A port that no other program can have.
 #[derive(Debug)]
 pub(crate) struct Held {
-    _socket: Socket,
+    socket: Socket,
     pub(crate) address: SocketAddrV4,
 }
 
 #[derive(Debug)]
-#[expect(dead_code, reason = "held for what the kernel does while they are open")]
 enum Socket {
     Tcp(TcpListener),
+    #[expect(dead_code, reason = "held for what the kernel does while it is open")]
     Udp(UdpSocket),
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // A child that another thread has just forked has a copy until it runs its program, and would go on listening.
+        if let Socket::Tcp(listener) = &self.socket {
+            let _ = nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        }
+    }
 }
 
 /// A published port as the table has it.
@@ -108,11 +118,16 @@ impl<'a> Port<'a> {
     }
 
     /// Chooses, holds and publishes: the commands that make it so in the listed table, in which it is not as it should be.
-    pub(crate) fn publish(self, listing: Option<&Value>) -> Result<(Held, Vec<Value>), NetError> {
+    /// `former` is what was held for it so far.
+    pub(crate) fn publish(
+        self,
+        listing: Option<&Value>,
+        former: Option<Held>,
+    ) -> Result<(Held, Vec<Value>), NetError> {
         let listing = listing
             .filter(|listing| is_whole(listing) && has_chains(listing, CHAINS.into_iter()))
             .ok_or_else(|| NetError::NoTable { table: self.table.to_owned() })?;
-        let held = self.choose(listing)?;
+        let held = self.choose(listing, former)?;
         let mut commands = self.undo(listing);
         let wanted = self.rules(held.address);
         let says = format!("{} {} {}", self.protocol_name(), held.address, fingerprint(&wanted));
@@ -145,7 +160,7 @@ impl<'a> Port<'a> {
             Transport::Udp => UdpSocket::bind(address).and_then(|it| Ok((it.local_addr()?, Socket::Udp(it)))),
         };
         match bound {
-            Ok((SocketAddr::V4(address), socket)) => Ok(Held { _socket: socket, address }),
+            Ok((SocketAddr::V4(address), socket)) => Ok(Held { socket, address }),
             Ok((SocketAddr::V6(_), _)) => Err(self.failed(address, io::ErrorKind::AddrNotAvailable.into())),
             Err(source) if source.kind() == io::ErrorKind::AddrInUse => {
                 Err(self.taken(address, "another program".to_owned()))
@@ -154,7 +169,7 @@ impl<'a> Port<'a> {
         }
     }
 
-    fn choose(self, listing: &Value) -> Result<Held, NetError> {
+    fn choose(self, listing: &Value, mut former: Option<Held>) -> Result<Held, NetError> {
         // Offered and not wanted; kept so long, that it is not offered again.
         let mut aside = Vec::new();
         while aside.len() < ATTEMPTS {
@@ -167,7 +182,11 @@ impl<'a> Port<'a> {
             {
                 return Err(self.taken(wanted, other));
             }
-            match self.hold(wanted) {
+            let held = match former.take() {
+                Some(former) if former.address == wanted => Ok(former),
+                _ => self.hold(wanted),
+            };
+            match held {
                 Ok(held) if self.owner_of(held.address, listing).is_none() => return Ok(held),
                 Ok(held) => aside.push(held),
                 Err(_) if wanted != self.host => aside.push(self.hold(self.host)?),
@@ -178,7 +197,7 @@ impl<'a> Port<'a> {
     }
 
     /// The port it had so far, in another shape.
-    fn before(self, listing: &Value) -> Option<SocketAddrV4> {
+    pub(crate) fn before(self, listing: &Value) -> Option<SocketAddrV4> {
         let found = self.mark().find(listing);
         let there = Published::read(found.first()?.says)?;
         let fits = there.address.ip() == self.host.ip() && there.protocol == self.protocol_name();

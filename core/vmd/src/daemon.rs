@@ -26,7 +26,7 @@ use crate::{
     config::Config,
     dns::NameService,
     plugins::{self, Facts, Manager, PluginsError, Setup},
-    rpc::server::{self, Access},
+    rpc::server::{self, Access, Context},
 };
 
 /// How long one component may take to compile. Languages that bring their own runtime take longest.
@@ -145,15 +145,15 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
     let listener = server::bind(&socket, group).map_err(listen)?;
     let access = Access::new(group);
     let close = CancellationToken::new();
-    let serving = tokio::spawn(server::serve(
-        listener,
-        engine.clone(),
+    let context = Context {
+        engine: engine.clone(),
         plugins,
-        config,
-        access,
-        stop.clone(),
-        close.clone(),
-    ));
+        names: names.clone(),
+        config: Arc::new(config),
+        stop: stop.clone(),
+        started_at: vm_host::clock::unix_seconds(),
+    };
+    let serving = tokio::spawn(server::serve(listener, context, access, close.clone()));
     tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     // Cancel-safe: three arms that only wait.
     tokio::select! {

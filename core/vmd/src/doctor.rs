@@ -12,7 +12,7 @@ use vm_net::{HostNet, Net};
 use vm_types::{Layout, layout::SOCKET_PATH_MAX};
 use vm_vmm::Accelerator;
 
-use crate::{config::Config, daemon, plugins::Manager};
+use crate::{config::Config, daemon, dns::NameService, plugins::Manager};
 
 /// Less than this on the state directory's disk is worth a warning: an image and a few disks.
 const LITTLE_SPACE: u64 = 4 << 30;
@@ -27,12 +27,8 @@ const TOOLS: &[(&str, &str, &str)] = &[
 ];
 
 /// All checks, in a fixed order.
-pub(crate) async fn check(
-    layout: &Layout,
-    config: &Config,
-    running: Option<(&Engine, &Manager)>,
-) -> Vec<Finding> {
-    let engine = running.map(|(engine, _)| engine);
+pub(crate) async fn check(layout: &Layout, config: &Config, running: Option<Running<'_>>) -> Vec<Finding> {
+    let engine = running.map(|running| running.engine);
     let runner: Arc<dyn Runner> = Arc::new(HostRunner);
     let mut findings = vec![privileges(), socket(layout).await, group(config)];
     findings.extend(vmm(config, &runner).await);
@@ -47,10 +43,43 @@ pub(crate) async fn check(
         findings.push(leftovers(engine).await);
     }
     findings.push(compiler());
-    if let Some((_, plugins)) = running {
+    if let Some(Running { plugins, names, .. }) = running {
+        findings.push(name_service(names).await);
         findings.extend(plugins.doctor().await);
     }
     findings
+}
+
+/// Parts of a daemon that runs.
+#[derive(Clone, Copy)]
+pub(crate) struct Running<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) plugins: &'a Manager,
+    pub(crate) names: &'a NameService,
+}
+
+/// Where names are answered, and how that goes.
+async fn name_service(names: &NameService) -> Finding {
+    const CHECK: &str = "daemon.names";
+    let listening: Vec<_> = names.listening().await.iter().map(ToString::to_string).collect();
+    let stats = names.stats();
+    let counts = format!(
+        "{} answers from zones, {} forwarded, {} remembered; {} failures, {} refused",
+        stats.zone,
+        stats.forwarded,
+        stats.cached,
+        stats.resolver_failures + stats.upstream_failures + stats.overload,
+        stats.strangers
+    );
+    let zones = match &vm_engine::ports::Names::domains(names)[..] {
+        [] => "no zones".to_owned(),
+        zones => format!("zones {}", zones.join(", ")),
+    };
+    if listening.is_empty() {
+        let fix = "name a free address in names.listen in the configuration";
+        return bad(Severity::Warning, CHECK, format!("answers nowhere; {zones}"), fix);
+    }
+    ok(CHECK, format!("answers on {}; {zones}; {counts}", listening.join(", ")))
 }
 
 fn ok(check: impl Into<String>, message: impl Into<String>) -> Finding {

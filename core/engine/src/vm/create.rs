@@ -6,7 +6,9 @@ use vm_locks::{Ctx, Unlocked};
 use vm_types::{
     Effect, EventKind, OperationId, VmId, VmName,
     id::InvalidId,
+    image::{ImageRecord, KernelRecord},
     operation::OperationKind,
+    plugin::VmFacts,
     vm::{FailedAt, NetworkMode, Owner, RestartPolicy, VmRecord, VmSpec},
 };
 
@@ -121,26 +123,43 @@ impl Engine {
         Ok(cell.id().clone())
     }
 
-    fn make_up_name(&self) -> Result<VmName, EngineError> {
-        let name = format!("vm-{}", keys::random_hex(3)?);
-        name.parse().map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })
+    /// What plugins would be told of a VM that is asked for, with an id that no VM has. Nothing is changed and nothing acquired.
+    ///
+    /// # Errors
+    /// As of [`Self::create`], and [`EngineError::NotFound`] for an image or kernel that would have to be acquired first.
+    pub async fn facts_of_request(&self, request: CreateRequest) -> Result<VmFacts, EngineError> {
+        check(&request)?;
+        let name = match &request.name {
+            Some(name) => name.clone(),
+            None => self.make_up_name()?,
+        };
+        if self.cells().values().any(|cell| *cell.name() == name) {
+            return Err(vm_store::StoreError::NameTaken { name }.into());
+        }
+        let image = self.image_at_hand(self.image_of(&request)).await?;
+        let kernel = self.kernel_at_hand(request.kernel.as_deref()).await?;
+        let spec = self.spec_of(name, request, image, kernel)?;
+        let address = match spec.network {
+            NetworkMode::Nat => Some(self.next_address().await?),
+            NetworkMode::None => None,
+        };
+        self.facts_of(&fresh_id()?, &spec, address).await
     }
-}
 
-impl Settled {
-    /// Settles what the VM will be; acquires image and kernel if need be.
-    async fn new(
-        engine: &Engine,
-        ctx: &mut Ctx<Unlocked>,
+    fn image_of<'a>(&'a self, request: &'a CreateRequest) -> &'a str {
+        request.image.as_deref().unwrap_or(&self.inner.settings.default_image)
+    }
+
+    /// What a VM would be, with the configuration's defaults.
+    fn spec_of(
+        &self,
         name: VmName,
         request: CreateRequest,
-        context: &OpContext,
-    ) -> Result<Self, EngineError> {
-        let settings = &engine.inner.settings;
-        let reference = request.image.unwrap_or_else(|| settings.default_image.clone());
-        let image = engine.require_image(ctx, &reference, context).await?;
-        let kernel = engine.require_kernel(ctx, request.kernel.as_deref(), context).await?;
-        let base = engine.inner.layout.image_rootfs(&image.digest);
+        image: ImageRecord,
+        kernel: KernelRecord,
+    ) -> Result<VmSpec, EngineError> {
+        let settings = &self.inner.settings;
+        let reference = self.image_of(&request).to_owned();
         let disk_bytes = match request.disk_bytes {
             Some(bytes) if bytes < image.size_bytes => {
                 return Err(EngineError::InvalidArgument {
@@ -151,8 +170,7 @@ impl Settled {
             Some(bytes) => bytes.next_multiple_of(1 << 20),
             None => settings.default_disk_bytes.max(image.size_bytes),
         };
-        let room = engine.admit_create(&name, disk_bytes, &base)?;
-        let spec = VmSpec {
+        Ok(VmSpec {
             name,
             image_reference: reference,
             image: image.digest,
@@ -169,10 +187,30 @@ impl Settled {
                 .ttl_seconds
                 .filter(|seconds| *seconds > 0)
                 .map(|ttl| now().saturating_add(ttl)),
-        };
-        let id: VmId = keys::random_hex(6)?
-            .parse()
-            .map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })?;
+        })
+    }
+
+    fn make_up_name(&self) -> Result<VmName, EngineError> {
+        let name = format!("vm-{}", keys::random_hex(3)?);
+        name.parse().map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })
+    }
+}
+
+impl Settled {
+    /// Settles what the VM will be; acquires image and kernel if need be.
+    async fn new(
+        engine: &Engine,
+        ctx: &mut Ctx<Unlocked>,
+        name: VmName,
+        request: CreateRequest,
+        context: &OpContext,
+    ) -> Result<Self, EngineError> {
+        let image = engine.require_image(ctx, engine.image_of(&request), context).await?;
+        let kernel = engine.require_kernel(ctx, request.kernel.as_deref(), context).await?;
+        let base = engine.inner.layout.image_rootfs(&image.digest);
+        let spec = engine.spec_of(name, request, image, kernel)?;
+        let room = engine.admit_create(&spec.name, spec.disk_bytes, &base)?;
+        let id = fresh_id()?;
         // Asked now, and once more at each start: nothing is made of what must not be.
         let facts = engine.facts_of(&id, &spec, None).await?;
         engine.preflight(ctx, &facts, "create").await?;
@@ -263,6 +301,12 @@ impl Engine {
         writer.change_record(|record| record.complete = true);
         Ok(())
     }
+}
+
+fn fresh_id() -> Result<VmId, EngineError> {
+    keys::random_hex(6)?
+        .parse()
+        .map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })
 }
 
 fn check(request: &CreateRequest) -> Result<(), EngineError> {

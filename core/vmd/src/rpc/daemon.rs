@@ -6,7 +6,7 @@ use vm_api::{
 };
 
 use super::{server::Context, vm::wire};
-use crate::doctor;
+use crate::doctor::{self, Running};
 
 impl Context {
     fn resources(&self) -> RpcResult<Resources> {
@@ -64,7 +64,7 @@ impl DaemonServer for Context {
     }
 
     async fn doctor(&self) -> RpcResult<Vec<Finding>> {
-        let running = Some((&self.engine, &*self.plugins));
+        let running = Some(Running { engine: &self.engine, plugins: &self.plugins, names: &self.names });
         Ok(doctor::check(self.engine.layout(), &self.config, running).await)
     }
 }

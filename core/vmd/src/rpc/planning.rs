@@ -9,7 +9,7 @@ use vm_engine::{
     ports::{HookFailure, Plugin},
     vm::{HookReport, cell::Cell},
 };
-use vm_types::plugin::Change;
+use vm_types::plugin::{Change, VmFacts};
 
 use super::server::Context;
 use crate::plugins::{PluginsError, describe, parsed};
@@ -40,6 +40,15 @@ impl Context {
             engine.plan_start(&mut ctx, Some(&cell), facts).await
         };
         let reports = self.engine.locks().root("request vm.plan", work).await?;
+        Ok(self.plan(vm, reports))
+    }
+
+    /// The same of a VM that is not there.
+    pub(super) async fn planned_anew(&self, facts: VmFacts) -> Result<VmPlan, EngineError> {
+        let engine = self.engine.clone();
+        let vm = facts.name.clone();
+        let work = async move |mut ctx| engine.plan_start(&mut ctx, None, facts).await;
+        let reports = self.engine.locks().root("request vm.plan_create", work).await?;
         Ok(self.plan(vm, reports))
     }
 

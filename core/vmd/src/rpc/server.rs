@@ -1,6 +1,6 @@
 //! Listening, admitting peers, and handing connections to the methods.
 
-use std::{io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::SystemTime};
+use std::{io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use jsonrpsee::{
     RpcModule,
@@ -15,7 +15,7 @@ use vm_api::rpc::{
 };
 use vm_engine::Engine;
 
-use crate::{config::Config, plugins::Manager};
+use crate::{config::Config, dns::NameService, plugins::Manager};
 
 /// How long open connections get for their last answers when the daemon ends.
 const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(5);
@@ -61,6 +61,7 @@ impl Access {
 pub(crate) struct Context {
     pub(crate) engine: Engine,
     pub(crate) plugins: Arc<Manager>,
+    pub(crate) names: NameService,
     pub(crate) config: Arc<Config>,
     pub(crate) stop: CancellationToken,
     pub(crate) started_at: u64,
@@ -79,16 +80,11 @@ pub(crate) fn bind(path: &Path, group: Option<u32>) -> io::Result<UnixListener> 
 /// Accepts connections until `stop`; those that are open then live on until `close`.
 pub(crate) async fn serve(
     listener: UnixListener,
-    engine: Engine,
-    plugins: Arc<Manager>,
-    config: Config,
+    context: Context,
     access: Access,
-    stop: CancellationToken,
     close: CancellationToken,
 ) {
-    let started_at =
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let context = Context { engine, plugins, config: Arc::new(config), stop: stop.clone(), started_at };
+    let stop = context.stop.clone();
     let methods = match methods(&context) {
         Ok(methods) => methods,
         Err(error) => {

@@ -102,21 +102,7 @@ impl VmServer for Context {
         } else {
             None
         };
-        let request = CreateRequest {
-            name: params.name,
-            image: params.image,
-            kernel: params.kernel,
-            cpus: params.cpus,
-            memory_mib: params.memory_mib,
-            disk_bytes: params.disk_bytes,
-            network: params.network,
-            labels: params.labels,
-            owner,
-            restart: params.restart,
-            ttl_seconds: params.ttl_seconds,
-            idle_stop_seconds: params.idle_stop_seconds,
-            start: params.start,
-        };
+        let request = create_request(params, owner);
         let operation = self.engine.create(request).map_err(wire)?;
         Ok(Begun { operation })
     }
@@ -192,6 +178,12 @@ impl VmServer for Context {
         self.planned(cell).await.map_err(wire)
     }
 
+    async fn plan_create(&self, params: CreateVm) -> RpcResult<VmPlan> {
+        let request = create_request(params, None);
+        let facts = self.engine.facts_of_request(request).await.map_err(wire)?;
+        self.planned_anew(facts).await.map_err(wire)
+    }
+
     async fn access(&self, vm: String) -> RpcResult<GuestAccess> {
         let cell = self.find(&vm)?;
         let state = cell.state();
@@ -260,6 +252,24 @@ impl VmServer for Context {
         let last = ConsoleChunk { text: String::from_utf8_lossy(&bytes).into_owned(), end: true };
         sink.send(serde_json::value::to_raw_value(&last)?).await?;
         Ok(())
+    }
+}
+
+fn create_request(params: CreateVm, owner: Option<Owner>) -> CreateRequest {
+    CreateRequest {
+        name: params.name,
+        image: params.image,
+        kernel: params.kernel,
+        cpus: params.cpus,
+        memory_mib: params.memory_mib,
+        disk_bytes: params.disk_bytes,
+        network: params.network,
+        labels: params.labels,
+        owner,
+        restart: params.restart,
+        ttl_seconds: params.ttl_seconds,
+        idle_stop_seconds: params.idle_stop_seconds,
+        start: params.start,
     }
 }
 
