@@ -6,7 +6,7 @@ use vm_tests::{World, fixtures, programs};
 fn outside(world: &World) {
     let script = "
         set -e
-        mkdir -p /run/netns; ip netns add outside
+        mkdir -p /run/netns; mount -t tmpfs outside /run/netns; ip netns add outside
         ip link add up0 type veth peer name up1
         ip link set up1 netns outside
         ip address add 192.0.2.1/24 dev up0; ip link set up0 up
@@ -15,7 +15,8 @@ fn outside(world: &World) {
 }
 
 fn not_outside(world: &World) {
-    world.tool("sh", &["-c", "ip netns delete outside; ip link delete up0 2>/dev/null || true"]).run();
+    let script = "ip link delete up0; ip netns delete outside; umount /run/netns";
+    world.tool("sh", &["-ec", script]).run().exits(0);
 }
 
 const PING: &str = "busybox ping -c 1 -W 10 192.0.2.2";
