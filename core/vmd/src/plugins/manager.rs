@@ -331,10 +331,11 @@ fn clean(dir: &std::path::Path, records: &[PluginRecord]) {
     };
     let homes = subdirectories(dir).filter(|home| !home.ends_with(CACHE));
     for old in homes.flat_map(|home| subdirectories(&home).collect::<Vec<_>>()) {
-        if is_content(&old) && !kept.contains(&old) {
-            if let Err(error) = package::remove_dir(&old) {
-                tracing::warn!("{}", vm_types::report::chain(&error));
-            }
+        if is_content(&old)
+            && !kept.contains(&old)
+            && let Err(error) = package::remove_dir(&old)
+        {
+            tracing::warn!("{}", vm_types::report::chain(&error));
         }
     }
 }
