@@ -137,8 +137,14 @@ fn the_doctor_works_with_and_without_a_daemon() {
     assert_eq!(world.vm(&["daemon", "status"]).run().status.code(), Some(3), "it started none");
     world.vm(&["daemon", "start"]).run().exits(0);
     // What only the daemon knows comes last.
-    let known = ["daemon.recovery", "daemon.leftovers"].map(str::to_owned);
-    assert_eq!(checks(world.ask(&["doctor"])), [without.as_slice(), &known].concat());
+    let known = ["daemon.recovery", "daemon.leftovers", "daemon.names"].map(str::to_owned);
+    let with = checks(world.ask(&["doctor"]));
+    let (first, plugins) = with.split_at(without.len() + known.len());
+    assert_eq!(first, [without.as_slice(), &known].concat());
+    assert!(plugins.iter().all(|name| name.starts_with("plugin.")), "{plugins:?}");
+    for plugin in ["plugin.nat", "plugin.zone"] {
+        assert!(plugins.iter().any(|name| name == plugin), "{plugin} is not among {plugins:?}");
+    }
     for check in ["vmm.qemu", "vmm.kvm", "network.subnet", "disk.space", "daemon.socket", "guest.agent"] {
         assert!(without.iter().any(|name| name == check), "{check} is not among {without:?}");
     }

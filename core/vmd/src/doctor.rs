@@ -38,11 +38,11 @@ pub(crate) async fn check(layout: &Layout, config: &Config, running: Option<Runn
     findings.extend(network(layout, config, runner, engine).await);
     findings.push(space(layout));
     findings.push(backend(layout, config));
+    findings.push(compiler());
     if let Some(engine) = engine {
         findings.push(recovery(engine));
         findings.push(leftovers(engine).await);
     }
-    findings.push(compiler());
     if let Some(Running { plugins, names, .. }) = running {
         findings.push(name_service(names).await);
         findings.extend(plugins.doctor().await);
