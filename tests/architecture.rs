@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
     process::Command,
 };
 
@@ -46,6 +48,9 @@ const MAY: &[(&str, &[&str])] = &[
             "vm-image",
             "vm-vmm",
             "vm-shim",
+            "vm-dns",
+            "vm-guest",
+            "vm-plugin",
             "vm-engine",
         ],
     ),
@@ -133,4 +138,53 @@ fn the_client_cannot_serve_and_the_daemon_is_no_client() {
         let features = api["features"].as_array().cloned().unwrap_or_default();
         assert!(!features.iter().any(|feature| feature == foreign), "{name} asks for vm-api's {foreign}");
     }
+}
+
+/// Where the word is something else than the plugin: a VM's kind of network, and nft's kind of chain.
+const OTHER_SENSE: &[(&str, &str)] = &[
+    ("nat", "core/net/src/firewall.rs"),
+    ("nat", "core/cli/src/commands/show.rs"),
+    ("nat", "core/engine/src/vm/hooks.rs"),
+    ("nat", "core/vmd/src/plugins/suite.rs"),
+];
+
+#[test]
+fn no_plugin_that_comes_with_the_daemon_is_special_in_the_core() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let plugins = fs::read_dir(top.join("plugins")).expect("there are plugins").flatten();
+    let names: Vec<String> = plugins
+        .filter(|entry| entry.path().join("plugin.toml").exists())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    assert!(names.len() >= 5, "{names:?}");
+    let (mut seen, mut wrong) = (0, Vec::new());
+    let mut left = vec![top.join("core")];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory).expect("sources can be read").flatten() {
+            let path = entry.path();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if path.is_dir() {
+                // These may speak of whatever they like.
+                if !["tests", "examples"].contains(&name.as_str()) {
+                    left.push(path);
+                }
+                continue;
+            }
+            if !name.ends_with(".rs") || name.ends_with("tests.rs") {
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("sources are text");
+            let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+            seen += 1;
+            let place = path.strip_prefix(&top).unwrap_or(&path).display().to_string();
+            for plugin in &names {
+                let other = OTHER_SENSE.iter().any(|(word, file)| word == plugin && *file == place);
+                if text.contains(&format!("\"{plugin}\"")) && !other {
+                    wrong.push(format!("{place} speaks of {plugin}"));
+                }
+            }
+        }
+    }
+    assert!(seen > 100, "only {seen} sources were looked at");
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
