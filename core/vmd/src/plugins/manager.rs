@@ -233,7 +233,14 @@ impl Manager {
             }
         };
         let status = status.unwrap_or_else(|error| {
-            let fault = Fault { reason: vm_types::report::chain(&error), hint: error.hint() };
+            let hint = match &error {
+                // It was there once.
+                PluginsError::Read { .. } | PluginsError::Digest { .. } => {
+                    Some(format!("install it again: vm plugin install {}", record.source))
+                }
+                _ => error.hint(),
+            };
+            let fault = Fault { reason: vm_types::report::chain(&error), hint };
             tracing::error!(plugin = %record.name, "broken: {}", fault.reason);
             Status::Broken(fault)
         });

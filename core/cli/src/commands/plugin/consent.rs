@@ -104,7 +104,10 @@ pub(super) fn text(plugin: &PluginInspection) -> String {
     let PluginInspection { name, version, description, world, .. } = plugin;
     let installed = plugin.installed.as_ref().map(|installed| {
         let same = if installed.digest == plugin.digest { ", the same component" } else { "" };
-        format!("version {}{same}", installed.version)
+        match installed.version.as_str() {
+            "" => "one that cannot be read".to_owned(),
+            version => format!("version {version}{same}"),
+        }
     });
     let order = |names: &[String]| (!names.is_empty()).then(|| names.join(", "));
     let head = facts([
