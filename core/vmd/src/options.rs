@@ -62,6 +62,11 @@ pub(crate) fn run() -> ExitCode {
         return vm_shim::main(spec);
     }
     let filter = EnvFilter::try_from_env("VMD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // Its finer messages have tokens of registries in them.
+    let filter = match "oci_client=info".parse() {
+        Ok(directive) => filter.add_directive(directive),
+        Err(_) => filter,
+    };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let layout = match options.directories.layout() {
         Ok(layout) => layout,

@@ -23,6 +23,7 @@ mod entry;
 mod error;
 mod facts;
 mod manager;
+mod oci;
 mod package;
 mod replay;
 mod sandbox;
@@ -38,5 +39,6 @@ pub(crate) use self::{
     error::PluginsError,
     facts::Facts,
     manager::{Manager, Setup},
+    oci::OciError,
     show::line,
 };

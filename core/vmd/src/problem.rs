@@ -10,7 +10,7 @@ use vm_shim::ShimError;
 use vm_store::StoreError;
 use vm_vmm::VmmError;
 
-use crate::plugins::PluginsError;
+use crate::plugins::{OciError, PluginsError};
 
 /// An engine's error as clients meet it: causes in the message, hint apart.
 pub(crate) fn problem(error: &EngineError) -> Problem {
@@ -75,7 +75,33 @@ fn plugins_kind(error: &PluginsError) -> ErrorKind {
         PluginsError::Undo(error) => kind(error),
         PluginsError::Broken { .. } => ErrorKind::Internal,
         PluginsError::Store(error) => store(error),
+        PluginsError::Oci(error) => oci(error),
         PluginsError::Load(error) => load(error),
+    }
+}
+
+fn oci(error: &OciError) -> ErrorKind {
+    match error {
+        OciError::Reference { .. } | OciError::Ambiguous { .. } => ErrorKind::InvalidArgument,
+        OciError::NotFound { .. } | OciError::NoEntry { .. } => ErrorKind::NotFound,
+        OciError::Layout { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            ErrorKind::NotFound
+        }
+        OciError::Layout { source, .. } | OciError::Credentials { source, .. } => io(source),
+        OciError::Unauthorized { .. } => ErrorKind::PermissionDenied,
+        OciError::Unreachable { .. } | OciError::Stalled { .. } | OciError::Answer { .. } => {
+            ErrorKind::HostFailure
+        }
+        OciError::Outside { .. }
+        | OciError::Malformed { .. }
+        | OciError::Index
+        | OciError::NotWasm { .. }
+        | OciError::Missing { .. }
+        | OciError::Several { .. }
+        | OciError::Large { .. }
+        | OciError::Size { .. }
+        | OciError::Digest { .. }
+        | OciError::Files { .. } => ErrorKind::PluginFailed,
     }
 }
 

@@ -5,6 +5,8 @@ use std::{path::PathBuf, sync::Arc};
 use vm_plugin::{LoadError, manifest::ManifestError, order::OrderError};
 use vm_store::StoreError;
 
+use super::OciError;
+
 /// A failed operation on plugins.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PluginsError {
@@ -41,6 +43,8 @@ pub(crate) enum PluginsError {
     #[error("the work was broken off")]
     Broken { source: tokio::task::JoinError },
     #[error(transparent)]
+    Oci(#[from] OciError),
+    #[error(transparent)]
     Load(#[from] LoadError),
     #[error(transparent)]
     Order(#[from] OrderError),
@@ -59,10 +63,10 @@ impl PluginsError {
             Self::Installed { name, .. } => {
                 format!("upgrade it, or remove it first with `vm plugin remove {name}`")
             }
-            Self::Source { text } if text.starts_with("oci") => {
-                "this daemon installs from directories: fetch it first, then give the absolute path of its directory".into()
+            Self::Source { .. } => {
+                "give the absolute path of a directory with plugin.toml, bundled:NAME, oci://HOST/NAME:TAG, or oci-layout:DIR[:TAG]"
+                    .into()
             }
-            Self::Source { .. } => "give the absolute path of a directory with plugin.toml, or bundled:NAME".into(),
             Self::Read { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
                 match path.extension() {
                     Some(wasm) if wasm == "wasm" => {
@@ -75,13 +79,14 @@ impl PluginsError {
             Self::Write { .. } => "is there space on the disk of the daemon's state directory?".into(),
             Self::Manifest { source, .. } => source.hint(),
             Self::Large { .. } => "files for guests belong into an image, or are fetched by the guest".into(),
-            Self::Digest { .. } => "look at it again with `vm plugin inspect`; it has changed since".into(),
+            Self::Digest { .. } => "it has changed since it was shown: look at it again".into(),
             Self::Grant { there, .. } => format!("it asks for: {there}"),
             Self::Changed { name } => format!("look at it with `vm plugin show {name}` and try again"),
             Self::Engine(error) => return error.hint(),
             Self::Undo(error) => return error.hint(),
             Self::NoCall { name, .. } => format!("`vm plugin replay {name}` lists those that are kept"),
             Self::NotReplayable { .. } | Self::Broken { .. } => return None,
+            Self::Oci(error) => error.hint(),
             Self::Load(error) => error.hint(),
             Self::Order(error) => error.hint(),
             Self::Store(error) => return error.hint(),

@@ -19,9 +19,9 @@ use super::PluginsError;
 pub(crate) const MANIFEST: &str = "plugin.toml";
 /// Directory of blobs, beside the manifest and in the operator's place.
 pub(crate) const FILES: &str = "files";
-const MAX_MANIFEST: u64 = 1 << 20;
-const MAX_FILES: usize = 64;
-const MAX_FILE_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_MANIFEST: u64 = 1 << 20;
+pub(crate) const MAX_FILES: usize = 64;
+pub(crate) const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// Where Cargo leaves a component; so the directory that a plugin is developed in can be installed as it is.
 const BUILT: &str = "target/wasm32-unknown-unknown/release";
@@ -61,13 +61,35 @@ impl Package {
         let built = dir.join(BUILT).join(&parsed.component);
         let wasm = if !beside.exists() && built.exists() { built } else { beside };
         let component = limited(&wasm, MAX_COMPONENT)?;
+        let mut files = BTreeMap::new();
+        for (name, path) in blobs(&dir.join(FILES))? {
+            files.insert(name, limited(&path, MAX_FILE_BYTES)?);
+        }
+        Ok(Self::whole(source, parsed, manifest, component, files))
+    }
+
+    /// A package of contents that somebody has read: the manifest, the component, and blobs by their plain names.
+    pub(crate) fn of(
+        source: String,
+        manifest: Vec<u8>,
+        component: Vec<u8>,
+        blobs: BTreeMap<String, Vec<u8>>,
+    ) -> Result<Self, PluginsError> {
+        let parsed = parse(&Path::new(&source).join(MANIFEST), &manifest)?;
+        Ok(Self::whole(source, parsed, manifest, component, blobs))
+    }
+
+    fn whole(
+        source: String,
+        parsed: Manifest,
+        manifest: Vec<u8>,
+        component: Vec<u8>,
+        blobs: BTreeMap<String, Vec<u8>>,
+    ) -> Self {
         let mut files: BTreeMap<_, _> =
             [(MANIFEST.to_owned(), manifest), (parsed.component.clone(), component)].into();
-        for (name, path) in blobs(&dir.join(FILES))? {
-            let content = limited(&path, MAX_FILE_BYTES)?;
-            files.insert(format!("{FILES}/{name}"), content);
-        }
-        Ok(Self { manifest: parsed, source, files })
+        files.extend(blobs.into_iter().map(|(name, content)| (format!("{FILES}/{name}"), content)));
+        Self { manifest: parsed, source, files }
     }
 
     pub(crate) fn component(&self) -> &[u8] {

@@ -1,8 +1,8 @@
-//! Where plugins come from: a directory, or those that came with the daemon.
+//! Where plugins come from: a directory, those that came with the daemon, or an OCI artifact.
 
 use std::path::Path;
 
-use super::{PluginsError, bundled, manager::blocking, package::Package};
+use super::{PluginsError, bundled, manager::blocking, oci, package::Package};
 
 /// A plugin of this source.
 pub(super) async fn package(text: &str, bundled: Option<&Path>) -> Result<Package, PluginsError> {
@@ -11,6 +11,12 @@ pub(super) async fn package(text: &str, bundled: Option<&Path>) -> Result<Packag
         let mut package = blocking(move || Package::read(&found)).await?;
         text.clone_into(&mut package.source);
         return Ok(package);
+    }
+    if let Some(reference) = text.strip_prefix("oci://") {
+        return oci::from_registry(reference).await;
+    }
+    if let Some(layout) = text.strip_prefix("oci-layout:") {
+        return oci::from_layout(layout).await;
     }
     let path = Path::new(text).to_owned();
     if !path.is_absolute() {

@@ -19,7 +19,7 @@ use vm_types::plugin::Change;
 use super::{Facts, Manager, PluginsError, Setup, entry::Entry};
 
 /// A component of the host's own tests, all built once.
-fn component(name: &str) -> Vec<u8> {
+pub(super) fn component(name: &str) -> Vec<u8> {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let modules = BUILT.get_or_init(|| {
         let own = std::env::current_exe().unwrap();
@@ -53,19 +53,19 @@ const GRANTS: &str = r#"
     { kind = "host-file", reason = "r" },
 "#;
 
-struct Bench {
+pub(super) struct Bench {
     dir: tempfile::TempDir,
     store: Store,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("db")).unwrap();
         Self { dir, store }
     }
 
-    async fn open(&self) -> Arc<Manager> {
+    pub(super) async fn open(&self) -> Arc<Manager> {
         let minute = Duration::from_secs(60);
         // As much time as a busy machine may need.
         let limits =
@@ -83,8 +83,13 @@ impl Bench {
         Manager::open(setup).await.unwrap()
     }
 
+    /// Where the daemon keeps a plugin.
+    pub(super) fn home(&self, name: &str) -> PathBuf {
+        self.dir.path().join("plugins").join(name)
+    }
+
     /// A directory with a plugin that has defaults for all it can be configured with.
-    fn source(&self, parent: &str, name: &str, guest: &str, more: &str) -> String {
+    pub(super) fn source(&self, parent: &str, name: &str, guest: &str, more: &str) -> String {
         let dir = self.dir.path().join(parent).join(name);
         fs::create_dir_all(dir.join("files")).unwrap();
         let manifest = format!(
@@ -99,7 +104,7 @@ impl Bench {
     }
 }
 
-fn params(source: &str) -> InstallPlugin {
+pub(super) fn params(source: &str) -> InstallPlugin {
     InstallPlugin { source: source.to_owned(), grants: Some(GrantChoice::All), ..InstallPlugin::default() }
 }
 

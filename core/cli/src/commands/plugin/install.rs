@@ -61,6 +61,8 @@ impl InstallArgs {
                 }
             },
         };
+        // An artifact's has its digest: what was shown is what is installed, whatever its tag is moved to meanwhile.
+        let source = if plugin.source.starts_with("oci") { plugin.source.clone() } else { source };
         let params = InstallPlugin {
             source,
             grants,

@@ -44,15 +44,21 @@ pub(super) fn resolve(text: &str, output: Output) -> Result<String, CliError> {
     })
 }
 
-/// `DIR` or `DIR:TAG`, the directory made absolute.
+/// `DIR` or `DIR:TAG`, either with `@DIGEST`, the directory made absolute.
 fn oci_layout(text: &str) -> Result<String, CliError> {
+    let (text, digest) = match text.rsplit_once('@') {
+        Some((place, digest)) if digest.starts_with("sha256:") && !digest.contains('/') => {
+            (place, format!("@{digest}"))
+        }
+        _ => (text, String::new()),
+    };
     let (dir, tag) = match text.rsplit_once(':') {
         Some((dir, tag)) if !Path::new(text).exists() && !tag.contains('/') => (dir, Some(tag)),
         _ => (text, None),
     };
     let dir = absolute(Path::new(dir))?;
     let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();
-    Ok(format!("oci-layout:{}{tag}", dir.display()))
+    Ok(format!("oci-layout:{}{tag}{digest}", dir.display()))
 }
 
 /// The directory of a file that is named in its place: the manifest, or the component beside it.
@@ -263,6 +269,8 @@ mod tests {
         let expected = format!("oci-layout:{}", path.display());
         assert_eq!(of(&format!("oci-layout:{}/.", path.display())).unwrap(), expected);
         assert_eq!(of(&format!("oci-layout:{}:v1", path.display())).unwrap(), format!("{expected}:v1"));
+        let pinned = format!("{expected}:v1@sha256:{}", "0".repeat(64));
+        assert_eq!(of(&pinned).unwrap(), pinned);
         assert!(of("oci-layout:/no/such:v1").is_err());
     }
 

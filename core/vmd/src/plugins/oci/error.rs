@@ -1,0 +1,117 @@
+//! What can go wrong with artifacts.
+
+use std::{io, path::PathBuf};
+
+use oci_distribution::ParseError;
+
+/// How an artifact is made, for hints.
+const PUSH: &str = "docs/plugins.md has the command that pushes a plugin, under \"Registries\"";
+
+/// An artifact that cannot be had, or is no plugin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OciError {
+    #[error("{text:?} names no artifact of a registry")]
+    Reference { text: String, source: Option<ParseError> },
+    #[error("could not reach registry {registry}")]
+    Unreachable { registry: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("registry {registry} is too slow: {what} was not there in time")]
+    Stalled { registry: String, what: &'static str },
+    #[error("registry {registry} has no {reference}")]
+    NotFound { registry: String, reference: String },
+    #[error("registry {registry} does not give {reference} to {}", if *known { "this user" } else { "everybody" })]
+    Unauthorized { registry: String, reference: String, known: bool },
+    #[error("registry {registry} gave no usable answer: {reason}")]
+    Answer { registry: String, reason: String },
+    #[error("could not read the registries' credentials in {}", path.display())]
+    Credentials { path: PathBuf, source: io::Error },
+    #[error("could not read {} of the image layout", path.display())]
+    Layout { path: PathBuf, source: io::Error },
+    #[error("{path} of the image layout leads out of it")]
+    Outside { path: String },
+    #[error("the image layout has {}", none(asked))]
+    NoEntry { asked: String, there: Vec<String> },
+    #[error("the image layout has more than one artifact")]
+    Ambiguous { there: Vec<String> },
+    #[error("the {what} cannot be understood: {reason}")]
+    Malformed { what: &'static str, reason: String },
+    #[error("it is an index of several artifacts, not one")]
+    Index,
+    #[error("it is no WASM artifact but {found}")]
+    NotWasm { found: String },
+    #[error("it has no layer {media_type}: {what} is missing")]
+    Missing { what: &'static str, media_type: &'static str },
+    #[error("it has several layers {media_type}, and may have one")]
+    Several { media_type: &'static str },
+    #[error("the {what} is of {bytes} bytes; the most is {most}")]
+    Large { what: &'static str, bytes: u64, most: u64 },
+    #[error("the {what} has {found} bytes; its descriptor says {expected}")]
+    Size { what: &'static str, found: u64, expected: u64 },
+    #[error("the {what} is {found}; its digest should be {expected}")]
+    Digest { what: &'static str, found: String, expected: String },
+    #[error("the layer with the plugin's files cannot be used: {reason}")]
+    Files { reason: String },
+}
+
+fn none(asked: &str) -> String {
+    if asked.is_empty() { "no artifact in it".to_owned() } else { format!("no {asked}") }
+}
+
+fn listed(there: &[String]) -> String {
+    match there {
+        [] => "there is none: push one to it first".to_owned(),
+        some => format!("there is: {}", some.join(", ")),
+    }
+}
+
+impl OciError {
+    pub(crate) fn hint(&self) -> String {
+        match self {
+            Self::Reference { .. } => {
+                "write oci://HOST[:PORT]/NAME[:TAG], or @sha256:… in the place of the tag; names are in lower case".into()
+            }
+            Self::Unreachable { .. } => {
+                "is the name right, and does it speak TLS with a certificate this host trusts? Plain HTTP is for loopback only"
+                    .into()
+            }
+            Self::Stalled { .. } => {
+                "try again; or fetch it to a directory by other means, and install it with oci-layout:DIR".into()
+            }
+            Self::NotFound { .. } => "are name and tag right? Without a tag it is `latest`".into(),
+            Self::Unauthorized { known: false, registry, .. } => format!(
+                "it is private, or not there; the daemon's user logs in with `docker login {registry}` (or `oras login`), \
+                 which writes ~/.docker/config.json; credential helpers are not asked"
+            ),
+            Self::Unauthorized { known: true, registry, .. } => {
+                format!("look at what ~/.docker/config.json of the daemon's user has for {registry}")
+            }
+            Self::Answer { .. } => "is it a registry, and does it work?".into(),
+            Self::Credentials { .. } => {
+                "`docker login` and `oras login` write it: {\"auths\": {\"HOST\": {\"auth\": BASE64}}}".into()
+            }
+            Self::Layout { .. } => {
+                "an image layout is a directory with oci-layout, index.json and blobs; the daemon must be able to read it"
+                    .into()
+            }
+            Self::Outside { .. } => "copy the layout with the files that its links lead to".into(),
+            Self::NoEntry { there, .. } => listed(there),
+            Self::Ambiguous { there } => {
+                format!("name one, as oci-layout:DIR:TAG or oci-layout:DIR@sha256:…; {}", listed(there))
+            }
+            Self::Index => "name one of them by its digest: …@sha256:…".into(),
+            Self::NotWasm { .. } => {
+                format!("its config's type or its artifactType is {}; {PUSH}", super::artifact::CONFIG)
+            }
+            Self::Missing { what, .. } if *what == super::artifact::TOML => format!(
+                "it may be a component, but no plugin of vm: those bring their manifest as a layer of its own; {PUSH}"
+            ),
+            Self::Missing { .. } | Self::Several { .. } => PUSH.into(),
+            Self::Malformed { .. } | Self::Size { .. } | Self::Digest { .. } => {
+                "it is damaged, or somebody has changed it; push it again".into()
+            }
+            Self::Large { .. } => "files for guests belong into an image, or are fetched by the guest".into(),
+            Self::Files { .. } => {
+                "it is a tar file, not compressed, with the files at its top: tar -cf files.tar -C files .".into()
+            }
+        }
+    }
+}
