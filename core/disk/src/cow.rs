@@ -71,7 +71,9 @@ pub(crate) struct CowDisk<'a> {
 impl<'a> CowDisk<'a> {
     pub(crate) fn of(effect: &'a Effect) -> Result<Self, DiskError> {
         match effect {
-            Effect::CowDisk { base, path, size_bytes } => Ok(Self { base, path, size_bytes: *size_bytes }),
+            Effect::CowDisk { base, path, size_bytes, .. } => {
+                Ok(Self { base, path, size_bytes: *size_bytes })
+            }
             _ => Err(DiskError::NotMine { effect: effect.id() }),
         }
     }

@@ -95,6 +95,7 @@ impl Host {
             of!(net) => Ok(self.net.former(effect).await?),
             of!(files)
             | Effect::CowDisk { .. }
+            | Effect::DmSnapshot { .. }
             | Effect::Disk { .. }
             | Effect::Tool { .. }
             | Effect::NameRecord { .. }
@@ -106,7 +107,7 @@ impl Host {
         Ok(match effect {
             of!(files) => self.files.apply(effect).await?,
             of!(net) => self.net.apply(effect).await?,
-            Effect::CowDisk { .. } => self.cow.apply(effect).await?,
+            Effect::CowDisk { .. } | Effect::DmSnapshot { .. } => self.cow.apply(effect).await?,
             Effect::Disk { .. } => self.disks.apply(effect).await?,
             Effect::Tool { program, arguments, .. } => {
                 Handle::Value { value: tools::run(&*self.runner, program, arguments).await? }
@@ -127,7 +128,7 @@ impl Host {
         Ok(match effect {
             of!(files) => self.files.observe(effect).await?,
             of!(net) => self.net.observe(effect).await?,
-            Effect::CowDisk { .. } => self.cow.observe(effect).await?,
+            Effect::CowDisk { .. } | Effect::DmSnapshot { .. } => self.cow.observe(effect).await?,
             Effect::Disk { .. } => self.disks.observe(effect).await?,
             // Nothing on the host tells whether a tool was run. Its manifest says that once more is no harm.
             Effect::Tool { .. } => Observed::Absent,
@@ -140,7 +141,7 @@ impl Host {
         match effect {
             of!(files) => self.files.undo(effect, handle).await?,
             of!(net) => self.net.undo(effect, handle).await?,
-            Effect::CowDisk { .. } => self.cow.undo(effect, handle).await?,
+            Effect::CowDisk { .. } | Effect::DmSnapshot { .. } => self.cow.undo(effect, handle).await?,
             Effect::Disk { .. } => self.disks.undo(effect, handle).await?,
             Effect::Tool { program, undo, .. } => {
                 tools::run(&*self.runner, program, undo).await?;

@@ -258,10 +258,7 @@ impl Engine {
 
     /// The VMM's name, for people.
     pub fn vmm_name(&self) -> String {
-        match self.inner.vmm.kind() {
-            vm_types::vm::VmmKind::Qemu => "qemu".into(),
-            vm_types::vm::VmmKind::Fake => "fake".into(),
-        }
+        self.inner.vmm.kind().to_string()
     }
 
     /// The host's boot the daemon lives in.

@@ -73,9 +73,19 @@ fn sample(kind: EffectKind, dir: &Path) -> Effect {
             std::fs::write(&base, "x").unwrap();
             Effect::AppendedFile { path: dir.join("appended"), mode, base, tail: b"y".to_vec() }
         }
-        EffectKind::CowDisk => {
-            Effect::CowDisk { base: dir.join("base"), path: dir.join("disk"), size_bytes: 1 << 20 }
-        }
+        EffectKind::CowDisk => Effect::CowDisk {
+            base: dir.join("base"),
+            path: dir.join("disk"),
+            size_bytes: 1 << 20,
+            delta: false,
+        },
+        EffectKind::DmSnapshot => Effect::DmSnapshot {
+            name: "vmd-aaaa-0123456789ab".into(),
+            base: dir.join("base"),
+            delta: dir.join("disk"),
+            node: dir.join("node"),
+            size_bytes: 1 << 20,
+        },
         EffectKind::Sysctl => Effect::Sysctl { key: "net/ipv4/ip_forward".into(), value: "1".into() },
         EffectKind::Bridge => Effect::Bridge { name: bridge, address: "10.9.0.1/24".parse().unwrap() },
         EffectKind::Firewall => Effect::Firewall { table: "vmd_aaaa".into(), bridge, subnet },

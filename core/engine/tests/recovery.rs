@@ -158,7 +158,8 @@ async fn apply(scope: &Scope, effect: Effect, phase: Phase) {
 
 async fn make(bench: &Bench, number: u32, boot_id: &str) -> Scope {
     let (scope, paths) = (bench.scope(&id(number), boot_id), bench.layout().vm(&id(number)));
-    let disk = Effect::CowDisk { base: "/base".into(), path: paths.disk(), size_bytes: 1 << 20 };
+    let disk =
+        Effect::CowDisk { base: "/base".into(), path: paths.disk(), size_bytes: 1 << 20, delta: false };
     for effect in [Effect::Directory { path: paths.state.clone(), mode: 0o700 }, disk] {
         apply(&scope, effect, Phase::Create).await;
     }

@@ -59,6 +59,8 @@ mod tests {
             args: ["-a", "", "b c"].map(str::to_owned).into(),
             channel: vm_types::shim::ChannelEndpoint::VirtioSerial { socket: "/s".into() },
             events: None,
+            setup: None,
+            halt_line: None,
         };
         let command = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         assert!(runs(&command(&["/usr/bin/vmm", "-a", "b c"]), &launch));

@@ -10,9 +10,13 @@
 //! the time-out, after which a new carrier brings a new hello. While no guest reads, the VMM leaves the
 //! bytes in the socket, where they vanish with the carrier, so a slow boot leaves no stale hellos behind.
 
-use std::{io, os::fd::AsFd, path::Path, time::Duration};
+use std::{io, os::fd::AsFd, time::Duration};
 
-use tokio::{io::copy_bidirectional, net::UnixStream, sync::watch};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    net::UnixStream,
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
 use vm_channel::{ChannelStream, HostChannel, Service};
 use vm_types::shim::ChannelEndpoint;
@@ -27,15 +31,17 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mi
 /// How long a service gets to take what a client has said that is gone, and to end its own direction.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// The longest answer of a VMM to a request for a vsock stream.
+const LINE_LIMIT: usize = 64;
+
 /// The current session, if there is one.
 pub(crate) type Session = watch::Receiver<Option<HostChannel>>;
 
 /// Keeps a session with the guest for ever.
 pub(crate) async fn maintain(endpoint: ChannelEndpoint, session: watch::Sender<Option<HostChannel>>) {
-    let ChannelEndpoint::VirtioSerial { socket } = endpoint;
     let mut pause = PAUSE.0;
     loop {
-        if let Some(channel) = shake_hands(&socket).await {
+        if let Some(channel) = shake_hands(&endpoint).await {
             session.send_replace(Some(channel.clone()));
             channel.closed().await;
             session.send_replace(None);
@@ -46,9 +52,30 @@ pub(crate) async fn maintain(endpoint: ChannelEndpoint, session: watch::Sender<O
     }
 }
 
-async fn shake_hands(socket: &Path) -> Option<HostChannel> {
-    let carrier = UnixStream::connect(socket).await.ok()?;
-    tokio::time::timeout(ANSWER, HostChannel::connect(carrier)).await.ok()?.ok()
+async fn shake_hands(endpoint: &ChannelEndpoint) -> Option<HostChannel> {
+    let mut carrier = UnixStream::connect(endpoint.socket()).await.ok()?;
+    let connect = async {
+        if let ChannelEndpoint::Vsock { port, .. } = endpoint {
+            reach(&mut carrier, *port).await?;
+        }
+        HostChannel::connect(carrier).await
+    };
+    tokio::time::timeout(ANSWER, connect).await.ok()?.ok()
+}
+
+/// Has the VMM connect a stream to a port of the guest's. It hangs up where nobody listens there.
+async fn reach(stream: &mut UnixStream, port: u32) -> io::Result<()> {
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    // Byte by byte: what is behind the line belongs to the guest's agent.
+    let mut line = Vec::new();
+    while line.len() < LINE_LIMIT {
+        match stream.read_u8().await? {
+            b'\n' if line.starts_with(b"OK ") => return Ok(()),
+            b'\n' => break,
+            byte => line.push(byte),
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, String::from_utf8_lossy(&line)))
 }
 
 /// Carries one connection to a service of the guest: waits for a session whose guest takes it, then copies both ways, each direction to its

@@ -145,10 +145,11 @@ impl Prepared {
             console: Socket::bind(paths.console_sock(), spec.socket_group)?,
         };
         // A VMM that finds a former one's socket may refuse to start; a client could mistake it for the new one.
-        let vm_types::shim::ChannelEndpoint::VirtioSerial { socket } = &spec.launch.channel;
-        for socket in [Some(socket), spec.launch.events.as_ref()].into_iter().flatten() {
+        for socket in
+            [Some(spec.launch.channel.socket()), spec.launch.events.as_deref()].into_iter().flatten()
+        {
             vm_host::files::remove_if_there(socket)
-                .map_err(|source| StartError::Socket { path: socket.clone(), source })?;
+                .map_err(|source| StartError::Socket { path: socket.to_owned(), source })?;
         }
         Ok(Self { spec, paths, console_log, vmm_log, sockets, signals, lock })
     }

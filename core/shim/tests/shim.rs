@@ -72,6 +72,8 @@ impl Vm {
                 args,
                 channel: ChannelEndpoint::VirtioSerial { socket: channel },
                 events: Some(events),
+                setup: None,
+                halt_line: None,
             },
             machine: None,
             console_log_bytes,

@@ -96,6 +96,24 @@ pub enum Effect {
         path: PathBuf,
         /// Its size in bytes, at least the base's.
         size_bytes: u64,
+        /// Whether the file holds only what differs from the base, for [`Effect::DmSnapshot`] to put together while the VM
+        /// is up.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        delta: bool,
+    },
+    /// A block device made of a read-only base and a file of differences (device-mapper's snapshot target), for as long as a
+    /// VM is up.
+    DmSnapshot {
+        /// Device-mapper name; devices it is made of have this name with something behind it.
+        name: String,
+        /// Read-only base image.
+        base: PathBuf,
+        /// The file of differences.
+        delta: PathBuf,
+        /// Our own device node of it, absolute, below the daemon's state directory.
+        node: PathBuf,
+        /// Its size in bytes, at least the base's; what is behind the base's end reads as zeros.
+        size_bytes: u64,
     },
     /// A kernel setting, put back to what it was by undo if nobody changed it meanwhile.
     Sysctl {
@@ -226,6 +244,7 @@ impl Effect {
             | Self::NameRecord { .. }
             | Self::Tool { .. }
             | Self::Tap { .. }
+            | Self::DmSnapshot { .. }
             | Self::Shim { .. } => false,
         }
     }
@@ -234,7 +253,7 @@ impl Effect {
     pub fn layer(&self) -> Layer {
         match self {
             Self::Shim { .. } => Layer::Vmm,
-            Self::CowDisk { .. } | Self::Disk { .. } => Layer::Block,
+            Self::CowDisk { .. } | Self::Disk { .. } | Self::DmSnapshot { .. } => Layer::Block,
             Self::Sysctl { .. }
             | Self::Bridge { .. }
             | Self::Firewall { .. }
@@ -255,6 +274,7 @@ impl Effect {
             Self::File { path, .. } => format!("file:{}", path.display()),
             Self::AppendedFile { path, .. } => format!("appended-file:{}", path.display()),
             Self::CowDisk { path, .. } => format!("cow-disk:{}", path.display()),
+            Self::DmSnapshot { name, .. } => format!("dm-snapshot:{name}"),
             Self::Sysctl { key, .. } => format!("sysctl:{key}"),
             Self::Bridge { name, .. } => format!("bridge:{name}"),
             Self::Firewall { table, .. } => format!("firewall:{table}"),

@@ -44,6 +44,33 @@ pub struct LaunchPlan {
     /// Where the VMM listens for one client to tell its events, as [`QmpEvent`] reads them.
     #[serde(default)]
     pub events: Option<PathBuf>,
+    /// What a VMM that takes no machine on its command line is asked for before it counts as started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup: Option<Setup>,
+    /// A kernel's last line on the console where the VMM outlives a guest that has powered off; the shim ends the VMM then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halt_line: Option<String>,
+}
+
+/// HTTP requests to a VMM's own socket, made by the shim in this order as soon as the VMM listens. The first that is refused
+/// ends the VMM, and the start with the VMM's own words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup {
+    /// The VMM's control socket.
+    pub socket: PathBuf,
+    /// In this order; the last one starts the guest.
+    pub requests: Vec<ApiRequest>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiRequest {
+    /// `PUT` or `PATCH`.
+    pub method: String,
+    /// Absolute, e.g. `/boot-source`.
+    pub path: String,
+    /// Its body.
+    pub body: serde_json::Value,
 }
 
 /// Where the host end of a guest channel is.
@@ -55,6 +82,24 @@ pub enum ChannelEndpoint {
         /// The VMM's socket.
         socket: PathBuf,
     },
+    /// A vsock device whose host end is a listening Unix socket: `CONNECT PORT` and a newline, answered by `OK` and a number,
+    /// makes one byte stream to the guest's agent
+    /// (<https://github.com/firecracker-microvm/firecracker/blob/main/docs/vsock.md>), on which streams are multiplexed.
+    Vsock {
+        /// The VMM's socket.
+        socket: PathBuf,
+        /// What the agent listens on in the guest.
+        port: u32,
+    },
+}
+
+impl ChannelEndpoint {
+    /// The VMM's socket.
+    pub fn socket(&self) -> &std::path::Path {
+        match self {
+            Self::VirtioSerial { socket } | Self::Vsock { socket, .. } => socket,
+        }
+    }
 }
 
 /// First line of a shim that started its VMM.

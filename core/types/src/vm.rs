@@ -24,8 +24,20 @@ pub enum NetworkMode {
 pub enum VmmKind {
     /// QEMU, under KVM or TCG.
     Qemu,
+    /// Firecracker, under KVM.
+    Firecracker,
     /// A process that plays VMM and guest, for fault injection and scale tests.
     Fake,
+}
+
+impl std::fmt::Display for VmmKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+            Self::Fake => "fake",
+        })
+    }
 }
 
 /// Whether a VM that nobody stopped is started again.

@@ -19,7 +19,7 @@ use vm_host::{HostRunner, Runner};
 use vm_net::HostNet;
 use vm_plugin::{Compiler, Limits};
 use vm_store::{Store, StoreError};
-use vm_types::{Layout, layout::SOCKET_PATH_MAX, vm::VmmKind};
+use vm_types::{Layout, layout::SOCKET_PATH_MAX};
 use vm_vmm::{QemuDriver, Vmm};
 
 use crate::{
@@ -185,16 +185,13 @@ async fn plugins(
         SubnetChoice::Auto => None,
         SubnetChoice::Fixed(subnet) => Some(subnet),
     };
-    let vmm = match vmm.kind() {
-        VmmKind::Qemu => "qemu",
-        VmmKind::Fake => "fake",
-    };
+    let vmm = vmm.kind().to_string();
     let compiler =
         Compiler::Process { runner: runner.clone(), program: compiler(), args: Vec::new(), timeout: COMPILE };
     Manager::open(Setup {
         dir: layout.plugins(),
         store: store.clone(),
-        facts: Facts::new(store.clone(), vmm, subnet),
+        facts: Facts::new(store.clone(), &vmm, subnet),
         client_key: layout.client_key(),
         compiler,
         limits: Limits::default(),

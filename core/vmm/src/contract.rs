@@ -22,7 +22,7 @@ use tokio::{
 use vm_types::{
     VmPaths,
     machine::MachineSpec,
-    shim::{ChannelEndpoint, GuestEnd, LaunchPlan, QmpEvent},
+    shim::{GuestEnd, LaunchPlan, QmpEvent},
 };
 
 use crate::{Vmm, VmmError};
@@ -187,8 +187,7 @@ pub async fn plans_alike_and_touches_nothing(subject: &Subject<'_>) {
     let (one, other) = (subject.plan().await, subject.plan().await);
     assert_eq!(one, other);
     assert!(one.program.is_absolute(), "{:?}", one.program);
-    let ChannelEndpoint::VirtioSerial { socket } = &one.channel;
-    assert_eq!(*socket, subject.paths.channel_sock());
+    assert_eq!(one.channel.socket(), subject.paths.channel_sock());
     assert_eq!(one.events, Some(subject.paths.events_sock()));
     assert_eq!(listing(&subject.paths), before);
 }

@@ -111,6 +111,9 @@ impl VmmError {
                 "install QEMU's system emulator (Debian and Ubuntu: apt install {}), or name {program}'s place in the configuration",
                 crate::qemu::PACKAGE
             )),
+            Self::NotInstalled { vmm: VmmKind::Firecracker, program } => Some(format!(
+                "install Firecracker (its releases have static binaries for x86_64 and aarch64), or name {program}'s place in the configuration"
+            )),
             Self::NotInstalled { vmm: VmmKind::Fake, .. } => {
                 Some("build vm-fake-vmm (feature `fake`) and name its path".to_owned())
             }
@@ -135,6 +138,7 @@ impl VmmError {
 fn name(vmm: VmmKind) -> &'static str {
     match vmm {
         VmmKind::Qemu => "QEMU",
+        VmmKind::Firecracker => "Firecracker",
         VmmKind::Fake => "the fake VMM",
     }
 }

@@ -351,7 +351,7 @@ async fn the_copying_of_a_disk_stops_with_its_caller() {
     bench.host.cow = Arc::new(Endless(FakeCow::new()));
     let steps = scope(&bench);
     let path = bench.dir.path().join("disk");
-    let disk = Effect::CowDisk { base: "/base".into(), path, size_bytes: 1 << 20 };
+    let disk = Effect::CowDisk { base: "/base".into(), path, size_bytes: 1 << 20, delta: false };
     {
         let mut apply = std::pin::pin!(steps.apply(disk, Phase::Create));
         let polled = std::future::poll_fn(|context| Poll::Ready(apply.as_mut().poll(context))).await;

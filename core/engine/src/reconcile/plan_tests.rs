@@ -32,7 +32,7 @@ fn state_directory(vm: &VmId) -> Effect {
 }
 
 fn disk(vm: &VmId) -> Effect {
-    Effect::CowDisk { base: "/base".into(), path: layout().vm(vm).disk(), size_bytes: 1 }
+    Effect::CowDisk { base: "/base".into(), path: layout().vm(vm).disk(), size_bytes: 1, delta: false }
 }
 
 fn tap(number: u32) -> Effect {

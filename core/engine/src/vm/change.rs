@@ -184,7 +184,7 @@ impl Engine {
             let (base, size_bytes) = cell.with_record(|record| {
                 (self.inner.layout.image_rootfs(&record.spec.image), record.spec.disk_bytes)
             });
-            let disk = Effect::CowDisk { base, path: paths.disk(), size_bytes };
+            let disk = Effect::CowDisk { base, path: paths.disk(), size_bytes, delta: false };
             return Ok(self.inner.host.cow.grow(&disk, bytes).await?);
         }
         if cell.paused() {

@@ -293,6 +293,7 @@ impl Engine {
             base: self.inner.layout.image_rootfs(&record.spec.image),
             path: paths.disk(),
             size_bytes: record.spec.disk_bytes,
+            delta: false,
         };
         cell.scope.apply(ctx, disk, Phase::Create).await?;
         cell.scope.settle(ctx).await;

@@ -103,6 +103,8 @@ impl Vmm for FakeDriver {
             args,
             channel: ChannelEndpoint::VirtioSerial { socket: paths.channel_sock() },
             events: Some(paths.events_sock()),
+            setup: None,
+            halt_line: None,
         })
     }
 

@@ -91,6 +91,8 @@ impl Vmm for QemuDriver {
             args: command_line::arguments(machine, paths, host)?,
             channel: ChannelEndpoint::VirtioSerial { socket: paths.channel_sock() },
             events: Some(paths.events_sock()),
+            setup: None,
+            halt_line: None,
         })
     }
 

@@ -137,12 +137,14 @@ impl Floor {
             let text = text.replace(&*paths.run.to_string_lossy(), &own.to_string_lossy());
             text.replace(&*paths.state.to_string_lossy(), &own.to_string_lossy())
         };
-        let ChannelEndpoint::VirtioSerial { socket } = &spec.launch.channel;
+        let socket = spec.launch.channel.socket();
         let launch = LaunchPlan {
             program: spec.launch.program.clone(),
             args: spec.launch.args.iter().map(|word| moved(word)).collect(),
             channel: ChannelEndpoint::VirtioSerial { socket: moved(&socket.to_string_lossy()).into() },
             events: None,
+            setup: None,
+            halt_line: None,
         };
         // A tap of its own, beside those that the daemon makes and removes for the other runs.
         if launch.args.iter().any(|word| word.contains("ifname=")) {
@@ -157,7 +159,7 @@ impl Floor {
     /// Time to the agent's first answer, and to its root being ready.
     fn once(&self, world: &World) -> (Duration, Duration) {
         copy(&self.pristine, &self.disk);
-        let ChannelEndpoint::VirtioSerial { socket } = &self.launch.channel;
+        let socket = self.launch.channel.socket();
         let _ = fs::remove_file(socket);
         let mut command = Command::new(&self.launch.program);
         command.args(&self.launch.args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::inherit());
