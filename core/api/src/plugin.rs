@@ -76,6 +76,29 @@ pub struct PluginSummary {
     pub errors: u64,
 }
 
+/// Whether somebody whom the operator trusts has signed a plugin.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum PluginSignature {
+    /// The holder of a trusted key has.
+    Trusted {
+        /// File of the public key on the daemon's host, as the configuration names it.
+        key: String,
+        /// `sha256:…` of the key itself (its SubjectPublicKeyInfo), whatever file it is in.
+        fingerprint: String,
+    },
+    /// It has signatures, and none of them is good.
+    Untrusted {
+        /// Why not, for people.
+        reason: String,
+    },
+    /// It has none; only artifacts can have one.
+    Unsigned,
+    /// Nobody has looked: the configuration names no key.
+    #[default]
+    Unchecked,
+}
+
 /// A grant that a plugin asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PluginGrant {
@@ -135,6 +158,9 @@ pub struct PluginInfo {
     pub wit: String,
     /// Where it was installed from.
     pub source: String,
+    /// Who has signed it, by what was known when it was installed.
+    #[serde(default)]
+    pub signature: PluginSignature,
     /// When, seconds since the Unix epoch.
     pub installed_at: u64,
     /// Plugins that come after it.
@@ -192,6 +218,9 @@ pub struct PluginInspection {
     pub installed: Option<InstalledVersion>,
     /// Where it comes from.
     pub source: String,
+    /// Who has signed it.
+    #[serde(default)]
+    pub signature: PluginSignature,
 }
 
 /// A version that is installed already.

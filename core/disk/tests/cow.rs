@@ -15,7 +15,7 @@ use vm_types::{Effect, Handle, Observed};
 const MIB: u64 = 1 << 20;
 
 fn disk(dir: &Path, size_bytes: u64) -> Effect {
-    Effect::CowDisk { base: dir.join("base.ext4"), path: dir.join("disk.raw"), size_bytes }
+    Effect::CowDisk { base: dir.join("base.ext4"), path: dir.join("disk.raw"), size_bytes, delta: false }
 }
 
 /// A base with data at both ends and a hole between.

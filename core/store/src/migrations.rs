@@ -91,6 +91,8 @@ const STEPS: &[M<'static>] = &[
         DELETE FROM plugin_state WHERE vm = OLD.id;
     END;",
     ),
+    // What was found when it was installed; a column of JSON, empty for those that were installed before.
+    M::up("ALTER TABLE plugins ADD COLUMN signature TEXT;"),
 ];
 
 /// Brings a database up to our schema; one that is beyond it is left alone.

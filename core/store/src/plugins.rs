@@ -30,6 +30,8 @@ pub struct PluginRecord {
     pub files: BTreeMap<String, String>,
     /// Where it came from, for people.
     pub source: String,
+    /// Who had signed it, when it was installed; the form is the daemon's.
+    pub signature: Option<Value>,
     /// Whether it is called.
     pub enabled: bool,
     /// What was granted; the form is `vm-plugin`'s.
@@ -67,12 +69,12 @@ impl Plugins<'_> {
         self.0
             .transaction(ACTION, move |t| {
                 let statement = "INSERT INTO plugins (name, digest, files, source, enabled, granted, config,
-                                                      position, installed_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                                                      position, installed_at, signature)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
                      ON CONFLICT (name) DO UPDATE SET digest = excluded.digest, files = excluded.files,
                          source = excluded.source, enabled = excluded.enabled, granted = excluded.granted,
                          config = excluded.config, position = excluded.position,
-                         installed_at = excluded.installed_at";
+                         installed_at = excluded.installed_at, signature = excluded.signature";
                 let files = serde_json::to_string(&plugin.files)
                     .map_err(|source| StoreError::Encode { what: "plugins.files", source })?;
                 let values = params![
@@ -85,6 +87,7 @@ impl Plugins<'_> {
                     plugin.config.to_string(),
                     plugin.position,
                     to_i64(plugin.installed_at),
+                    plugin.signature.map(|signature| signature.to_string()),
                 ];
                 t.prepare_cached(statement)
                     .and_then(|mut statement| statement.execute(values))
@@ -103,7 +106,8 @@ impl Plugins<'_> {
             .transaction(READ, |t| {
                 let mut statement = t
                     .prepare_cached(
-                        "SELECT name, digest, files, source, enabled, granted, config, position, installed_at
+                        "SELECT name, digest, files, source, enabled, granted, config, position, installed_at,
+                                signature
                          FROM plugins ORDER BY name",
                     )
                     .map_err(doing(READ))?;
@@ -290,6 +294,10 @@ fn record(row: &Row<'_>) -> Result<PluginRecord, StoreError> {
         config: json("plugins.config", text(6)?)?,
         position: row.get(7).map_err(doing(READ))?,
         installed_at: to_u64(row.get(8).map_err(doing(READ))?),
+        signature: match row.get::<_, Option<String>>(9).map_err(doing(READ))? {
+            Some(text) => json("plugins.signature", text)?,
+            None => None,
+        },
     })
 }
 
@@ -306,6 +314,7 @@ mod tests {
             digest: "sha256:00".to_owned(),
             files: [("plugin.toml".to_owned(), "sha256:01".to_owned())].into(),
             source: "/plugins/a".to_owned(),
+            signature: None,
             enabled: true,
             granted: json!("all"),
             config: json!({ "size": 3 }),
@@ -364,12 +373,14 @@ mod tests {
         plugins.put(a.clone()).await.unwrap();
         assert_eq!(plugins.list().await.unwrap(), [a.clone(), b.clone()]);
         b.digest = "sha256:02".to_owned();
+        b.signature = Some(json!({ "state": "unsigned" }));
         plugins.put(b.clone()).await.unwrap();
         assert!(plugins.set_enabled("b", false).await.unwrap());
         assert!(plugins.set_config("b", &json!({})).await.unwrap());
         plugins.set_order(&["b".to_owned(), "gone".to_owned(), "a".to_owned()]).await.unwrap();
         let listed = plugins.list().await.unwrap();
         assert_eq!((listed[0].position, listed[1].position), (Some(2), Some(0)));
+        assert_eq!((&listed[0].signature, &listed[1].signature), (&None, &b.signature));
         assert_eq!(
             (listed[1].enabled, &listed[1].config, &*listed[1].digest),
             (false, &json!({}), "sha256:02")

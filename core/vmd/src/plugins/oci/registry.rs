@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, env, net::Ipv4Addr, path::PathBuf, time::Duration};
 
-use oci_distribution::{
+use oci_client::{
     Client, Reference, RegistryOperation,
     client::{ClientConfig, ClientProtocol},
     errors::{DigestError, OciDistributionError, OciErrorCode},
