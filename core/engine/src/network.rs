@@ -166,9 +166,7 @@ impl Engine {
         {
             let mut one_at_a_time = ctx.lock(&self.inner.network).await;
             if !self.all().iter().any(|cell| cell.live().is_some() && cell.record().address.is_some()) {
-                if let Ok(gateway) = self.subnet().await.and_then(gateway) {
-                    self.inner.names.bridge_down(gateway).await;
-                }
+                self.inner.names.bridge_down().await;
                 return self.inner.host_scope.unwind(one_at_a_time.ctx(), Phase::Host).await;
             }
         }

@@ -64,7 +64,8 @@ pub struct Tool {
 /// What a hook is told.
 #[derive(Debug, Clone, Default)]
 pub struct HookInput {
-    /// Why: `start`, `stopped`, `deleted`, `start-failed`, `plugin-removed`, `configured`, `plan`.
+    /// Why: `create` (a preflight before anything is made), `start`, `stopped`, `deleted`, `start-failed`, `plugin-removed`,
+    /// `configured`, `doctor`. Whoever only wants to know what would be done says the same and asks for a dry run.
     pub reason: String,
     /// The VM; none for doctor.
     pub vm: Option<VmFacts>,
@@ -124,8 +125,8 @@ pub trait Names: fmt::Debug + Send + Sync {
     /// The domains that the host's own resolver may ask the gateway about.
     fn domains(&self) -> Vec<String>;
 
-    /// The bridge is about to go.
-    async fn bridge_down(&self, gateway: Ipv4Addr);
+    /// The bridge is about to go, if it is there.
+    async fn bridge_down(&self);
 }
 
 /// What guests are told of the name service.
@@ -151,5 +152,5 @@ impl Names for NoNames {
         Vec::new()
     }
 
-    async fn bridge_down(&self, _: Ipv4Addr) {}
+    async fn bridge_down(&self) {}
 }

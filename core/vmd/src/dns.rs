@@ -165,8 +165,8 @@ impl Names for NameService {
         if before == Some((gateway, subnet)) {
             return Some(names());
         }
-        if let Some((former, _)) = before {
-            self.bridge_down(former).await;
+        if before.is_some() {
+            self.bridge_down().await;
         }
         inner.server.set_networks(networks(Some(subnet)));
         if let Err(error) = inner.server.listen(SocketAddr::new(gateway.into(), PORT)).await {
@@ -182,9 +182,11 @@ impl Names for NameService {
         lock(&self.0.zones).clone()
     }
 
-    async fn bridge_down(&self, gateway: Ipv4Addr) {
-        *lock(&self.0.bridge) = None;
-        self.0.server.unlisten(SocketAddr::new(gateway.into(), PORT)).await;
+    async fn bridge_down(&self) {
+        let before = lock(&self.0.bridge).take();
+        if let Some((gateway, _)) = before {
+            self.0.server.unlisten(SocketAddr::new(gateway.into(), PORT)).await;
+        }
         self.0.server.set_networks(networks(None));
     }
 }
