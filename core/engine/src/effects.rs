@@ -382,7 +382,15 @@ impl Scope {
     where
         vm_locks::Journal: LockAfter<L>,
     {
-        ctx.lock(&self.journal).await.entries().to_vec()
+        self.look(ctx, <[Entry]>::to_vec).await
+    }
+
+    /// What `look` finds in [`Self::entries`]. Quick: nothing else happens to the journal meanwhile.
+    pub async fn look<L: Level, T>(&self, ctx: &mut Ctx<L>, look: impl FnOnce(&[Entry]) -> T) -> T
+    where
+        vm_locks::Journal: LockAfter<L>,
+    {
+        look(ctx.lock(&self.journal).await.entries())
     }
 
     /// Takes an applied effect over from another scope, which is to [`Self::forget`] it afterwards: at every moment a journal has
@@ -495,10 +503,9 @@ async fn apply(
     }
     let started = std::time::Instant::now();
     // What was whole before and holds data is not taken away because it could not be changed.
-    let holds_data = by.is_some_and(|by| by.keep)
-        || journal
-            .open_entry(&effect.id())
-            .is_some_and(|entry| entry.step == Step::Applied && effect.outlives_reboot());
+    let was_whole = journal
+        .open_entry(&effect.id())
+        .is_some_and(|entry| entry.step == Step::Applied && effect.outlives_reboot());
     // What was there before us is asked once: a second time it would be our own.
     let mut handle = match journal.open_entry(&effect.id()) {
         Some(entry) if entry.boot_id == journal.boot_id() => entry.handle.clone(),
@@ -523,8 +530,14 @@ async fn apply(
             tracing::debug!(effect = %effect.id(), ?took, "applied");
             Ok(handle)
         }
-        Err(error) if holds_data => {
+        Err(error) if was_whole => {
             journal.record_by(effect, phase, Step::Applied, handle, by).map_err(failed)?;
+            Err(error)
+        }
+        // It may be there from a run, or a VM, before this one, which no journal tells of any more. If it is not, nothing is: its
+        // layer makes it whole or not at all.
+        Err(error) if by.is_some_and(|by| by.keep) => {
+            note(journal, effect, phase, Step::Undone);
             Err(error)
         }
         Err(error) => {

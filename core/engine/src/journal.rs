@@ -94,11 +94,16 @@ pub struct By {
 impl Entry {
     /// What the reference to it stands for.
     pub fn value(&self) -> Option<String> {
-        match (&self.effect, &self.handle) {
-            (_, Handle::Value { value }) => Some(value.clone()),
-            (Effect::Disk { path, .. } | Effect::File { path, .. }, _) => Some(path.display().to_string()),
-            _ => None,
-        }
+        value(&self.effect, &self.handle)
+    }
+}
+
+/// What a reference to an applied effect stands for.
+pub(crate) fn value(effect: &Effect, handle: &Handle) -> Option<String> {
+    match (effect, handle) {
+        (_, Handle::Value { value }) => Some(value.clone()),
+        (Effect::Disk { path, .. } | Effect::File { path, .. }, _) => Some(path.display().to_string()),
+        _ => None,
     }
 }
 

@@ -25,6 +25,8 @@ pub mod ops;
 pub mod ports;
 pub mod reconcile;
 mod taps;
+#[cfg(test)]
+mod testing;
 pub mod vm;
 
 pub use engine::{Engine, Parts, Settings, SubnetChoice};

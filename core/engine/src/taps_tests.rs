@@ -1,90 +1,15 @@
 use std::{sync::Arc, time::Duration};
 
-use vm_disk::FakeCow;
-use vm_net::FakeNet;
-use vm_types::{
-    Layout, VmId,
-    vm::{NetworkMode, VmRecord, VmSpec},
-};
-
 use super::*;
-use crate::{
-    Parts, Settings, SubnetChoice,
-    effects::{FakeShims, Host},
-    ports::{NoHooks, NoNames},
-};
+use crate::{ports::NoHooks, testing::Bench};
 
 const SIZE: usize = 2;
 
-struct Bench {
-    _dir: tempfile::TempDir,
-    net: Arc<FakeNet>,
-    engine: Engine,
-}
-
 async fn bench() -> Bench {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path();
-    let layout = Layout { run: root.join("run"), state: root.join("state"), config: root.join("config") };
-    std::fs::create_dir_all(&layout.state).unwrap();
-    let net = Arc::new(FakeNet::new());
-    let runner = Arc::new(vm_host::HostRunner);
-    let (cow, shims) = (Arc::new(FakeCow::new()), Arc::new(FakeShims::new()));
-    let host = Host::new(net.clone(), cow, shims, [root.to_owned()], runner.clone());
-    let settings = Settings {
-        default_image: "debian:bookworm".into(),
-        default_cpus: 1,
-        default_memory_mib: 128,
-        default_disk_bytes: 1 << 20,
-        start_timeout: Duration::from_secs(10),
-        stop_grace: Duration::from_secs(1),
-        console_log_bytes: 1 << 16,
-        subnet: SubnetChoice::Auto,
-        resolvers: vec!["192.0.2.53".parse().unwrap()],
-        tap_pool: SIZE,
-        socket_group: None,
-        agent: "/nonexistent".into(),
-        limits: Default::default(),
-    };
-    let store = vm_store::Store::open(&layout.database()).unwrap();
-    let vmm = Arc::new(vm_vmm::FakeDriver::new("/nonexistent", []));
-    let (hooks, names) = (Arc::new(NoHooks), Arc::new(NoNames));
-    let parts = Parts { layout, settings, store, host, vmm, runner, hooks, names };
-    let engine = Engine::start(parts).await.unwrap();
-    Bench { _dir: dir, net, engine }
+    Bench::new(Arc::new(NoHooks), SIZE).await
 }
 
 impl Bench {
-    fn cell(&self, number: u32) -> Arc<Cell> {
-        let id: VmId = format!("{number:012x}").parse().unwrap();
-        let digest = format!("sha256:{}", "1".repeat(64));
-        let spec = VmSpec {
-            name: format!("vm-{number}").parse().unwrap(),
-            image_reference: "debian:bookworm".into(),
-            image: digest.parse().unwrap(),
-            kernel: "0123456789ab".parse().unwrap(),
-            cpus: 1,
-            memory_mib: 128,
-            disk_bytes: 1 << 20,
-            network: NetworkMode::Nat,
-            labels: Default::default(),
-            owner: None,
-            restart: Default::default(),
-            idle_stop_seconds: None,
-            expires_at: None,
-        };
-        let record = VmRecord {
-            id,
-            spec,
-            address: None,
-            created_at: 1,
-            complete: true,
-            wanted_running: false,
-            failure: None,
-        };
-        self.engine.new_cell(record).unwrap()
-    }
-
     /// Names of taps in the host's journal that are whole.
     async fn waiting(&self) -> Vec<String> {
         let scope = &self.engine.inner.host_scope;

@@ -212,8 +212,9 @@ impl Settled {
         let room = engine.admit_create(&spec.name, spec.disk_bytes, &base)?;
         let id = fresh_id()?;
         // Asked now, and once more at each start: nothing is made of what must not be.
-        let facts = engine.facts_of(&id, &spec, None).await?;
-        engine.preflight(ctx, &facts, "create").await?;
+        if let Some(mut asked) = engine.ask_about(&id, &spec, None, "create").await? {
+            engine.preflight(ctx, &mut asked).await?;
+        }
         Ok(Self { id, spec, _room: room })
     }
 

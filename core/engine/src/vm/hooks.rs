@@ -5,9 +5,13 @@
 //! ```
 //!
 //! Each hook is asked of all plugins, in their order, before the next one is. No lock is held. A plugin that is required and fails
-//! fails the start; any other is left out of it, and that is told.
+//! fails the start; any other is left out of all that is left of it, and that is told. Which plugins there are is asked once, at the
+//! begin ([`Asked`]).
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use vm_locks::{Ctx, Unlocked};
 use vm_types::{
@@ -20,6 +24,7 @@ use vm_types::{
 use super::cell::{Cell, Live};
 use crate::{
     Engine, EngineError,
+    journal::{Entry, Step},
     ops::OpContext,
     ports::{HookFailure, HookInput, HookOutcome, Plugin},
     vm::start,
@@ -28,20 +33,59 @@ use crate::{
 /// Hooks that plan, in their order.
 pub(super) const PLANNING: [Hook; 3] = [Hook::ContributeGuest, Hook::ContributeMachine, Hook::PrepareHost];
 
+/// What references of one plugin stand for.
+pub(super) type Named = BTreeMap<RefName, String>;
+
+/// The plugins of one start. One that is enabled after its begin has no part in it; one that is replaced or disabled meanwhile goes on.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// In their order.
+    pub(super) plugins: Vec<Arc<dyn Plugin>>,
+    /// The VM.
+    pub(super) facts: VmFacts,
+    /// What each one's effects for the VM have come to, by plugin. Known from [`Engine::ask_for_plans`] on.
+    pub(super) references: BTreeMap<String, Named>,
+    reason: &'static str,
+    /// Whether the failure of any is the whole's.
+    all_required: bool,
+    /// Those that have failed and are done without.
+    left_out: BTreeSet<String>,
+}
+
+impl Asked {
+    /// These, told `reason`.
+    pub(super) fn new(plugins: Vec<Arc<dyn Plugin>>, facts: VmFacts, reason: &'static str) -> Self {
+        let (references, left_out) = Default::default();
+        Self { plugins, facts, references, reason, all_required: false, left_out }
+    }
+
+    /// The same, none of which can be done without.
+    pub(super) fn all_required(self) -> Self {
+        Self { all_required: true, ..self }
+    }
+
+    /// Those that are to be called in a hook.
+    fn with(&self, hook: Hook) -> Vec<Arc<dyn Plugin>> {
+        let called = |plugin: &&Arc<dyn Plugin>| plugin.has(hook) && !self.left_out.contains(plugin.name());
+        self.plugins.iter().filter(called).cloned().collect()
+    }
+
+    /// What one is told.
+    fn input(&self, plugin: &dyn Plugin) -> HookInput {
+        HookInput {
+            reason: self.reason.into(),
+            vm: Some(self.facts.clone()),
+            references: self.references.get(plugin.name()).cloned().unwrap_or_default(),
+            ..HookInput::default()
+        }
+    }
+}
+
 /// What one plugin planned for one start.
 #[derive(Debug)]
 pub(super) struct Planned {
     pub(super) plugin: Arc<dyn Plugin>,
     pub(super) plan: Plan,
-}
-
-impl Planned {
-    /// Adds what one more hook planned.
-    pub(super) fn add(&mut self, more: Plan) {
-        self.plan.machine.extend(more.machine);
-        self.plan.guest.extend(more.guest);
-        self.plan.host.extend(more.host);
-    }
 }
 
 /// One plugin's answer to one hook, for whoever only wants to know.
@@ -93,20 +137,48 @@ impl Engine {
         self.facts_of(&record.id, &record.spec, record.address).await
     }
 
-    /// What the applied effects of each plugin for a VM stand for.
-    pub(super) async fn references(
+    /// The plugins that are enabled now, for a start of this VM; `None` where there are none, and then nothing is looked up for them.
+    ///
+    /// # Errors
+    /// The store.
+    pub(super) async fn ask(&self, cell: &Cell) -> Result<Option<Asked>, EngineError> {
+        let record = cell.record();
+        self.ask_about(&record.id, &record.spec, record.address, "start").await
+    }
+
+    /// [`Self::ask`] about a VM that may not be there yet.
+    ///
+    /// # Errors
+    /// The store.
+    pub(super) async fn ask_about(
         &self,
-        ctx: &mut Ctx<Unlocked>,
-        cell: &Cell,
-        plugin: &str,
-    ) -> BTreeMap<RefName, String> {
-        let entries = cell.scope.entries(ctx).await;
-        let named = entries.into_iter().filter_map(|entry| {
-            let value = entry.value();
-            let by = entry.by.filter(|by| by.plugin == plugin)?;
-            Some((by.name?, value?))
-        });
-        named.collect()
+        id: &VmId,
+        spec: &VmSpec,
+        address: Option<std::net::Ipv4Addr>,
+        reason: &'static str,
+    ) -> Result<Option<Asked>, EngineError> {
+        let plugins = self.inner.hooks.enabled();
+        if plugins.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Asked::new(plugins, self.facts_of(id, spec, address).await?, reason)))
+    }
+
+    /// What the applied effects of plugins for a VM stand for, by plugin.
+    pub(super) async fn references(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell) -> BTreeMap<String, Named> {
+        let fold = |entries: &[Entry]| {
+            let mut all: BTreeMap<String, Named> = BTreeMap::new();
+            for entry in entries.iter().filter(|entry| entry.step == Step::Applied) {
+                if let Some(by) = &entry.by
+                    && let Some(name) = &by.name
+                    && let Some(value) = entry.value()
+                {
+                    all.entry(by.plugin.clone()).or_default().insert(name.clone(), value);
+                }
+            }
+            all
+        };
+        cell.scope.look(ctx, fold).await
     }
 
     /// Asks whether a VM may start, or be made.
@@ -116,15 +188,10 @@ impl Engine {
     pub(super) async fn preflight(
         &self,
         _: &mut Ctx<Unlocked>,
-        facts: &VmFacts,
-        reason: &str,
+        asked: &mut Asked,
     ) -> Result<(), EngineError> {
-        for plugin in self.inner.hooks.enabled() {
-            if !plugin.has(Hook::Preflight) {
-                continue;
-            }
-            let input = HookInput { reason: reason.into(), vm: Some(facts.clone()), ..HookInput::default() };
-            match plugin.call(Hook::Preflight, input).await {
+        for plugin in asked.with(Hook::Preflight) {
+            match plugin.call(Hook::Preflight, asked.input(&*plugin)).await {
                 Ok(outcome) => {
                     if let Some(no) = refusal(&outcome.findings) {
                         return Err(EngineError::Forbidden {
@@ -134,13 +201,13 @@ impl Engine {
                         });
                     }
                 }
-                Err(failure) => self.tolerate(&*plugin, facts, failure)?,
+                Err(failure) => self.leave_out(&*plugin, asked, failure)?,
             }
         }
         Ok(())
     }
 
-    /// Asks all plugins what guest, machine and host shall have. Nothing is changed.
+    /// Asks plugins what guest, machine and host shall have. Nothing is changed.
     ///
     /// # Errors
     /// A required plugin failing.
@@ -148,37 +215,29 @@ impl Engine {
         &self,
         ctx: &mut Ctx<Unlocked>,
         cell: &Cell,
-        facts: &VmFacts,
+        asked: &mut Asked,
     ) -> Result<Vec<Planned>, EngineError> {
-        let mut all: Vec<Planned> = (self.inner.hooks.enabled().into_iter())
-            .map(|plugin| Planned { plugin, plan: Plan::default() })
-            .collect();
+        // It may have been moved to another subnet since.
+        asked.facts.addresses =
+            cell.with_record(|record| record.address).into_iter().map(Into::into).collect();
+        asked.references = self.references(ctx, cell).await;
+        let mut plans: BTreeMap<String, Plan> = BTreeMap::new();
         for hook in PLANNING {
-            let mut index = 0;
-            while let Some(planned) = all.get_mut(index) {
-                index += 1;
-                if !planned.plugin.has(hook) {
-                    continue;
-                }
-                let references = self.references(ctx, cell, planned.plugin.name()).await;
-                let input = HookInput {
-                    reason: "start".into(),
-                    vm: Some(facts.clone()),
-                    references,
-                    ..HookInput::default()
-                };
-                match planned.plugin.call(hook, input).await {
-                    Ok(outcome) => planned.add(outcome.plan),
+            for plugin in asked.with(hook) {
+                match plugin.call(hook, asked.input(&*plugin)).await {
+                    Ok(outcome) => add(plans.entry(plugin.name().into()).or_default(), outcome.plan),
                     Err(failure) => {
-                        self.tolerate(&*planned.plugin, facts, failure)?;
-                        index -= 1;
-                        all.remove(index);
+                        self.leave_out(&*plugin, asked, failure)?;
+                        plans.remove(plugin.name());
                     }
                 }
             }
         }
-        all.retain(|planned| !planned.plan.is_empty());
-        Ok(all)
+        let planned = asked.plugins.iter().filter_map(|plugin| {
+            let plan = plans.remove(plugin.name()).filter(|plan| !plan.is_empty())?;
+            Some(Planned { plugin: plugin.clone(), plan })
+        });
+        Ok(planned.collect())
     }
 
     /// Lets plugins act in the guest that has just answered. Ends with the VM.
@@ -187,29 +246,19 @@ impl Engine {
     /// A required plugin failing, or the VM ending meanwhile.
     pub(super) async fn post_start(
         &self,
-        ctx: &mut Ctx<Unlocked>,
+        _: &mut Ctx<Unlocked>,
         cell: &Cell,
         live: Live,
-        made_up: &BTreeMap<String, BTreeMap<RefName, String>>,
+        asked: &mut Asked,
         context: &OpContext,
     ) -> Result<(), EngineError> {
-        let plugins: Vec<_> =
-            self.inner.hooks.enabled().into_iter().filter(|plugin| plugin.has(Hook::PostStart)).collect();
+        let plugins = asked.with(Hook::PostStart);
         if plugins.is_empty() {
             return Ok(());
         }
         context.progress("setting up the guest", 0, None);
-        let facts = self.vm_facts(cell).await?;
         for plugin in plugins {
-            let mut references = self.references(ctx, cell, plugin.name()).await;
-            references.extend(made_up.get(plugin.name()).cloned().unwrap_or_default());
-            let input = HookInput {
-                reason: "start".into(),
-                vm: Some(facts.clone()),
-                references,
-                guest: Some(cell.paths()),
-                ..HookInput::default()
-            };
+            let input = HookInput { guest: Some(cell.paths()), ..asked.input(&*plugin) };
             // Cancel-safe: one arm only waits, and a call that is dropped ends what it does in the guest.
             let called = tokio::select! {
                 biased;
@@ -220,73 +269,88 @@ impl Engine {
                 called = plugin.call(Hook::PostStart, input) => called,
             };
             if let Err(failure) = called {
-                self.tolerate(&*plugin, &facts, failure)?;
+                self.leave_out(&*plugin, asked, failure)?;
             }
         }
         Ok(())
     }
 
     /// Tells plugins that a VM's run, or the VM, is over. What they planned is undone without them, so a failure is only told.
-    pub(crate) async fn clean_up(&self, _: &mut Ctx<Unlocked>, cell: &Cell, reason: &str) {
-        let plugins = self.inner.hooks.enabled();
+    pub(crate) async fn clean_up(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell, reason: &str) {
+        let mut plugins = self.inner.hooks.enabled();
+        plugins.retain(|plugin| plugin.has(Hook::Cleanup));
+        if plugins.is_empty() {
+            return;
+        }
+        match self.vm_facts(cell).await {
+            Ok(facts) => self.clean_up_by(ctx, &plugins, &facts, reason).await,
+            Err(error) => tracing::warn!(vm = %cell.name(), error = %error.chain(), "no clean-up by plugins"),
+        }
+    }
+
+    /// [`Self::clean_up`] by these.
+    pub(super) async fn clean_up_by(
+        &self,
+        _: &mut Ctx<Unlocked>,
+        plugins: &[Arc<dyn Plugin>],
+        facts: &VmFacts,
+        reason: &str,
+    ) {
         for plugin in plugins.iter().filter(|plugin| plugin.has(Hook::Cleanup)) {
-            let facts = match self.vm_facts(cell).await {
-                Ok(facts) => facts,
-                Err(error) => {
-                    tracing::warn!(vm = %cell.name(), error = %error.chain(), "no clean-up by plugins");
-                    return;
-                }
-            };
             let input = HookInput { reason: reason.into(), vm: Some(facts.clone()), ..HookInput::default() };
             if let Err(failure) = plugin.call(Hook::Cleanup, input).await {
-                self.told(plugin.name(), &facts, &failure.message);
+                self.told(plugin.name(), facts, &failure.message);
             }
         }
     }
 
-    /// What plugins would do at a VM's start, or where `facts` are of one that is not there, at its making. Changes nothing.
-    ///
-    /// # Errors
-    /// The store.
+    /// What plugins would do at a VM's start, or where `facts` are of one that is not there, at its making. They are asked as at a
+    /// start, but for what they keep of it. Changes nothing.
     pub async fn plan_start(
         &self,
         ctx: &mut Ctx<Unlocked>,
         cell: Option<&Cell>,
         facts: VmFacts,
-    ) -> Result<Vec<HookReport>, EngineError> {
-        let mut reports = Vec::new();
-        let plugins = self.inner.hooks.enabled();
+    ) -> Vec<HookReport> {
+        let mut asked = Asked::new(self.inner.hooks.enabled(), facts, "start");
+        let mut reports: Vec<HookReport> = Vec::new();
         for hook in [Hook::Preflight].into_iter().chain(PLANNING) {
-            for plugin in plugins.iter().filter(|plugin| plugin.has(hook)) {
-                let references = match cell {
-                    Some(cell) => self.references(ctx, cell, plugin.name()).await,
-                    None => BTreeMap::new(),
-                };
-                let input = HookInput {
-                    reason: "start".into(),
-                    vm: Some(facts.clone()),
-                    references,
-                    dry_run: true,
-                    ..HookInput::default()
-                };
+            for plugin in asked.with(hook) {
+                let input = HookInput { dry_run: true, ..asked.input(&*plugin) };
+                let name = plugin.name().to_owned();
                 let outcome = plugin.call(hook, input).await;
-                reports.push(HookReport { plugin: plugin.name().into(), hook, outcome });
+                if outcome.is_err() {
+                    // The start fails, or goes on without it: then nothing of what it planned before happens.
+                    for report in reports.iter_mut().filter(|report| report.plugin == name) {
+                        if let Ok(before) = &mut report.outcome {
+                            before.plan = Plan::default();
+                        }
+                    }
+                    asked.left_out.insert(name.clone());
+                }
+                reports.push(HookReport { plugin: name, hook, outcome });
+            }
+            if hook == Hook::Preflight
+                && let Some(cell) = cell
+            {
+                asked.references = self.references(ctx, cell).await;
             }
         }
-        Ok(reports)
+        reports
     }
 
-    /// Fails where a required plugin did; tells of any other.
-    pub(super) fn tolerate(
+    /// Fails where a required plugin did; else tells of it, and goes on without it.
+    pub(super) fn leave_out(
         &self,
         plugin: &dyn Plugin,
-        facts: &VmFacts,
+        asked: &mut Asked,
         failure: HookFailure,
     ) -> Result<(), EngineError> {
-        if plugin.required() {
+        if plugin.required() || asked.all_required {
             return Err(EngineError::Plugin(failure));
         }
-        self.told(plugin.name(), facts, &failure.message);
+        self.told(plugin.name(), &asked.facts, &failure.message);
+        asked.left_out.insert(plugin.name().into());
         Ok(())
     }
 
@@ -300,3 +364,14 @@ impl Engine {
 fn refusal(findings: &[Finding]) -> Option<&Finding> {
     findings.iter().find(|finding| finding.severity == Severity::Failure)
 }
+
+/// Adds what one more hook planned.
+fn add(plan: &mut Plan, more: Plan) {
+    plan.machine.extend(more.machine);
+    plan.guest.extend(more.guest);
+    plan.host.extend(more.host);
+}
+
+#[cfg(test)]
+#[path = "hooks_tests.rs"]
+mod tests;

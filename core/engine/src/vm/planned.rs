@@ -1,7 +1,7 @@
 //! From what plugins planned to effects, machine and guest.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     path::PathBuf,
 };
@@ -14,19 +14,18 @@ use vm_types::{
     guest::config::{GuestConfig, GuestFile, HostsEntry, Mount, Unit},
     machine::{Drive, MachineSpec, Nic},
     plan::{Content, GuestPart, HostEffect, Lifetime, MachinePart, RefName},
-    plugin::VmFacts,
 };
 
-use super::{cell::Cell, hooks::Planned};
+use super::{
+    cell::Cell,
+    hooks::{Asked, Named, Planned},
+};
 use crate::{
     Engine, EngineError,
-    journal::{By, Phase},
+    journal::{self, By, Entry, Phase},
     network::Network,
     ports::HookFailure,
 };
-
-/// Values of references that no journal has: they say what the machine of this run has.
-pub(super) type MadeUp = BTreeMap<String, BTreeMap<RefName, String>>;
 
 /// What machine and guest get of plugins, on top of what the core gives them.
 #[derive(Debug, Default)]
@@ -44,7 +43,6 @@ pub(super) struct Extras {
     modules: Vec<String>,
     units: Vec<Unit>,
     boot_commands: Vec<Vec<String>>,
-    pub(super) made_up: MadeUp,
 }
 
 impl Extras {
@@ -81,7 +79,6 @@ impl Extras {
         self.modules.append(&mut other.modules);
         self.units.append(&mut other.units);
         self.boot_commands.append(&mut other.boot_commands);
-        self.made_up.append(&mut other.made_up);
     }
 }
 
@@ -107,31 +104,49 @@ pub(super) enum Where {
 }
 
 impl Engine {
-    /// Applies what plugins planned for a start, plugin by plugin.
+    /// Applies what plugins planned for a start, plugin by plugin. Of one that is left out, nothing stays that was not there before;
+    /// but what is the host's as a whole does, for other VMs may rely on it by then.
     ///
     /// # Errors
-    /// What a required plugin planned cannot be. The caller unwinds.
+    /// What a required plugin planned cannot be, or what an optional one began cannot be undone. The caller unwinds.
     pub(super) async fn apply_plans(
         &self,
         ctx: &mut Ctx<Unlocked>,
         cell: &Cell,
-        facts: &VmFacts,
+        asked: &mut Asked,
         network: &mut Option<Network>,
         plans: Vec<Planned>,
     ) -> Result<Extras, EngineError> {
         let mut all = Extras::default();
+        if plans.is_empty() {
+            return Ok(all);
+        }
+        let mut before = ids(ctx, cell).await;
         for planned in plans {
-            let mut begun = Vec::new();
-            match self.apply_plan(ctx, cell, network, &planned, &mut begun).await {
-                Ok(extras) => all.merge(extras),
+            let plugin = planned.plugin.name();
+            let mut named = asked.references.get(plugin).cloned().unwrap_or_default();
+            match self.apply_plan(ctx, cell, network, &planned, &mut named).await {
+                Ok(extras) => {
+                    if !extras.nics.is_empty() {
+                        // A journal does not say whose a tap is.
+                        before = ids(ctx, cell).await;
+                    }
+                    asked.references.insert(plugin.into(), named);
+                    all.merge(extras);
+                }
                 Err(EngineError::Cancelled) => return Err(EngineError::Cancelled),
                 Err(error) => {
-                    let plugin = planned.plugin.name();
                     let failure = HookFailure {
                         message: format!("what plugin {plugin} planned cannot be done: {}", error.chain()),
                         hint: error.hint(),
                     };
-                    self.tolerate(&*planned.plugin, facts, failure)?;
+                    self.leave_out(&*planned.plugin, asked, failure)?;
+                    let begun = |entries: &[Entry]| -> Vec<EffectId> {
+                        let theirs = |entry: &&Entry| entry.by.as_ref().is_none_or(|by| by.plugin == plugin);
+                        let ids = entries.iter().filter(theirs).map(|entry| entry.effect.id());
+                        ids.filter(|id| !before.contains(id)).collect()
+                    };
+                    let begun = cell.scope.look(ctx, begun).await;
                     cell.scope.unwind_these(ctx, &begun).await?;
                 }
             }
@@ -139,13 +154,14 @@ impl Engine {
         Ok(all)
     }
 
+    /// `named` is what the plugin's references stand for, and afterwards also those of this plan.
     async fn apply_plan(
         &self,
         ctx: &mut Ctx<Unlocked>,
         cell: &Cell,
         network: &mut Option<Network>,
         planned: &Planned,
-        begun: &mut Vec<EffectId>,
+        named: &mut Named,
     ) -> Result<Extras, EngineError> {
         for wanted in self.wanted(cell, planned)? {
             if matches!(wanted.effect, Effect::Rules { .. } | Effect::Port { .. } | Effect::Sysctl { .. })
@@ -154,40 +170,37 @@ impl Engine {
                 // Also a VM without an interface may plan what concerns the bridge.
                 *network = Some(self.ensure_network(ctx).await?);
             }
-            if wanted.place == Where::Vm(Phase::Start) {
-                begun.push(wanted.effect.id());
-            }
-            self.apply_wanted(ctx, cell, planned.plugin.name(), wanted).await?;
+            named.extend(self.apply_wanted(ctx, cell, planned.plugin.name(), wanted).await?);
         }
-        self.extras(ctx, cell, planned).await
+        self.extras(ctx, cell, planned, named).await
     }
 
+    /// Returns what its name stands for, if it has one.
     pub(super) async fn apply_wanted(
         &self,
         ctx: &mut Ctx<Unlocked>,
         cell: &Cell,
         plugin: &str,
         wanted: Wanted,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Option<(RefName, String)>, EngineError> {
         let Wanted { effect, name, place, directory } = wanted;
-        let by = Some(By { plugin: plugin.into(), name, keep: place == Where::Kept });
-        match place {
+        let by = |name, keep| Some(By { plugin: plugin.into(), name, keep });
+        let (phase, keep) = match place {
             Where::Host => {
                 let mut one_at_a_time = ctx.lock(&self.inner.network).await;
                 self.inner.host_scope.apply(one_at_a_time.ctx(), effect, Phase::Host).await?;
+                return Ok(None);
             }
-            Where::Vm(phase) => {
-                if let Some(path) = directory {
-                    let by = Some(By { plugin: plugin.into(), name: None, keep: false });
-                    let directory = Effect::Directory { path, mode: 0o700 };
-                    cell.scope.apply_by(ctx, directory, phase, by).await?;
-                }
-                cell.scope.apply_by(ctx, effect, phase, by).await?;
-            }
+            Where::Vm(phase) => (phase, false),
             // The journal of the run has it, so that later hooks can refer to it.
-            Where::Kept => drop(cell.scope.apply_by(ctx, effect, Phase::Start, by).await?),
+            Where::Kept => (Phase::Start, true),
+        };
+        if let Some(path) = directory {
+            let directory = Effect::Directory { path, mode: 0o700 };
+            cell.scope.apply_by(ctx, directory, phase, by(None, false)).await?;
         }
-        Ok(())
+        let handle = cell.scope.apply_by(ctx, effect.clone(), phase, by(name.clone(), keep)).await?;
+        Ok(name.zip(journal::value(&effect, &handle)))
     }
 
     /// The effects that a plan comes to, in its order. Pure, but for the plugin's answer on its tools.
@@ -301,60 +314,56 @@ impl Engine {
         ctx: &mut Ctx<Unlocked>,
         cell: &Cell,
         planned: &Planned,
+        named: &mut Named,
     ) -> Result<Extras, EngineError> {
         let plugin = planned.plugin.name();
         let mut extras = Extras::default();
-        let mut made_up = BTreeMap::new();
-        if !planned.plan.machine.is_empty() {
-            let values = self.references(ctx, cell, plugin).await;
-            for part in &planned.plan.machine {
-                match part {
-                    MachinePart::Drive { serial, source, read_only } => {
-                        let path = values.get(source).ok_or_else(|| EngineError::InvalidArgument {
+        // No journal has what these stand for: it is of the machine of this run.
+        let mut made_up = Named::new();
+        for part in &planned.plan.machine {
+            match part {
+                MachinePart::Drive { serial, source, read_only } => {
+                    let path = named.get(source).ok_or_else(|| EngineError::InvalidArgument {
+                        message: format!(
+                            "plugin {plugin}'s drive {serial} refers to {:?}, which it did not plan",
+                            source.0
+                        ),
+                        hint: "a drive's source is a disk or file of the same plugin, by its name".into(),
+                    })?;
+                    let path = PathBuf::from(path);
+                    if !path.is_absolute() {
+                        return Err(EngineError::InvalidArgument {
                             message: format!(
-                                "plugin {plugin}'s drive {serial} refers to {:?}, which it did not plan",
+                                "plugin {plugin}'s drive {serial} refers to {:?}, which is no file",
                                 source.0
                             ),
                             hint: "a drive's source is a disk or file of the same plugin, by its name".into(),
-                        })?;
-                        let path = PathBuf::from(path);
-                        if !path.is_absolute() {
-                            return Err(EngineError::InvalidArgument {
-                                message: format!(
-                                    "plugin {plugin}'s drive {serial} refers to {:?}, which is no file",
-                                    source.0
-                                ),
-                                hint: "a drive's source is a disk or file of the same plugin, by its name"
-                                    .into(),
-                            });
-                        }
-                        extras.drives.push(Drive { serial: serial.clone(), path, read_only: *read_only });
+                        });
                     }
-                    MachinePart::Nic { name } => {
-                        if cell.with_record(|record| record.address.is_none()) {
-                            return Err(no_network(cell, "have one more interface"));
-                        }
-                        let tap = self.take_tap(ctx, cell).await?;
-                        let mac = mac_of(cell.id(), plugin, &name.0);
-                        made_up.insert(name.clone(), mac.clone());
-                        extras.nics.push(Nic { tap, mac });
+                    extras.drives.push(Drive { serial: serial.clone(), path, read_only: *read_only });
+                }
+                MachinePart::Nic { name } => {
+                    if cell.with_record(|record| record.address.is_none()) {
+                        return Err(no_network(cell, "have one more interface"));
                     }
-                    MachinePart::KernelArgument { argument } => extras.kernel_args.push(argument.clone()),
-                    MachinePart::MemoryFloor { bytes } => {
-                        extras.memory_mib = extras.memory_mib.max(bytes.div_ceil(1 << 20));
-                    }
-                    MachinePart::CpuFloor { cpus } => extras.cpus = extras.cpus.max(*cpus),
-                    MachinePart::Vsock => {
-                        let cid = vsock_cid(cell.id())?;
-                        made_up.insert(RefName("vsock".into()), cid.to_string());
-                        extras.vsock = Some(cid);
-                    }
+                    let tap = self.take_tap(ctx, cell).await?;
+                    let mac = mac_of(cell.id(), plugin, &name.0);
+                    made_up.insert(name.clone(), mac.clone());
+                    extras.nics.push(Nic { tap, mac });
+                }
+                MachinePart::KernelArgument { argument } => extras.kernel_args.push(argument.clone()),
+                MachinePart::MemoryFloor { bytes } => {
+                    extras.memory_mib = extras.memory_mib.max(bytes.div_ceil(1 << 20));
+                }
+                MachinePart::CpuFloor { cpus } => extras.cpus = extras.cpus.max(*cpus),
+                MachinePart::Vsock => {
+                    let cid = vsock_cid(cell.id())?;
+                    made_up.insert(RefName("vsock".into()), cid.to_string());
+                    extras.vsock = Some(cid);
                 }
             }
         }
-        if !made_up.is_empty() {
-            extras.made_up.insert(plugin.to_owned(), made_up);
-        }
+        named.extend(made_up);
         for part in &planned.plan.guest {
             self.guest_part(planned, part, &mut extras).await?;
         }
@@ -408,6 +417,10 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+async fn ids(ctx: &mut Ctx<Unlocked>, cell: &Cell) -> HashSet<EffectId> {
+    cell.scope.look(ctx, |entries| entries.iter().map(|entry| entry.effect.id()).collect()).await
 }
 
 fn place(lifetime: Lifetime) -> Where {

@@ -4,12 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use vm_locks::{Ctx, Unlocked};
 use vm_types::{
-    Effect, EventKind, Hook, Layer, OperationId, operation::OperationKind, plan::Plan, plugin::Change,
+    Effect, EventKind, Hook, Layer, OperationId,
+    operation::OperationKind,
+    plan::Plan,
+    plugin::{Change, VmFacts},
 };
 
 use super::{
     cell::{Activity, Admitted, Cell},
-    hooks::{PLANNING, Planned},
+    hooks::{Asked, Planned},
     planned::{Extras, Where},
     state::Request,
 };
@@ -42,10 +45,11 @@ impl Engine {
                     answers.push((cell, Ok(None)));
                     continue;
                 }
+                let references = engine.references(&mut ctx, &cell).await.remove(plugin.name());
                 let input = HookInput {
                     reason: "configured".into(),
                     vm: Some(engine.vm_facts(&cell).await?),
-                    references: engine.references(&mut ctx, &cell, plugin.name()).await,
+                    references: references.unwrap_or_default(),
                     guest: Some(cell.paths()),
                     former_config: Some(former.clone()),
                     ..HookInput::default()
@@ -101,16 +105,10 @@ impl Engine {
             return Ok(());
         }
         let facts = self.vm_facts(cell).await?;
-        let mut planned = Planned { plugin: plugin.clone(), plan: Plan::default() };
-        for hook in PLANNING.into_iter().filter(|hook| plugin.has(*hook)) {
-            let input = HookInput {
-                reason: "configured".into(),
-                vm: Some(facts.clone()),
-                references: self.references(ctx, cell, plugin.name()).await,
-                ..HookInput::default()
-            };
-            planned.add(plugin.call(hook, input).await.map_err(EngineError::Plugin)?.plan);
-        }
+        // Whoever changes it is to know of its failure, and what it had planned before is to stay then.
+        let mut asked = Asked::new(vec![plugin.clone()], facts.clone(), "configured").all_required();
+        let planned = self.ask_for_plans(ctx, cell, &mut asked).await?.pop();
+        let planned = planned.unwrap_or_else(|| Planned { plugin: plugin.clone(), plan: Plan::default() });
         let wanted = self.wanted(cell, &planned)?;
         let ids: Vec<_> = wanted.iter().map(|wanted| wanted.effect.id()).collect();
         let stale: Vec<_> = (cell.scope.entries(ctx).await.iter())
@@ -134,7 +132,7 @@ impl Engine {
         if planned.plan.guest.is_empty() {
             return Ok(());
         }
-        self.tell_guest(ctx, cell, planned).await
+        self.tell_guest(ctx, cell, facts, planned).await
     }
 
     /// Has the guest's agent apply what all plugins contribute now.
@@ -142,14 +140,17 @@ impl Engine {
         &self,
         ctx: &mut Ctx<Unlocked>,
         cell: &Cell,
+        facts: VmFacts,
         changed: Planned,
     ) -> Result<(), EngineError> {
-        let facts = self.vm_facts(cell).await?;
-        let mut all = self.ask_for_plans(ctx, cell, &facts).await?;
-        match all.iter_mut().find(|planned| planned.plugin.name() == changed.plugin.name()) {
-            Some(same) => *same = changed,
-            None => all.push(changed),
-        }
+        let mut plugins = self.inner.hooks.enabled();
+        let place = plugins.iter().position(|plugin| plugin.name() == changed.plugin.name());
+        let after = plugins.split_off(place.unwrap_or(plugins.len()));
+        let others = |plugins| Asked::new(plugins, facts.clone(), "start");
+        let mut all = self.ask_for_plans(ctx, cell, &mut others(plugins)).await?;
+        all.push(changed);
+        let after = after.into_iter().skip(usize::from(place.is_some())).collect();
+        all.extend(self.ask_for_plans(ctx, cell, &mut others(after)).await?);
         let mut extras = Extras::default();
         for planned in &all {
             for part in &planned.plan.guest {

@@ -17,6 +17,7 @@ use vm_types::{
 use super::{
     cell::{Activity, Admitted, Cell, Live, Reserved},
     guest::{self, Place, ROOT_SERIAL},
+    hooks::Asked,
     now,
     planned::Extras,
     state::{Request, Verdict},
@@ -39,7 +40,6 @@ struct Placed {
 /// Shim and VMM run.
 struct Launched {
     live: Live,
-    extras: Extras,
     _memory: Option<Reservation>,
 }
 
@@ -89,12 +89,14 @@ impl Engine {
         }
         // A refusal is no failure of the VM: it stays as it was.
         let _memory = self.admit_start(cell)?;
-        let facts = self.vm_facts(cell).await?;
-        context.cancellable(self.preflight(ctx, &facts, "start")).await?;
+        let mut asked = self.ask(cell).await?;
+        if let Some(asked) = &mut asked {
+            context.cancellable(self.preflight(ctx, asked)).await?;
+        }
         // Leftovers of a former run that could not be undone then.
         cell.scope.unwind(ctx, Phase::Start).await?;
         let up = async {
-            let live = context.cancellable(self.bring_up(ctx, cell, context)).await?;
+            let live = context.cancellable(self.bring_up(ctx, cell, asked.as_mut(), context)).await?;
             cell.scope.answered(ctx).await?;
             let mut writer = cell.lock(ctx).await;
             self.inner.store.vms().set_started(cell.id()).await?;
@@ -117,7 +119,9 @@ impl Engine {
                     // The next start, or the deletion, tries again.
                     tracing::warn!(vm = %cell.name(), error = %undo.chain(), "its start could not be undone");
                 }
-                self.clean_up(ctx, cell, "start-failed").await;
+                if let Some(asked) = &asked {
+                    self.clean_up_by(ctx, &asked.plugins, &asked.facts, "start-failed").await;
+                }
                 if !matches!(error, EngineError::Cancelled) {
                     self.note_failure(ctx, cell, FailedAt::Start, &error).await;
                 }
@@ -130,19 +134,28 @@ impl Engine {
         &self,
         ctx: &mut Ctx<Unlocked>,
         cell: &Cell,
+        mut asked: Option<&mut Asked>,
         context: &OpContext,
     ) -> Result<Live, EngineError> {
         context.progress("starting", 0, None);
-        let launched = Placed::new(self, ctx, cell).await?.launch(self, ctx, cell).await?;
+        let placed = Placed::new(self, ctx, cell, asked.as_deref_mut()).await?;
+        let launched = placed.launch(self, ctx, cell).await?;
         context.progress("booting", 0, None);
-        let (live, extras) = launched.wait(self, ctx, cell).await?;
-        self.post_start(ctx, cell, live, &extras.made_up, context).await?;
+        let live = launched.wait(self, ctx, cell).await?;
+        if let Some(asked) = asked {
+            self.post_start(ctx, cell, live, asked, context).await?;
+        }
         Ok(live)
     }
 }
 
 impl Placed {
-    async fn new(engine: &Engine, ctx: &mut Ctx<Unlocked>, cell: &Cell) -> Result<Self, EngineError> {
+    async fn new(
+        engine: &Engine,
+        ctx: &mut Ctx<Unlocked>,
+        cell: &Cell,
+        asked: Option<&mut Asked>,
+    ) -> Result<Self, EngineError> {
         let paths = cell.paths();
         let mut network = match cell.with_record(|record| record.address) {
             Some(_) => {
@@ -154,9 +167,13 @@ impl Placed {
         };
         let record = cell.record();
         let initramfs = engine.initramfs_base(ctx, &record.spec.kernel).await?;
-        let facts = engine.vm_facts(cell).await?;
-        let plans = engine.ask_for_plans(ctx, cell, &facts).await?;
-        let mut extras = engine.apply_plans(ctx, cell, &facts, &mut network, plans).await?;
+        let mut extras = match asked {
+            Some(asked) => {
+                let plans = engine.ask_for_plans(ctx, cell, asked).await?;
+                engine.apply_plans(ctx, cell, asked, &mut network, plans).await?
+            }
+            None => Extras::default(),
+        };
         let memory = match extras.memory_mib > record.spec.memory_mib {
             true => Some(engine.admit_memory(cell, extras.memory_mib)?),
             false => None,
@@ -214,18 +231,13 @@ impl Placed {
             return Err(EngineError::Panicked { detail: "a started shim has no processes".into() });
         };
         let live = Live { shim, vmm, since: now(), cpus, memory_mib };
-        Ok(Launched { live, extras, _memory: memory })
+        Ok(Launched { live, _memory: memory })
     }
 }
 
 impl Launched {
     /// Waits until the guest's agent answers; no lock is held meanwhile.
-    async fn wait(
-        self,
-        engine: &Engine,
-        _: &mut Ctx<Unlocked>,
-        cell: &Cell,
-    ) -> Result<(Live, Extras), EngineError> {
+    async fn wait(self, engine: &Engine, _: &mut Ctx<Unlocked>, cell: &Cell) -> Result<Live, EngineError> {
         let paths = cell.paths();
         let limit = engine.inner.settings.start_timeout;
         let Live { shim, vmm, .. } = self.live;
@@ -237,7 +249,7 @@ impl Launched {
                 Err(died(&paths))
             }
             ready = agent_ready(&paths, limit) => match ready {
-                Ok(()) => Ok((Live { since: now(), ..self.live }, self.extras)),
+                Ok(()) => Ok(Live { since: now(), ..self.live }),
                 Err(ControlError::NotRunning { .. }) => {
                     // The shim closes its sockets only when the VMM has ended.
                     ended(vmm, shim).await?;

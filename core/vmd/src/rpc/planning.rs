@@ -37,7 +37,7 @@ impl Context {
         let vm = cell.name().clone();
         let work = async move |mut ctx| {
             let facts = engine.vm_facts(&cell).await?;
-            engine.plan_start(&mut ctx, Some(&cell), facts).await
+            Ok::<_, EngineError>(engine.plan_start(&mut ctx, Some(&cell), facts).await)
         };
         let reports = self.engine.locks().root("request vm.plan", work).await?;
         Ok(self.plan(vm, reports))
@@ -48,7 +48,7 @@ impl Context {
         let engine = self.engine.clone();
         let vm = facts.name.clone();
         let work = async move |mut ctx| engine.plan_start(&mut ctx, None, facts).await;
-        let reports = self.engine.locks().root("request vm.plan_create", work).await?;
+        let reports = self.engine.locks().root("request vm.plan_create", work).await;
         Ok(self.plan(vm, reports))
     }
 
