@@ -73,6 +73,11 @@ const HOMES: &[(&str, &[&str])] = &[
     ("indicatif", &["vm-cli"]),
     ("comfy-table", &["vm-cli"]),
     ("wasmtime", &["vm-plugin"]),
+    // The daemon alone speaks with registries, and judges what is in them.
+    ("oci-client", &["vmd"]),
+    ("reqwest", &["vmd"]),
+    ("rustls", &["vmd"]),
+    ("p256", &["vmd"]),
 ];
 
 /// Crate, its normal and build dependencies, and the features of `vm-api` it asks for.

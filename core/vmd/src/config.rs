@@ -12,6 +12,8 @@ use vm_disk::BackendChoice;
 use vm_engine::{Settings, SubnetChoice, admission::Limits};
 use vm_vmm::Accelerator;
 
+use crate::plugins::Trust;
+
 /// The version this build reads.
 const VERSION: u32 = 1;
 /// A bridge has 1,024 ports at most, and most of them are for VMs that run.
@@ -195,6 +197,16 @@ pub(crate) struct PluginsConfig {
     /// The directory of plugins that come with the daemon; found out if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) bundled: Option<PathBuf>,
+    /// Files of public keys; whoever holds one of them may sign plugins.
+    trusted_keys: Vec<PathBuf>,
+    /// Whether only signed plugins can be installed.
+    require_signature: bool,
+}
+
+impl PluginsConfig {
+    pub(crate) fn trust(&self) -> Trust {
+        Trust { keys: self.trusted_keys.clone(), required: self.require_signature }
+    }
 }
 
 impl Default for Config {
@@ -292,17 +304,22 @@ fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
             return value("network.subnet", format!("is {subnet}, whose addresses no guest can have"));
         }
     }
-    for (key, program) in [
+    let one = [
         ("agent", &config.agent),
         ("vmm.qemu", &config.vmm.qemu),
         ("vmm.fake", &config.vmm.fake),
         ("plugins.bundled", &config.plugins.bundled),
-    ] {
-        if let Some(program) = program
-            && !program.is_absolute()
-        {
-            return value(key, format!("is {}; it must be an absolute path", program.display()));
+    ];
+    let one = one.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?)));
+    let keys = config.plugins.trusted_keys.iter().map(|path| ("plugins.trusted_keys", path));
+    for (key, path) in one.chain(keys) {
+        if !path.is_absolute() {
+            return value(key, format!("is {}; it must be an absolute path", path.display()));
         }
+    }
+    if config.plugins.require_signature && config.plugins.trusted_keys.is_empty() {
+        let rule = "is true, and plugins.trusted_keys names no key: nothing could be installed".to_owned();
+        return value("plugins.require_signature", rule);
     }
     if let Err(error) = config.vm.image.parse::<vm_image::Reference>() {
         return value("vm.image", format!("cannot be used: {error}"));
@@ -420,6 +437,8 @@ mod tests {
             ("[network]\nsubnet = \"0.0.0.0/0\"", "network.subnet"),
             ("agent = \"vm-agent\"", "absolute"),
             ("[plugins]\nbundled = \"plugins\"", "plugins.bundled is plugins"),
+            ("[plugins]\ntrusted_keys = [\"/a.pub\", \"b.pub\"]", "plugins.trusted_keys is b.pub"),
+            ("[plugins]\nrequire_signature = true", "plugins.require_signature is true"),
             ("[vm]\nimage = \"De bian\"", "vm.image"),
             ("[network]\nsubnet = \"10.0.0.0/31\"", "network.subnet"),
         ] {

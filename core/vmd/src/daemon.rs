@@ -196,6 +196,7 @@ async fn plugins(
         compiler,
         limits: Limits::default(),
         bundled: plugins::bundled::directory(config.plugins.bundled.as_deref()),
+        trust: config.plugins.trust(),
     })
     .await
 }

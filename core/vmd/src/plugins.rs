@@ -39,6 +39,6 @@ pub(crate) use self::{
     error::PluginsError,
     facts::Facts,
     manager::{Manager, Setup},
-    oci::OciError,
+    oci::{OciError, Trust},
     show::line,
 };

@@ -88,7 +88,9 @@ fn oci(error: &OciError) -> ErrorKind {
             ErrorKind::NotFound
         }
         OciError::Layout { source, .. } | OciError::Credentials { source, .. } => io(source),
-        OciError::Unauthorized { .. } => ErrorKind::PermissionDenied,
+        OciError::Unauthorized { .. } | OciError::Unsigned { .. } => ErrorKind::PermissionDenied,
+        // A mistake of the operator's, whoever meets it.
+        OciError::Key { .. } => ErrorKind::HostFailure,
         OciError::Unreachable { .. } | OciError::Stalled { .. } | OciError::Answer { .. } => {
             ErrorKind::HostFailure
         }

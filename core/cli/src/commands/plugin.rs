@@ -8,6 +8,7 @@ mod install;
 mod listing;
 mod logs;
 mod new;
+mod pack;
 mod source;
 mod values;
 
@@ -37,6 +38,7 @@ enum Verb {
         #[arg(value_name = "SOURCE")]
         source: String,
     },
+    Pack(pack::PackArgs),
     Install(install::InstallArgs),
     /// List plugins, in the order in which they are called
     #[command(visible_alias = "list")]
@@ -88,6 +90,7 @@ impl PluginArgs {
         match self.verb {
             Verb::New(args) => args.run(context),
             Verb::Test { source } => checks::test(context, &source).await,
+            Verb::Pack(args) => args.run(context),
             Verb::Install(args) => args.run(context).await,
             Verb::Ls => listing::ls(context).await,
             Verb::Show { name } => listing::show(context, name).await,

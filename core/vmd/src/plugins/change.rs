@@ -30,14 +30,21 @@ async fn whole<T: Send + 'static>(
 impl Manager {
     /// A package from where it comes.
     pub(crate) async fn package(&self, text: &str) -> Result<Package, PluginsError> {
-        source::package(text, self.bundled.as_deref()).await
+        source::package(text, self.bundled.as_deref(), &self.trust).await
+    }
+
+    /// One that may be installed.
+    pub(super) async fn trusted(&self, text: &str) -> Result<Package, PluginsError> {
+        let package = self.package(text).await?;
+        self.trust.judge(&package.source, &package.signature)?;
+        Ok(package)
     }
 
     /// Installs a plugin, or another version of it.
     pub(crate) async fn install(self: &Arc<Self>, params: InstallPlugin) -> Result<Arc<Entry>, PluginsError> {
         let manager = self.clone();
         whole(async move {
-            let package = manager.package(&params.source).await?;
+            let package = manager.trusted(&params.source).await?;
             manager.install_package(package, params).await
         })
         .await
@@ -76,6 +83,7 @@ impl Manager {
             digest,
             files: package.digests(),
             source: package.source.clone(),
+            signature: serde_json::to_value(&package.signature).ok(),
             enabled: !params.disabled,
             granted: serde_json::to_value(granted).unwrap_or_default(),
             config: params

@@ -118,7 +118,26 @@ impl Manager {
         let mut findings: Vec<_> =
             each.flat_map(|(entry, said)| std::iter::once(about(entry)).chain(said)).collect();
         findings.extend(self.bundled_findings().await);
+        findings.extend(self.trust_findings().await);
         findings
+    }
+
+    /// Keys that cannot be used, and plugins that came before they were asked for.
+    async fn trust_findings(&self) -> Vec<Finding> {
+        let trust = self.trust.clone();
+        let keys = blocking(move || Ok(trust.check()?)).await.err().map(|error| {
+            let message = vm_types::report::chain(&error);
+            finding("plugins.trusted-keys".to_owned(), Severity::Error, message, error.hint())
+        });
+        let set = self.set();
+        let unsigned = set.0.iter().filter_map(|entry| {
+            let name = &entry.record.name;
+            let error = self.trust.judge(&entry.record.source, &show::signature(entry)).err()?;
+            let fix = format!("install one that is signed, or `vm plugin remove {name}`");
+            let message = format!("it was installed before the rule: {error}");
+            Some(finding(format!("plugin.{name}.signature"), Severity::Warning, message, Some(fix)))
+        });
+        keys.into_iter().chain(unsigned).collect()
     }
 
     /// What comes with the daemon and is not what is installed.
@@ -167,7 +186,7 @@ impl Manager {
             {
                 let message =
                     format!("version {} comes with this daemon, {version} is installed", manifest.version);
-                let fix = format!("vm plugin install --upgrade bundled:{name}");
+                let fix = format!("vm plugin install bundled:{name}");
                 findings.push(finding(check(&name), Severity::Warning, message, Some(fix)));
             }
         }

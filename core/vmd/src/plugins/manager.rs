@@ -19,7 +19,7 @@ use vm_store::{PluginRecord, Store};
 use vm_types::VmId;
 
 use super::{
-    PluginsError,
+    PluginsError, Trust,
     calls::Calls,
     entry::{Entry, Fault, Shared, Status},
     facts::Facts,
@@ -46,6 +46,7 @@ pub(crate) struct Setup {
     pub(crate) limits: Limits,
     /// The directory of plugins that come with the daemon.
     pub(crate) bundled: Option<PathBuf>,
+    pub(crate) trust: Trust,
 }
 
 /// The plugins of a daemon.
@@ -54,6 +55,7 @@ pub(crate) struct Manager {
     pub(super) store: Store,
     pub(super) runtime: Arc<Runtime>,
     pub(super) bundled: Option<PathBuf>,
+    pub(super) trust: Trust,
     /// One change at a time.
     pub(super) changing: tokio::sync::Mutex<()>,
     set: RwLock<Arc<Set>>,
@@ -128,7 +130,7 @@ impl Manager {
     /// The plugins' directory or the database cannot be used, or this host cannot run components. A plugin that is broken is shown as
     /// that and is no error.
     pub(crate) async fn open(setup: Setup) -> Result<Arc<Self>, PluginsError> {
-        let Setup { dir, store, facts, client_key, compiler, limits, bundled } = setup;
+        let Setup { dir, store, facts, client_key, compiler, limits, bundled, trust } = setup;
         package::make_dir(&dir).map_err(|source| PluginsError::Write { path: dir.clone(), source })?;
         let runtime = Arc::new(Runtime::new(&dir.join(CACHE), compiler, limits)?);
         let state: Arc<dyn StateStore> = Arc::new(Kept(store.clone()));
@@ -137,6 +139,7 @@ impl Manager {
             store,
             runtime,
             bundled,
+            trust,
             changing: tokio::sync::Mutex::new(()),
             set: RwLock::default(),
             changed: watch::Sender::new(0),

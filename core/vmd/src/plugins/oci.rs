@@ -3,35 +3,45 @@
 //! ```text
 //!   image manifest ── config                                         application/vnd.wasm.config.v0+json
 //!                  ├─ application/wasm                               the component
-//!                  ├─ application/vnd.vm.plugin.manifest.v1+toml     plugin.toml
+//!                  ├─ application/vnd.vm.plugin.manifest.v1+toml     plugin.toml; or in an annotation of the manifest
 //!                  └─ application/vnd.vm.plugin.files.v1.tar         what is in files/; may be absent
 //! ```
 //!
 //! That is the layout of WASM components in registries, with two layers of ours. Sizes are judged by the manifest before a blob is
 //! read; everything is read into memory and compared with its digest before the package exists, so nothing is written of what is not
-//! what it says it is. The package's source names the digest, so the same text installs the same plugin or none.
+//! what it says it is. The package's source names the digest, so the same text installs the same plugin or none. Where the operator
+//! trusts keys, the artifact's signatures are looked at, too: in [`signature`].
 
 mod artifact;
 mod credentials;
 mod error;
 mod layout;
 mod registry;
+mod signature;
 #[cfg(test)]
 mod tests;
 
+use std::net::Ipv4Addr;
+
 use super::{PluginsError, manager::blocking, package::Package};
 
-pub(crate) use self::error::OciError;
+pub(crate) use self::{error::OciError, signature::Trust};
 
 /// A plugin of a registry, by `HOST[:PORT]/NAME[:TAG][@DIGEST]`.
-pub(super) async fn from_registry(text: &str) -> Result<Package, PluginsError> {
-    registry::package(text, registry::Settings::default()).await
+pub(super) async fn from_registry(text: &str, trust: &Trust) -> Result<Package, PluginsError> {
+    registry::package(text, registry::Settings::default(), trust).await
 }
 
 /// A plugin of an image layout, by `DIR[:TAG][@DIGEST]`.
-pub(super) async fn from_layout(text: &str) -> Result<Package, PluginsError> {
-    let text = text.to_owned();
-    blocking(move || layout::package(&text)).await
+pub(super) async fn from_layout(text: &str, trust: &Trust) -> Result<Package, PluginsError> {
+    let (text, trust) = (text.to_owned(), trust.clone());
+    blocking(move || layout::package(&text, &trust)).await
+}
+
+/// Whether a registry, `HOST[:PORT]`, is on this host.
+fn is_loopback(registry: &str) -> bool {
+    let host = registry.split_once(':').map_or(registry, |(host, _)| host);
+    host == "localhost" || host.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback())
 }
 
 /// Text of a registry or an artifact, fit for terminals and logs.

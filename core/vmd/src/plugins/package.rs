@@ -11,6 +11,7 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
+use vm_api::PluginSignature;
 use vm_host::files;
 use vm_plugin::{MAX_COMPONENT, Manifest};
 
@@ -45,6 +46,7 @@ pub(crate) struct Package {
     pub(crate) manifest: Manifest,
     /// Where it came from, for people.
     pub(crate) source: String,
+    pub(crate) signature: PluginSignature,
     /// By its name as installed.
     files: BTreeMap<String, Vec<u8>>,
 }
@@ -89,7 +91,12 @@ impl Package {
         let mut files: BTreeMap<_, _> =
             [(MANIFEST.to_owned(), manifest), (parsed.component.clone(), component)].into();
         files.extend(blobs.into_iter().map(|(name, content)| (format!("{FILES}/{name}"), content)));
-        Self { manifest: parsed, source, files }
+        Self { manifest: parsed, source, signature: PluginSignature::Unsigned, files }
+    }
+
+    /// The same with what is known of its signatures.
+    pub(crate) fn signed(self, signature: PluginSignature) -> Self {
+        Self { signature, ..self }
     }
 
     pub(crate) fn component(&self) -> &[u8] {

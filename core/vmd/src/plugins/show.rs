@@ -5,7 +5,7 @@ use std::{os::unix::fs::MetadataExt, path::Path};
 use serde_json::Value;
 use vm_api::{
     HookCalls, InstalledVersion, PluginCheck, PluginDisk, PluginGrant, PluginInfo, PluginInspection,
-    PluginLogLine, PluginState, PluginSummary, VmName,
+    PluginLogLine, PluginSignature, PluginState, PluginSummary, VmName,
 };
 use vm_plugin::{Granted, Hook, Manifest, log::Logged};
 
@@ -84,6 +84,12 @@ pub(super) fn grants(manifest: &Manifest, granted: Option<&Granted>) -> Vec<Plug
 
 fn granted(entry: &Entry) -> Option<Granted> {
     serde_json::from_value(entry.record.granted.clone()).ok()
+}
+
+/// Who had signed it when it was installed.
+pub(super) fn signature(entry: &Entry) -> PluginSignature {
+    let recorded = entry.record.signature.clone();
+    recorded.and_then(|value| serde_json::from_value(value).ok()).unwrap_or_default()
 }
 
 /// A plugin as a list has it.
@@ -172,6 +178,7 @@ impl Manager {
             summary: summary(&entry, position),
             wit: manifest.map(|manifest| manifest.wit.clone()).unwrap_or_default(),
             source: entry.record.source.clone(),
+            signature: signature(&entry),
             installed_at: entry.record.installed_at,
             before: manifest.map(|manifest| manifest.before.clone()).unwrap_or_default(),
             after: manifest.map(|manifest| manifest.after.clone()).unwrap_or_default(),
@@ -205,7 +212,7 @@ impl Manager {
 
     /// What an installation would bring.
     pub(crate) async fn inspect(&self, source: &str) -> Result<PluginInspection, PluginsError> {
-        let package = self.package(source).await?;
+        let package = self.trusted(source).await?;
         Ok(self.inspection(&package))
     }
 
@@ -231,6 +238,7 @@ impl Manager {
                 digest: old.record.digest.clone(),
             }),
             source: package.source.clone(),
+            signature: package.signature.clone(),
         }
     }
 

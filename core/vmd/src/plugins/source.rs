@@ -2,10 +2,14 @@
 
 use std::path::Path;
 
-use super::{PluginsError, bundled, manager::blocking, oci, package::Package};
+use super::{PluginsError, Trust, bundled, manager::blocking, oci, package::Package};
 
 /// A plugin of this source.
-pub(super) async fn package(text: &str, bundled: Option<&Path>) -> Result<Package, PluginsError> {
+pub(super) async fn package(
+    text: &str,
+    bundled: Option<&Path>,
+    trust: &Trust,
+) -> Result<Package, PluginsError> {
     if let Some(name) = text.strip_prefix("bundled:") {
         let found = bundled::find(bundled, name)?;
         let mut package = blocking(move || Package::read(&found)).await?;
@@ -13,10 +17,10 @@ pub(super) async fn package(text: &str, bundled: Option<&Path>) -> Result<Packag
         return Ok(package);
     }
     if let Some(reference) = text.strip_prefix("oci://") {
-        return oci::from_registry(reference).await;
+        return oci::from_registry(reference, trust).await;
     }
     if let Some(layout) = text.strip_prefix("oci-layout:") {
-        return oci::from_layout(layout).await;
+        return oci::from_layout(layout, trust).await;
     }
     let path = Path::new(text).to_owned();
     if !path.is_absolute() {

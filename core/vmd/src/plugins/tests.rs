@@ -16,7 +16,7 @@ use vm_plugin::{Compiler, Hook, Limits, VmFacts};
 use vm_store::Store;
 use vm_types::plugin::Change;
 
-use super::{Facts, Manager, PluginsError, Setup, entry::Entry};
+use super::{Facts, Manager, PluginsError, Setup, Trust, entry::Entry};
 
 /// A component of the host's own tests, all built once.
 pub(super) fn component(name: &str) -> Vec<u8> {
@@ -56,13 +56,14 @@ const GRANTS: &str = r#"
 pub(super) struct Bench {
     dir: tempfile::TempDir,
     store: Store,
+    pub(super) trust: Trust,
 }
 
 impl Bench {
     pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("db")).unwrap();
-        Self { dir, store }
+        Self { dir, store, trust: Trust::default() }
     }
 
     pub(super) async fn open(&self) -> Arc<Manager> {
@@ -79,6 +80,7 @@ impl Bench {
             compiler: Compiler::InProcess,
             limits,
             bundled: bundled.is_dir().then_some(bundled),
+            trust: self.trust.clone(),
         };
         Manager::open(setup).await.unwrap()
     }

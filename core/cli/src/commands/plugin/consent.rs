@@ -2,7 +2,7 @@
 //!
 //! The plugin's own words (description and reasons) stand beside ours, which do not depend on what its author wishes to say.
 
-use vm_api::{PluginGrant, PluginInspection};
+use vm_api::{PluginGrant, PluginInspection, PluginSignature};
 
 use crate::{output::facts, size::human};
 
@@ -99,6 +99,22 @@ pub(super) fn grants(grants: &[PluginGrant], mark: impl Fn(&PluginGrant) -> &'st
     grants.iter().map(one).collect()
 }
 
+/// Who has signed it; of what comes with the daemon nobody asks.
+pub(super) fn signature(source: &str, signature: &PluginSignature) -> Option<String> {
+    if source.starts_with("bundled:") {
+        return None;
+    }
+    Some(match signature {
+        PluginSignature::Trusted { key, fingerprint } => {
+            let short = fingerprint.get(.."sha256:".len() + 12).unwrap_or(fingerprint);
+            format!("signed by {key} ({short})")
+        }
+        PluginSignature::Untrusted { reason } => format!("not to be trusted: {reason}"),
+        PluginSignature::Unsigned => "unsigned".to_owned(),
+        PluginSignature::Unchecked => "not checked; the daemon was told no key to trust".to_owned(),
+    })
+}
+
 /// All that is to be known before the question.
 pub(super) fn text(plugin: &PluginInspection) -> String {
     let PluginInspection { name, version, description, world, .. } = plugin;
@@ -114,6 +130,7 @@ pub(super) fn text(plugin: &PluginInspection) -> String {
         ("plugin", Some(format!("{name} {version}, world {world}"))),
         ("description", (!description.is_empty()).then(|| description.clone())),
         ("from", Some(plugin.source.clone())),
+        ("signature", signature(&plugin.source, &plugin.signature)),
         ("component", Some(format!("{}, {}", human(plugin.component_bytes), plugin.digest))),
         ("replaces", installed),
         ("required", plugin.required.then(|| "yes: where it fails, VMs do not start".to_owned())),

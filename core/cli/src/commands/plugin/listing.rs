@@ -108,6 +108,7 @@ fn text(plugin: &PluginInfo) -> String {
         ("after", list(&plugin.after)),
         ("digest", Some(summary.digest.clone())),
         ("source", Some(plugin.source.clone())),
+        ("signature", consent::signature(&plugin.source, &plugin.signature)),
         ("installed", Some(ago(plugin.installed_at))),
         (
             "files",

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::{commands::image::absolute, errors::CliError, output::Output};
 
 /// The manifest's file.
-const MANIFEST: &str = "plugin.toml";
+pub(super) const MANIFEST: &str = "plugin.toml";
 /// Targets that components are built for, the usual one first.
 const TARGETS: [&str; 3] = ["wasm32-unknown-unknown", "wasm32-wasip2", "wasm32-wasip1"];
 /// The command that builds one.
@@ -22,9 +22,16 @@ const BUILD: &str = "cargo build --release --target wasm32-unknown-unknown";
 
 /// What is needed of the manifest here; the daemon judges all of it.
 #[derive(Debug, Deserialize)]
-struct Manifest {
-    name: String,
-    component: Option<String>,
+pub(super) struct Manifest {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) version: String,
+    #[serde(default = "component")]
+    pub(super) component: String,
+}
+
+fn component() -> String {
+    "plugin.wasm".to_owned()
 }
 
 /// A source as the daemon takes it; `output` is told what its user may have forgotten.
@@ -66,7 +73,9 @@ fn directory_of(file: &Path) -> Result<PathBuf, CliError> {
     let dir = file.parent().unwrap_or(Path::new("/"));
     let is_manifest = file.file_name().is_some_and(|name| name == MANIFEST);
     let is_component = file.extension().is_some_and(|extension| extension == "wasm");
-    if is_manifest || (is_component && component_of(dir).is_ok_and(|of_dir| dir.join(of_dir.1) == file)) {
+    if is_manifest
+        || (is_component && manifest(dir).is_ok_and(|manifest| dir.join(manifest.component) == file))
+    {
         return Ok(dir.to_owned());
     }
     let hint = if is_component {
@@ -79,8 +88,8 @@ fn directory_of(file: &Path) -> Result<PathBuf, CliError> {
     Err(CliError::Usage { message: format!("{} is no plugin", file.display()), hint })
 }
 
-/// The plugin's name and its component's file name by the manifest.
-fn component_of(dir: &Path) -> Result<(String, String), CliError> {
+/// The manifest in a directory.
+pub(super) fn manifest(dir: &Path) -> Result<Manifest, CliError> {
     let path = dir.join(MANIFEST);
     let text = match fs::read_to_string(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -98,19 +107,18 @@ fn component_of(dir: &Path) -> Result<(String, String), CliError> {
         hint: "docs/plugins.md has all keys of a manifest".to_owned(),
     };
     let manifest: Manifest = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-    let component = manifest.component.unwrap_or_else(|| "plugin.wasm".to_owned());
     let plain = |text: &str| !text.is_empty() && !text.contains('/') && text != "." && text != "..";
-    for (key, value) in [("name", &manifest.name), ("component", &component)] {
+    for (key, value) in [("name", &manifest.name), ("component", &manifest.component)] {
         if !plain(value) {
             return Err(wrong(format!("{key} = {value:?} is no plain name")));
         }
     }
-    Ok((manifest.name, component))
+    Ok(manifest)
 }
 
 /// The directory that holds manifest and component: this one, or one that is made of a project that was built.
 fn prepare(dir: &Path, output: Output) -> Result<PathBuf, CliError> {
-    let (name, component) = component_of(dir)?;
+    let Manifest { name, component, .. } = manifest(dir)?;
     // Whatever else is wrong with it, the daemon tells.
     if dir.join(&component).exists() || !dir.join("Cargo.toml").exists() {
         return Ok(dir.to_owned());

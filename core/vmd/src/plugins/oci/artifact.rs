@@ -12,6 +12,8 @@ use crate::plugins::package::{self, MAX_FILE_BYTES, MAX_FILES, MAX_MANIFEST};
 pub(super) const CONFIG: &str = "application/vnd.wasm.config.v0+json";
 const COMPONENT: &str = "application/wasm";
 const MANIFEST: &str = "application/vnd.vm.plugin.manifest.v1+toml";
+/// Key of the annotation that has it as well: artifacts of one layer, which is all that other tools for components take.
+const ANNOTATION: &str = "vnd.vm.plugin.manifest.v1+toml";
 const FILES: &str = "application/vnd.vm.plugin.files.v1.tar";
 
 /// What the layer of the plugin's manifest is called.
@@ -80,12 +82,21 @@ pub(super) fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(digit))
 }
 
+/// Where the plugin's manifest is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Toml {
+    /// In a layer.
+    Layer(Blob),
+    /// In an annotation: this.
+    Annotation(Vec<u8>),
+}
+
 /// The blobs of a plugin, none of them read yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Artifact {
     /// Of no use here; an artifact whose config is not its config is refused all the same.
     pub(super) config: Blob,
-    pub(super) manifest: Blob,
+    pub(super) manifest: Toml,
     pub(super) component: Blob,
     pub(super) files: Option<Blob>,
 }
@@ -112,12 +123,21 @@ impl Artifact {
                 (Some(layer), None) => blob(what, layer, most).map(Some),
             }
         };
-        let needed = |what: &'static str, media_type: &'static str, most: u64| {
-            layer(what, media_type, most)?.ok_or(OciError::Missing { what, media_type })
+        let missing = |what: &'static str, media_type: &'static str| OciError::Missing { what, media_type };
+        let annotation = document.annotations.as_ref().and_then(|all| all.get(ANNOTATION));
+        let manifest = match (layer(TOML, MANIFEST, MAX_MANIFEST)?, annotation) {
+            (Some(_), Some(_)) => return Err(OciError::Several { media_type: MANIFEST }),
+            (Some(layer), None) => Toml::Layer(layer),
+            (None, Some(text)) if text.len() as u64 > MAX_MANIFEST => {
+                return Err(OciError::Large { what: TOML, bytes: text.len() as u64, most: MAX_MANIFEST });
+            }
+            (None, Some(text)) => Toml::Annotation(text.clone().into_bytes()),
+            (None, None) => return Err(missing(TOML, MANIFEST)),
         };
         Ok(Self {
-            component: needed("component", COMPONENT, MAX_COMPONENT)?,
-            manifest: needed(TOML, MANIFEST, MAX_MANIFEST)?,
+            component: layer("component", COMPONENT, MAX_COMPONENT)?
+                .ok_or_else(|| missing("component", COMPONENT))?,
+            manifest,
             files: layer("layer with files", FILES, MAX_FILES_LAYER)?,
             config: blob("config", &document.config, MAX_CONFIG)?,
         })

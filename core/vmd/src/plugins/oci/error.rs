@@ -48,6 +48,10 @@ pub(crate) enum OciError {
     Size { what: &'static str, found: u64, expected: u64 },
     #[error("the {what} is {found}; its digest should be {expected}")]
     Digest { what: &'static str, found: String, expected: String },
+    #[error("could not use the trusted key {}", path.display())]
+    Key { path: PathBuf, source: io::Error },
+    #[error("this daemon installs only plugins that are signed by a trusted key: {reason}")]
+    Unsigned { reason: String, keys: Vec<String> },
     #[error("the layer with the plugin's files cannot be used: {reason}")]
     Files { reason: String },
 }
@@ -69,12 +73,18 @@ impl OciError {
             Self::Reference { .. } => {
                 "write oci://HOST[:PORT]/NAME[:TAG], or @sha256:… in the place of the tag; names are in lower case".into()
             }
+            Self::Unreachable { registry, .. } if super::is_loopback(registry) => {
+                "does a registry listen there? This host is spoken with in plain HTTP".into()
+            }
             Self::Unreachable { .. } => {
                 "is the name right, and does it speak TLS with a certificate this host trusts? Plain HTTP is for loopback only"
                     .into()
             }
             Self::Stalled { .. } => {
                 "try again; or fetch it to a directory by other means, and install it with oci-layout:DIR".into()
+            }
+            Self::NotFound { reference, .. } if reference.contains('@') => {
+                "is the digest that of the artifact's manifest, and in this repository? What was deleted there is gone".into()
             }
             Self::NotFound { .. } => "are name and tag right? Without a tag it is `latest`".into(),
             Self::Unauthorized { known: false, registry, .. } => format!(
@@ -102,12 +112,22 @@ impl OciError {
                 format!("its config's type or its artifactType is {}; {PUSH}", super::artifact::CONFIG)
             }
             Self::Missing { what, .. } if *what == super::artifact::TOML => format!(
-                "it may be a component, but no plugin of vm: those bring their manifest as a layer of its own; {PUSH}"
+                "it may be a component, but no plugin of vm: those bring their manifest in a layer or an annotation; {PUSH}"
             ),
             Self::Missing { .. } | Self::Several { .. } => PUSH.into(),
             Self::Malformed { .. } | Self::Size { .. } | Self::Digest { .. } => {
                 "it is damaged, or somebody has changed it; push it again".into()
             }
+            Self::Key { .. } => {
+                "plugins.trusted_keys in config.toml names files with public keys, as `cosign generate-key-pair` and \
+                 `openssl ec -pubout` write them"
+                    .into()
+            }
+            Self::Unsigned { keys, .. } => format!(
+                "push it to a registry and sign it there, docs/plugins.md has the commands; trusted is {}. The rule is \
+                 plugins.require_signature in config.toml",
+                keys.join(", ")
+            ),
             Self::Large { .. } => "files for guests belong into an image, or are fetched by the guest".into(),
             Self::Files { .. } => {
                 "it is a tar file, not compressed, with the files at its top: tar -cf files.tar -C files .".into()

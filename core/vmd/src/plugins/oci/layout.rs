@@ -18,11 +18,13 @@ use nix::{
 };
 use oci_client::manifest::{ImageIndexEntry, OciImageIndex};
 use serde::Deserialize;
+use vm_api::PluginSignature;
 
 use super::{
-    OciError,
-    artifact::{self, Artifact, Blob, MAX_DOCUMENT},
+    OciError, Trust,
+    artifact::{self, Artifact, Blob, MAX_DOCUMENT, Toml},
     plain,
+    signature::{self, Judge, Key},
 };
 use crate::plugins::{PluginsError, package::Package};
 
@@ -70,22 +72,28 @@ impl<'a> Place<'a> {
 }
 
 /// The plugin of `DIR[:TAG][@DIGEST]`.
-pub(super) fn package(text: &str) -> Result<Package, PluginsError> {
+pub(super) fn package(text: &str, trust: &Trust) -> Result<Package, PluginsError> {
     let place = Place::of(text);
     if !Path::new(place.dir).is_absolute() {
         return Err(PluginsError::Source { text: format!("oci-layout:{text}") });
     }
+    let keys = trust.read()?;
     let layout = Layout::open(Path::new(place.dir))?;
     let entry = layout.entry(place.tag, place.digest)?;
     let artifact = Artifact::parse(&layout.blob(&entry)?)?;
+    let signature = layout.signature(&entry.digest, &keys)?;
     layout.blob(&artifact.config)?;
-    let manifest = layout.blob(&artifact.manifest)?;
+    let manifest = match artifact.manifest {
+        Toml::Layer(layer) => layout.blob(&layer)?,
+        Toml::Annotation(text) => text,
+    };
     let component = layout.blob(&artifact.component)?;
     let files = match &artifact.files {
         Some(files) => artifact::files(&layout.blob(files)?)?,
         None => BTreeMap::new(),
     };
-    Package::of(place.named(&entry.digest), manifest, component, files)
+    let package = Package::of(place.named(&entry.digest), manifest, component, files)?;
+    Ok(package.signed(signature))
 }
 
 #[derive(Deserialize)]
@@ -150,11 +158,13 @@ impl Layout {
     /// The image manifest that is asked for; without tag and digest the only one.
     fn entry(&self, tag: Option<&str>, digest: Option<&str>) -> Result<Blob, OciError> {
         let index: OciImageIndex = json(INDEX, &self.document(INDEX)?)?;
+        // Signatures are found by the tags that they are given; nobody means them who names none.
+        let meant = |entry: &ImageIndexEntry| !tag_of(entry).is_some_and(signature::is_tag);
         let mut found = index.manifests.iter().filter(|entry| {
-            tag.is_none_or(|tag| tag_of(entry) == Some(tag))
+            tag.map_or_else(|| meant(entry), |tag| tag_of(entry) == Some(tag))
                 && digest.is_none_or(|digest| entry.digest == digest)
         });
-        let there = || index.manifests.iter().map(name).collect();
+        let there = || index.manifests.iter().filter(|entry| meant(entry)).map(name).collect();
         let Some(first) = found.next() else {
             let asked = [tag, digest].into_iter().flatten().collect::<Vec<_>>().join(" with ");
             return Err(OciError::NoEntry { asked, there: there() });
@@ -164,6 +174,24 @@ impl Layout {
             return Err(OciError::Ambiguous { there: there() });
         }
         Blob::new("artifact's manifest", &first.digest, first.size, MAX_DOCUMENT)
+    }
+
+    /// Who has signed the artifact of this digest.
+    fn signature(&self, digest: &str, keys: &[Key]) -> Result<PluginSignature, OciError> {
+        if keys.is_empty() {
+            return Ok(PluginSignature::Unchecked);
+        }
+        let manifest = match self.entry(Some(&signature::tag(digest)), None) {
+            Err(OciError::NoEntry { .. }) => return Ok(PluginSignature::Unsigned),
+            manifest => self.blob(&manifest?)?,
+        };
+        let mut judge = Judge::new(digest, keys);
+        for claim in signature::claims(&manifest)? {
+            if let Some(good) = judge.look(&claim, &self.blob(&claim.payload)?) {
+                return Ok(good);
+            }
+        }
+        Ok(judge.end())
     }
 
     fn blob(&self, blob: &Blob) -> Result<Vec<u8>, OciError> {

@@ -3,7 +3,7 @@
 //! Anonymous, or as the daemon's user has logged in. Plain HTTP is spoken with this host alone: nothing on the way could otherwise be
 //! kept from reading a password. The client's own task may panic over a strange answer without harm to anything else.
 
-use std::{collections::BTreeMap, env, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
 
 use oci_client::{
     Client, Reference, RegistryOperation,
@@ -14,12 +14,14 @@ use oci_client::{
 };
 use tokio::io::AsyncReadExt;
 use tokio_util::{io::StreamReader, task::AbortOnDropHandle};
+use vm_api::PluginSignature;
 use vm_types::report::chain;
 
 use super::{
-    OciError,
-    artifact::{self, Artifact, Blob, MAX_DOCUMENT},
-    credentials, plain,
+    OciError, Trust,
+    artifact::{self, Artifact, Blob, MAX_DOCUMENT, Toml},
+    credentials, is_loopback, plain,
+    signature::{self, Judge, Key},
 };
 use crate::plugins::{
     PluginsError,
@@ -57,15 +59,18 @@ struct Pulled {
     manifest: Vec<u8>,
     component: Vec<u8>,
     files: Option<Vec<u8>>,
+    signature: PluginSignature,
 }
 
 /// The plugin of `HOST[:PORT]/NAME[:TAG][@DIGEST]`.
-pub(super) async fn package(text: &str, settings: Settings) -> Result<Package, PluginsError> {
+pub(super) async fn package(text: &str, settings: Settings, trust: &Trust) -> Result<Package, PluginsError> {
     let reference = parse(text)?;
+    let trust = trust.clone();
+    let keys = blocking(move || Ok(trust.read()?)).await?;
     let registry = reference.registry().to_owned();
     let work = async move {
         let whole = settings.whole;
-        match tokio::time::timeout(whole, pull(reference, settings)).await {
+        match tokio::time::timeout(whole, pull(reference, settings, &keys)).await {
             Ok(pulled) => pulled,
             Err(_) => Err(OciError::Stalled { registry, what: "all of the artifact" }),
         }
@@ -75,7 +80,8 @@ pub(super) async fn package(text: &str, settings: Settings) -> Result<Package, P
     let pulled = task.await.map_err(|source| PluginsError::Broken { source })??;
     blocking(move || {
         let files = pulled.files.as_deref().map_or(Ok(BTreeMap::new()), artifact::files)?;
-        Package::of(pulled.source, pulled.manifest, pulled.component, files)
+        let package = Package::of(pulled.source, pulled.manifest, pulled.component, files)?;
+        Ok(package.signed(pulled.signature))
     })
     .await
 }
@@ -94,11 +100,6 @@ fn parse(text: &str) -> Result<Reference, OciError> {
     }
 }
 
-fn is_loopback(registry: &str) -> bool {
-    let host = registry.split_once(':').map_or(registry, |(host, _)| host);
-    host == "localhost" || host.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback())
-}
-
 /// One artifact at a registry.
 struct Remote {
     client: Client,
@@ -106,17 +107,21 @@ struct Remote {
     auth: RegistryAuth,
 }
 
-async fn pull(reference: Reference, settings: Settings) -> Result<Pulled, OciError> {
+async fn pull(reference: Reference, settings: Settings, keys: &[Key]) -> Result<Pulled, OciError> {
     let remote = Remote::new(reference, settings)?;
     let (digest, artifact) = remote.artifact().await?;
+    let signature = remote.signature(&digest, keys).await?;
     remote.blob(&artifact.config).await?;
-    let manifest = remote.blob(&artifact.manifest).await?;
+    let manifest = match artifact.manifest {
+        Toml::Layer(layer) => remote.blob(&layer).await?,
+        Toml::Annotation(text) => text,
+    };
     let component = remote.blob(&artifact.component).await?;
     let files = match &artifact.files {
         Some(files) => Some(remote.blob(files).await?),
         None => None,
     };
-    Ok(Pulled { source: remote.named(&digest), manifest, component, files })
+    Ok(Pulled { source: remote.named(&digest), manifest, component, files, signature })
 }
 
 impl Remote {
@@ -154,23 +159,51 @@ impl Remote {
         }
     }
 
-    /// The artifact and the digest of its manifest.
-    async fn artifact(&self) -> Result<(String, Artifact), OciError> {
-        let what = "artifact's manifest";
-        let failed = |error| self.failed(what, error);
-        // Asked for here, for a later request would leave out why there is no token.
-        self.client
-            .auth(&self.reference, &self.auth, RegistryOperation::Pull)
-            .await
-            .map_err(|error| self.failed("answer to the login", error))?;
+    /// Who has signed the artifact of this digest.
+    async fn signature(&self, digest: &str, keys: &[Key]) -> Result<PluginSignature, OciError> {
+        if keys.is_empty() {
+            return Ok(PluginSignature::Unchecked);
+        }
+        let (registry, repository) = (self.registry(), self.reference.repository().to_owned());
+        let place = Reference::with_tag(registry, repository, signature::tag(digest));
+        let manifest = match self.document(&place, "manifest of the signatures").await {
+            Err(OciError::NotFound { .. }) => return Ok(PluginSignature::Unsigned),
+            manifest => manifest?,
+        };
+        let mut judge = Judge::new(digest, keys);
+        for claim in signature::claims(&manifest)? {
+            if let Some(good) = judge.look(&claim, &self.blob(&claim.payload).await?) {
+                return Ok(good);
+            }
+        }
+        Ok(judge.end())
+    }
+
+    /// An artifact's manifest as the registry has it.
+    async fn document(&self, reference: &Reference, what: &'static str) -> Result<Vec<u8>, OciError> {
         let types = [OCI_IMAGE_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE];
-        let (bytes, _) =
-            self.client.pull_manifest_raw(&self.reference, &self.auth, &types).await.map_err(failed)?;
+        let (bytes, _) = self
+            .client
+            .pull_manifest_raw(reference, &self.auth, &types)
+            .await
+            .map_err(|error| self.failed(what, error))?;
         // The client has read it whole: what has limited it so far is the time.
         let size = bytes.len() as u64;
         if size > MAX_DOCUMENT {
             return Err(OciError::Large { what, bytes: size, most: MAX_DOCUMENT });
         }
+        Ok(bytes.to_vec())
+    }
+
+    /// The artifact and the digest of its manifest.
+    async fn artifact(&self) -> Result<(String, Artifact), OciError> {
+        let what = "artifact's manifest";
+        // Asked for here, for a later request would leave out why there is no token.
+        self.client
+            .auth(&self.reference, &self.auth, RegistryOperation::Pull)
+            .await
+            .map_err(|error| self.failed("answer to the login", error))?;
+        let bytes = self.document(&self.reference, what).await?;
         let digest = package::digest(&bytes);
         if let Some(expected) = self.reference.digest()
             && expected != digest
@@ -207,13 +240,18 @@ impl Remote {
         format!("oci://{}/{}{tag}@{digest}", reference.registry(), reference.repository())
     }
 
+    /// What is asked for, as the registry itself would name it.
+    fn within(&self) -> String {
+        let whole = self.reference.to_string();
+        whole.split_once('/').map(|(_, within)| within.to_owned()).unwrap_or(whole)
+    }
+
     fn registry(&self) -> String {
         self.reference.registry().to_owned()
     }
 
     fn failed(&self, what: &'static str, error: OciDistributionError) -> OciError {
-        let not_found =
-            || OciError::NotFound { registry: self.registry(), reference: self.reference.to_string() };
+        let not_found = || OciError::NotFound { registry: self.registry(), reference: self.within() };
         match error {
             OciDistributionError::RequestError(error) => self.request(what, error),
             OciDistributionError::UnauthorizedError { .. }
@@ -248,7 +286,7 @@ impl Remote {
         match error.status().map(|status| status.as_u16()) {
             Some(401 | 403) => return self.unauthorized(),
             Some(404) => {
-                let reference = format!("{what} of {}", self.reference);
+                let reference = format!("{what} of {}", self.within());
                 return OciError::NotFound { registry: self.registry(), reference };
             }
             _ => {}
@@ -281,7 +319,7 @@ impl Remote {
     fn unauthorized(&self) -> OciError {
         OciError::Unauthorized {
             registry: self.registry(),
-            reference: self.reference.to_string(),
+            reference: self.within(),
             known: self.auth != RegistryAuth::Anonymous,
         }
     }

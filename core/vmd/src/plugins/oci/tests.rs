@@ -1,6 +1,8 @@
-//! Artifacts in image layouts that the tests write, and what is made of them; those of a registry are in [`served`].
+//! Artifacts in image layouts that the tests write, and what is made of them; those of a registry are in [`served`], and
+//! signatures in [`signed`].
 
 mod served;
+mod signed;
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +14,7 @@ use std::{
 use serde_json::{Value, json};
 use vm_plugin::MAX_COMPONENT;
 
-use super::{OciError, artifact, layout};
+use super::{OciError, Trust, artifact, layout};
 use crate::plugins::{
     PluginsError,
     package::{Package, digest},
@@ -108,7 +110,7 @@ fn write(dir: &Path, artifacts: &[(&Made, &[&str])]) {
 }
 
 fn read(dir: &Path, which: &str) -> Result<Package, PluginsError> {
-    layout::package(&format!("{}{which}", dir.display()))
+    layout::package(&format!("{}{which}", dir.display()), &Trust::default())
 }
 
 /// Why an artifact is refused.
@@ -137,7 +139,7 @@ fn a_layout_has_a_plugin_with_its_files() {
     let source = package.source.strip_prefix("oci-layout:").unwrap().to_owned();
     assert!(source.ends_with(&format!(":v1@{}", made.digest())), "{source}");
     // What is recorded leads to the same content.
-    assert_eq!(layout::package(&source).unwrap().digests(), package.digests());
+    assert_eq!(layout::package(&source, &Trust::default()).unwrap().digests(), package.digests());
     // The other form: an empty config, and the type beside it.
     let other = Made::new(b"component").changed(|manifest| {
         manifest["config"]["mediaType"] = "application/vnd.oci.empty.v1+json".into();
@@ -145,6 +147,31 @@ fn a_layout_has_a_plugin_with_its_files() {
     });
     write(dir.path(), &[(&other, &["v1"])]);
     assert_eq!(read(dir.path(), "").unwrap().digests(), package.digests());
+}
+
+#[test]
+fn an_artifact_of_one_layer_has_its_manifest_in_an_annotation() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = "vnd.vm.plugin.manifest.v1+toml";
+    let made = Made::new(b"component").changed(|manifest| {
+        manifest["layers"].as_array_mut().unwrap().truncate(1);
+        manifest["annotations"] = json!({ key: TOML });
+    });
+    write(dir.path(), &[(&made, &["v1"])]);
+    let package = read(dir.path(), "").unwrap();
+    let names: Vec<_> = package.digests().into_keys().collect();
+    assert_eq!(
+        (package.manifest.name.as_str(), names),
+        ("greet", vec!["plugin.toml".into(), "plugin.wasm".into()])
+    );
+    // One that is there twice is none that anybody can be sure of.
+    let error = refused(|manifest| manifest["annotations"] = json!({ key: TOML }));
+    assert!(matches!(error, OciError::Several { .. }), "{error}");
+    let error = refused(|manifest| {
+        manifest["layers"].as_array_mut().unwrap().remove(1);
+        manifest["annotations"] = json!({ key: "#".repeat((1 << 20) + 1) });
+    });
+    assert!(matches!(error, OciError::Large { what: "plugin.toml", .. }), "{error}");
 }
 
 #[test]

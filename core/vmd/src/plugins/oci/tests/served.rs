@@ -18,7 +18,7 @@ use super::{Made, refusal};
 use crate::plugins::{
     PluginsError,
     oci::{
-        OciError,
+        OciError, Trust,
         registry::{self, Settings},
     },
     package::{Package, digest},
@@ -178,7 +178,7 @@ impl Registry {
     }
 
     async fn get(&self, which: &str) -> Result<Package, PluginsError> {
-        registry::package(&format!("{}{which}", self.name()), settings(None)).await
+        registry::package(&format!("{}{which}", self.name()), settings(None), &Trust::default()).await
     }
 }
 
@@ -232,7 +232,8 @@ async fn a_registry_that_asks_who_it_is_learns_what_the_user_left_for_it() {
         let get = async |auth: &str| {
             let text = format!("{{\"auths\":{{\"{}\":{{\"auth\":\"{auth}\"}}}}}}", registry.address);
             fs::write(&path, text).unwrap();
-            registry::package(&format!("{}:1.0", registry.name()), settings(Some(&path))).await
+            registry::package(&format!("{}:1.0", registry.name()), settings(Some(&path)), &Trust::default())
+                .await
         };
         get(ANN).await.unwrap();
         // "bob:secret".
@@ -282,14 +283,47 @@ async fn a_registry_that_is_silent_or_not_there_is_not_waited_for() {
         let site = Site { odd: Some(Odd::Stalls(path)), ..Site::of(&made) };
         let registry = site.serve().await;
         let short = Settings { read: Duration::from_millis(300), ..settings(None) };
-        let error = refusal(registry::package(&format!("{}:1.0", registry.name()), short).await);
+        let error =
+            refusal(registry::package(&format!("{}:1.0", registry.name()), short, &Trust::default()).await);
         assert!(matches!(error, OciError::Stalled { .. }), "{error}");
         let short = Settings { whole: Duration::from_millis(300), ..settings(None) };
-        let error = refusal(registry::package(&format!("{}:1.0", registry.name()), short).await);
+        let error =
+            refusal(registry::package(&format!("{}:1.0", registry.name()), short, &Trust::default()).await);
         assert!(matches!(error, OciError::Stalled { .. }), "{error}");
     }
     // No program listens on the first port.
-    let error = refusal(registry::package("127.0.0.1:1/a/greet:1.0", settings(None)).await);
+    let error =
+        refusal(registry::package("127.0.0.1:1/a/greet:1.0", settings(None), &Trust::default()).await);
     assert!(matches!(error, OciError::Unreachable { .. }), "{error}");
-    assert!(error.hint().contains("TLS"));
+    assert!(error.hint().contains("plain HTTP"));
+}
+
+#[tokio::test]
+async fn signatures_are_looked_for_beside_the_artifact_where_keys_are_trusted() {
+    use p256::pkcs8::{EncodePublicKey, LineEnding};
+    let key = p256::ecdsa::SigningKey::from_slice(&[1; 32]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.pub");
+    fs::write(&path, key.verifying_key().to_public_key_pem(LineEnding::LF).unwrap()).unwrap();
+    let trust = Trust { keys: vec![path], required: false };
+    let made = Made::new(b"component");
+    let place = format!("/v2/a/greet/manifests/{}.sig", made.digest().replace(':', "-"));
+
+    let registry = Site::of(&made).serve().await;
+    let text = format!("{}:1.0", registry.name());
+    let package = registry::package(&text, settings(None), &trust).await.unwrap();
+    assert_eq!(package.signature, vm_api::PluginSignature::Unsigned);
+    assert!(registry.asked.lock().unwrap().contains(&place));
+    registry.asked.lock().unwrap().clear();
+    let package = registry.get(":1.0").await.unwrap();
+    assert_eq!(package.signature, vm_api::PluginSignature::Unchecked);
+    assert!(!registry.asked.lock().unwrap().contains(&place), "nobody asks who trusts nobody");
+
+    // No signature is another thing than a registry that does not say.
+    let mut site = Site::of(&made);
+    site.content.insert(place, b"{}".to_vec());
+    let registry = site.serve().await;
+    let text = format!("{}:1.0", registry.name());
+    let error = refusal(registry::package(&text, settings(None), &trust).await);
+    assert!(matches!(error, OciError::Malformed { what: "manifest of the signatures", .. }), "{error}");
 }
