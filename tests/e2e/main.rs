@@ -10,5 +10,6 @@ mod lifecycle;
 mod network;
 mod overlap;
 mod plugins;
+mod registry;
 mod run;
 mod session;
