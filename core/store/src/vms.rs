@@ -83,22 +83,6 @@ impl Vms<'_> {
         self.0.transaction(READ, |t| select(t, "TRUE", &[])).await
     }
 
-    /// Every address some VM has, in no particular order.
-    ///
-    /// # Errors
-    /// The database failing.
-    pub async fn addresses_in_use(&self) -> Result<Vec<Ipv4Addr>, StoreError> {
-        self.0
-            .transaction(READ, |t| {
-                let mut statement = t
-                    .prepare_cached("SELECT address FROM vms WHERE address IS NOT NULL")
-                    .map_err(doing(READ))?;
-                let rows = statement.query_map([], |row| row.get::<_, String>(0)).map_err(doing(READ))?;
-                rows.map(|text| parse("vms.address", text.map_err(doing(READ))?)).collect()
-            })
-            .await
-    }
-
     /// Notes that the VM's disk and files were made.
     ///
     /// # Errors
