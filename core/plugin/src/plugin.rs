@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde_json::Value;
+use tokio::sync::mpsc;
 use wasmtime::{Store, Trap};
 
 use crate::{
@@ -36,6 +37,7 @@ pub struct Plugin {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) stats: Stats,
     pub(crate) log: Log,
+    failed: Option<mpsc::UnboundedSender<String>>,
 }
 
 impl fmt::Debug for Plugin {
@@ -105,6 +107,7 @@ impl Plugin {
             runtime: runtime.clone(),
             stats: Stats::default(),
             log: Log::default(),
+            failed: None,
         })
     }
 
@@ -153,6 +156,18 @@ impl Plugin {
     pub fn with_log(mut self, log: Log) -> Self {
         self.log = log;
         self
+    }
+
+    /// The same, which gives its name to `failed` when it has failed once too often and is not called any more.
+    #[must_use]
+    pub fn with_failed(mut self, failed: mpsc::UnboundedSender<String>) -> Self {
+        self.failed = Some(failed);
+        self
+    }
+
+    /// Calls it no more, for what it did before it was loaded.
+    pub fn disable(&self, disabled: Disabled) {
+        self.stats.disable(disabled);
     }
 
     /// Why it is not called any more, if it is not.
@@ -230,6 +245,10 @@ impl Plugin {
                 "disabled: it failed {} times in a row",
                 self.identity.limits.failures
             );
+            if let Some(failed) = &self.failed {
+                // Nobody who would have to know is left otherwise.
+                let _ = failed.send(self.name().to_owned());
+            }
         }
     }
 

@@ -73,6 +73,10 @@ impl Stats {
         self.lock().disabled.clone()
     }
 
+    pub(crate) fn disable(&self, disabled: Disabled) {
+        self.lock().disabled = Some(disabled);
+    }
+
     pub(crate) fn enable(&self) {
         let mut counts = self.lock();
         counts.disabled = None;

@@ -23,6 +23,6 @@ pub use error::StoreError;
 pub use images::Images;
 pub use kernels::Kernels;
 pub use meta::Meta;
-pub use plugins::{PluginRecord, Plugins};
+pub use plugins::{PluginFailures, PluginRecord, Plugins};
 pub use store::Store;
 pub use vms::Vms;

@@ -93,6 +93,13 @@ const STEPS: &[M<'static>] = &[
     ),
     // What was found when it was installed; a column of JSON, empty for those that were installed before.
     M::up("ALTER TABLE plugins ADD COLUMN signature TEXT;"),
+    M::up(
+        "CREATE TABLE plugin_failures (
+        plugin   TEXT PRIMARY KEY NOT NULL REFERENCES plugins(name) ON DELETE CASCADE,
+        failures INTEGER NOT NULL,
+        last     TEXT NOT NULL
+    ) STRICT;",
+    ),
 ];
 
 /// Brings a database up to our schema; one that is beyond it is left alone.

@@ -44,6 +44,15 @@ pub struct PluginRecord {
     pub installed_at: u64,
 }
 
+/// Why a plugin is not called though it is enabled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginFailures {
+    /// How often it failed in a row.
+    pub failures: u32,
+    /// The last of them, for people.
+    pub last: String,
+}
+
 /// One change of a plugin's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateChange {
@@ -138,6 +147,46 @@ impl Plugins<'_> {
         let value = if enabled { "1" } else { "0" };
         let statement = "UPDATE plugins SET enabled = CAST(?2 AS INTEGER) WHERE name = ?1";
         self.change(UPDATE, statement, name, Some(value.to_owned())).await
+    }
+
+    /// Notes that a plugin has failed too often to be called, or that it is called again. Of one that is gone nothing is kept.
+    ///
+    /// # Errors
+    /// The database failing.
+    pub async fn set_failures(&self, name: &str, failures: Option<PluginFailures>) -> Result<(), StoreError> {
+        let name = name.to_owned();
+        self.0
+            .transaction(UPDATE, move |t| {
+                match failures {
+                    None => t.execute("DELETE FROM plugin_failures WHERE plugin = ?1", [name]),
+                    Some(PluginFailures { failures, last }) => t.execute(
+                        "INSERT INTO plugin_failures (plugin, failures, last)
+                         SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM plugins WHERE name = ?1)
+                         ON CONFLICT (plugin) DO UPDATE SET failures = excluded.failures, last = excluded.last",
+                        params![name, failures, last],
+                    ),
+                }
+                .map_err(doing(UPDATE))?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// What [`Self::set_failures`] has kept.
+    ///
+    /// # Errors
+    /// The database failing.
+    pub async fn failures(&self, name: &str) -> Result<Option<PluginFailures>, StoreError> {
+        let name = name.to_owned();
+        self.0
+            .transaction(READ, move |t| {
+                t.query_row("SELECT failures, last FROM plugin_failures WHERE plugin = ?1", [name], |row| {
+                    Ok(PluginFailures { failures: row.get(0)?, last: row.get(1)? })
+                })
+                .optional()
+                .map_err(doing(READ))
+            })
+            .await
     }
 
     /// Keeps a plugin's configuration. Tells whether there is one.
@@ -387,6 +436,30 @@ mod tests {
         );
         assert!(plugins.delete("b").await.unwrap() && !plugins.delete("b").await.unwrap());
         assert!(!plugins.set_enabled("b", true).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn failures_stay_until_they_are_forgiven_or_their_plugin_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = store(&dir).await;
+        let failed = |failures| PluginFailures { failures, last: format!("the {failures}th") };
+        first.plugins().set_failures("a", Some(failed(5))).await.unwrap();
+        first.plugins().put(plugin("a")).await.unwrap();
+        assert_eq!(first.plugins().failures("a").await.unwrap(), None, "it was not there when it failed");
+        for number in [5, 6] {
+            first.plugins().set_failures("a", Some(failed(number))).await.unwrap();
+        }
+        // Another version or configuration is no pardon by itself.
+        first.plugins().put(PluginRecord { config: json!({}), ..plugin("a") }).await.unwrap();
+        drop(first);
+        let second = store(&dir).await;
+        assert_eq!(second.plugins().failures("a").await.unwrap(), Some(failed(6)));
+        second.plugins().set_failures("a", None).await.unwrap();
+        assert_eq!(second.plugins().failures("a").await.unwrap(), None);
+        second.plugins().set_failures("a", Some(failed(5))).await.unwrap();
+        second.plugins().delete("a").await.unwrap();
+        second.plugins().put(plugin("a")).await.unwrap();
+        assert_eq!(second.plugins().failures("a").await.unwrap(), None);
     }
 
     #[tokio::test]
