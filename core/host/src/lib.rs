@@ -1,11 +1,15 @@
 //! Seams to the host that several crates share: commands ([`run`]), processes that cannot be
-//! mistaken for others ([`process`]) and files that are whole or absent ([`files`]).
+//! mistaken for others ([`process`]), files that are whole or absent ([`files`]) and HTTP over Unix sockets (`http`).
 //!
 //! It decides nothing and keeps no state.
 
 pub mod clock;
 pub mod files;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod process;
 pub mod run;
 
+#[cfg(feature = "http")]
+pub use http::{HttpClient, HttpError};
 pub use run::{HostCommand, HostRunner, RunError, RunOutput, Runner};

@@ -12,7 +12,7 @@ use tokio::{
     sync::{broadcast, mpsc},
 };
 
-use crate::{log::BoundedLog, sockets::wait_hang_up};
+use crate::{log::BoundedLog, sockets::wait_hang_up, words::Listener};
 
 /// Bytes read at once.
 const CHUNK: usize = 8 * 1024;
@@ -95,15 +95,19 @@ async fn type_in(mut stdin: ChildStdin, mut typed: mpsc::Receiver<Vec<u8>>) {
     }
 }
 
-/// Reads `source` to its end into `log` and, for a console, to its clients.
+/// Reads `source` to its end into `log` and, for a console, to its clients and whoever listens for its guest's last words.
 pub(crate) async fn drain<R: AsyncRead + Unpin>(
     mut source: R,
     mut log: BoundedLog,
     clients: Option<broadcast::Sender<Chunk>>,
+    mut listener: Option<Listener>,
 ) {
     let mut buffer = vec![0; CHUNK];
     while let Ok(n @ 1..) = source.read(&mut buffer).await {
         log.append(&buffer[..n]);
+        if let Some(listener) = &mut listener {
+            listener.hear(&buffer[..n]);
+        }
         if let Some(clients) = &clients
             && clients.receiver_count() > 0
         {

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use vm_host::HttpError;
+
 /// Why a shim could not start its VMM. Reaches people through [`vm_types::shim::ShimFailed`].
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -79,6 +81,18 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The VMM ended before it had its machine.
+    #[error("the VMM ended before it was configured ({status})")]
+    Ended {
+        /// How.
+        status: String,
+    },
+    /// The VMM did not take its machine.
+    #[error("the VMM could not be configured")]
+    Configure {
+        /// Why.
+        source: HttpError,
+    },
 }
 
 impl StartError {
@@ -98,6 +112,12 @@ impl StartError {
             Self::Spawn { .. } => Some("see `vm doctor`".into()),
             Self::Lock { .. } | Self::CreateLog { .. } | Self::Socket { .. } | Self::RemoveRecord { .. } => {
                 Some("check that the directory exists, is writable by vmd and has free space".into())
+            }
+            Self::Configure { source: HttpError::Refused { .. } } => {
+                Some("the VMM does not take this machine; see `vm doctor` for what its version is".into())
+            }
+            Self::Ended { .. } | Self::Configure { .. } => {
+                Some("see the VM's vmm.log in its state directory".into())
             }
             Self::Detach { .. } => None,
         }

@@ -60,7 +60,7 @@ mod tests {
             channel: vm_types::shim::ChannelEndpoint::VirtioSerial { socket: "/s".into() },
             events: None,
             setup: None,
-            halt_line: None,
+            last_words: None,
         };
         let command = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         assert!(runs(&command(&["/usr/bin/vmm", "-a", "b c"]), &launch));

@@ -5,7 +5,8 @@
 //!   │                │  ├─ stdin/stdout ── serial console ── console.log(.1), console.sock
 //!   │                │  ├─ stderr ──────── vmm.log(.1)
 //!   │                │  ├─ channel.sock ── guest's agent ─── ssh.sock, control.sock
-//!   │                │  ├─ events.sock ─── how the guest ended
+//!   │                │  ├─ events.sock ─── how the guest ended (or, without it, the console's last lines)
+//!   │                │  ├─ vmm.sock ────── the machine, for a VMM that takes it by requests
 //!   └─ shim.sock ────┘  └─ end of the VMM: exit.json, then the shim ends
 //! ```
 //!
@@ -25,12 +26,15 @@ pub mod identity;
 mod activity;
 mod console;
 mod events;
+mod halt;
 mod lines;
 mod link;
 mod log;
 mod prepare;
+mod setup;
 mod sockets;
 mod supervise;
+mod words;
 
 pub use client::{ShimStatus, console_tail, exit_record, find, kill, launch, spec, status};
 pub use control::{AgentInfo, ControlClient, ControlError, connect_control};

@@ -31,18 +31,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vm_channel::Service;
 use vm_types::{
     ProcessRef, VmId, VmPaths,
-    shim::{ExitRecord, ShimFailed, ShimReply, ShimRequest, ShimSpec, ShimStarted},
+    shim::{ExitRecord, GuestEnd, ShimFailed, ShimReply, ShimRequest, ShimSpec, ShimStarted},
 };
 
 use crate::{
     activity::{Activity, Sort, Use},
     console::{self, Console},
     error::StartError,
-    events, lines,
+    events, halt, lines,
     link::{self, Session},
     log::BoundedLog,
-    prepare,
+    prepare, setup,
     sockets::Socket,
+    words::Listener,
 };
 
 /// Bound of `vmm.log` in bytes, both files together.
@@ -88,7 +89,7 @@ fn run(spec_path: &Path) -> Result<(), StartError> {
         .map_err(|source| StartError::Detach { what: "set up an event loop", source })?;
     runtime.block_on(async {
         let prepared = Prepared::new(spec).await?;
-        let running = prepared.start()?;
+        let running = prepared.start().await?;
         running.supervise().await;
         Ok(())
     })
@@ -145,8 +146,9 @@ impl Prepared {
             console: Socket::bind(paths.console_sock(), spec.socket_group)?,
         };
         // A VMM that finds a former one's socket may refuse to start; a client could mistake it for the new one.
-        for socket in
-            [Some(spec.launch.channel.socket()), spec.launch.events.as_deref()].into_iter().flatten()
+        let launch = &spec.launch;
+        let control = launch.setup.as_ref().map(|setup| setup.socket.as_path());
+        for socket in [Some(launch.channel.socket()), launch.events.as_deref(), control].into_iter().flatten()
         {
             vm_host::files::remove_if_there(socket)
                 .map_err(|source| StartError::Socket { path: socket.to_owned(), source })?;
@@ -154,7 +156,7 @@ impl Prepared {
         Ok(Self { spec, paths, console_log, vmm_log, sockets, signals, lock })
     }
 
-    fn start(self) -> Result<Running, StartError> {
+    async fn start(self) -> Result<Running, StartError> {
         let (mut child, vmm) = prepare::spawn(&self.spec.launch)?;
         let shim = vm_host::process::identify(std::process::id()).ok_or_else(|| StartError::Detach {
             what: "find the shim itself in /proc",
@@ -164,11 +166,23 @@ impl Prepared {
 
         let console = Console::new(child.stdin.take());
         let mut drains = Vec::new();
+        let (listener, last_words) = self.spec.launch.last_words.clone().map(Listener::new).unzip();
         if let Some(stdout) = child.stdout.take() {
-            drains.push(tokio::spawn(console::drain(stdout, self.console_log, Some(console.output()))));
+            let output = Some(console.output());
+            drains.push(tokio::spawn(console::drain(stdout, self.console_log, output, listener)));
         }
         if let Some(stderr) = child.stderr.take() {
-            drains.push(tokio::spawn(console::drain(stderr, self.vmm_log, None)));
+            drains.push(tokio::spawn(console::drain(stderr, self.vmm_log, None, None)));
+        }
+        if let Some(setup) = &self.spec.launch.setup
+            && let Err(error) = setup::configure(setup, &mut child).await
+        {
+            // The run directory is another's to use only when this VMM is gone.
+            let _ = child.kill().await;
+            for drain in drains {
+                let _ = timeout(DRAIN, drain).await;
+            }
+            return Err(error);
         }
         // A starter that is gone already has a successor that will find the sockets.
         let _ = say(&ShimStarted { shim, vmm });
@@ -182,6 +196,7 @@ impl Prepared {
             about,
             console,
             drains,
+            last_words,
             _lock: self.lock,
         })
     }
@@ -206,6 +221,8 @@ struct Running {
     about: About,
     console: Console,
     drains: Vec<JoinHandle<()>>,
+    /// Of a guest whose VMM tells nothing of its end.
+    last_words: Option<watch::Receiver<Option<GuestEnd>>>,
     _lock: Flock<File>,
 }
 
@@ -220,6 +237,10 @@ impl Running {
             tokio::spawn(async move { events::listen(&socket, over, guest_sender).await })
         });
         let (kill, mut kills) = mpsc::channel(4);
+        let halt = self.last_words.clone().map(|said| {
+            let endpoint = self.spec.launch.channel.clone();
+            tokio::spawn(halt::watch(endpoint, self.about.vmm.pid, said, kill.clone()))
+        });
         let tasks = TaskTracker::new();
         let ending = CancellationToken::new();
 
@@ -253,15 +274,20 @@ impl Running {
         };
 
         over.cancel();
+        if let Some(halt) = halt {
+            halt.abort();
+        }
         for mut rest in events.into_iter().chain(self.drains) {
             if timeout(DRAIN, &mut rest).await.is_err() {
                 rest.abort();
             }
         }
+        let status = status.map_or(vm_types::vm::ExitStatus::Unknown, prepare::exit_status);
+        let told = *guest.borrow();
         let record = ExitRecord {
             vmm: self.about.vmm,
-            status: status.map_or(vm_types::vm::ExitStatus::Unknown, prepare::exit_status),
-            guest: *guest.borrow(),
+            guest: self.last_words.map_or(told, |said| end_by_words(*said.borrow(), &status)),
+            status,
             at: now(),
             boot_id: vm_host::process::boot_id().unwrap_or_default(),
         };
@@ -275,6 +301,15 @@ impl Running {
         tasks.close();
         let _ = timeout(FAREWELL, tasks.wait()).await;
         link.abort();
+    }
+}
+
+/// How a guest ended whose VMM tells nothing of that, by its last words.
+fn end_by_words(said: Option<GuestEnd>, status: &vm_types::vm::ExitStatus) -> Option<GuestEnd> {
+    match (said, status) {
+        // Only a reset ends such a VMM well, and not every one is announced.
+        (None, vm_types::vm::ExitStatus::Code(0)) => Some(GuestEnd::Reboot),
+        _ => said,
     }
 }
 

@@ -21,7 +21,10 @@ use vm_shim::{ControlClient, ControlError, ShimError, client, connect_control, e
 use vm_types::{
     Handle, Observed, ProcessRef, VmPaths,
     guest::control::{Phase, ShutdownKind},
-    shim::{ChannelEndpoint, GuestEnd, LaunchPlan, ShimSpec, ShimStarted},
+    shim::{
+        ApiRequest, ChannelEndpoint, ExitRecord, GuestEnd, LastWords, LaunchPlan, Setup, ShimSpec,
+        ShimStarted,
+    },
     vm::ExitStatus,
 };
 
@@ -56,7 +59,8 @@ impl Vm {
         let channel = paths.channel_sock();
         let mut args = vec!["vmm".to_owned()];
         let events = paths.events_sock();
-        let places = [('@', &channel), ('%', &events)];
+        let control = paths.vmm_sock();
+        let places = [('@', &channel), ('%', &events), ('&', &control)];
         let placed = |step: &&str| {
             places
                 .iter()
@@ -73,7 +77,7 @@ impl Vm {
                 channel: ChannelEndpoint::VirtioSerial { socket: channel },
                 events: Some(events),
                 setup: None,
-                halt_line: None,
+                last_words: None,
             },
             machine: None,
             console_log_bytes,
@@ -85,6 +89,35 @@ impl Vm {
 
     async fn start(&self) -> ShimStarted {
         client::launch(&helper(), &self.paths.shim_spec(), &self.paths.run, LIMIT).await.unwrap()
+    }
+
+    /// With another way to start the VMM.
+    fn planned(self, change: impl FnOnce(&mut LaunchPlan)) -> Self {
+        let mut spec: ShimSpec = vm_host::files::read_json(&self.paths.shim_spec()).unwrap().unwrap();
+        change(&mut spec.launch);
+        vm_host::files::write_json(&self.paths.shim_spec(), 0o600, &spec).unwrap();
+        self
+    }
+
+    /// One that takes its machine by requests.
+    fn with_setup(steps: &[&str]) -> Self {
+        let vm = Self::new(steps);
+        let socket = vm.paths.vmm_sock();
+        let request = |method: &str, path: &str, body| ApiRequest {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            body,
+        };
+        let requests = vec![
+            request("PUT", "/machine-config", serde_json::json!({"vcpu_count": 2})),
+            request("PUT", "/drives/root", serde_json::json!({"drive_id": "root"})),
+            request("PUT", "/actions", serde_json::json!({"action_type": "InstanceStart"})),
+        ];
+        vm.planned(|launch| launch.setup = Some(Setup { socket, requests }))
+    }
+
+    async fn record(&self) -> ExitRecord {
+        until("an exit record", || client::exit_record(&self.paths).unwrap()).await
     }
 
     async fn exit_status(&self) -> ExitStatus {
@@ -176,6 +209,77 @@ async fn the_guests_part_in_the_end_is_recorded() {
         let record = until("an exit record", || client::exit_record(&vm.paths).unwrap()).await;
         assert_eq!((record.status, record.guest), (status, guest), "{steps:?}");
     }
+}
+
+#[tokio::test]
+async fn a_vmm_is_given_its_machine_before_it_counts_as_started() {
+    let vm = Vm::with_setup(&["api=& /none", "hang"]);
+    // What a former run left there must not be taken for the new VMM.
+    std::fs::write(vm.paths.vmm_sock(), "").unwrap();
+    vm.start().await;
+    let told = "PUT /machine-config {\"vcpu_count\":2}\nPUT /drives/root {\"drive_id\":\"root\"}\n\
+                PUT /actions {\"action_type\":\"InstanceStart\"}\n";
+    until("the requests to be told", || {
+        (client::console_tail(&vm.paths, 10_000).unwrap() == told.as_bytes()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_machine_that_is_refused_leaves_no_vmm_and_the_refusals_words() {
+    let vm = Vm::with_setup(&["api=& /drives/root", "hang"]);
+    let error = client::launch(&helper(), &vm.paths.shim_spec(), &vm.paths.run, LIMIT).await.unwrap_err();
+    assert!(error.to_string().contains("PUT /drives/root was refused (400): it is of no use"), "{error}");
+    assert!(error.hint().is_some());
+    assert!(client::find(&vm.paths.run).is_empty());
+    assert_eq!(client::exit_record(&vm.paths).unwrap(), None);
+    // The next start is not in its way.
+    let again = vm.planned(|launch| launch.setup = None);
+    again.start().await;
+}
+
+#[tokio::test]
+async fn a_vmm_that_ends_while_it_is_given_its_machine_is_told_of_at_once() {
+    let vm = Vm::with_setup(&["stderr=no such CPU", "exit=3"]);
+    let error = client::launch(&helper(), &vm.paths.shim_spec(), &vm.paths.run, LIMIT).await.unwrap_err();
+    assert!(error.to_string().contains("exit code 3"), "{error}");
+    assert!(error.hint().unwrap().contains("vmm.log"), "{error:?}");
+    assert_eq!(std::fs::read_to_string(vm.paths.vmm_log()).unwrap(), "no such CPU\n");
+}
+
+#[tokio::test]
+async fn a_console_tells_how_a_guest_ended_whose_vmm_does_not() {
+    let listening = |steps: &[&str]| {
+        Vm::new(steps).planned(|launch| {
+            launch.events = None;
+            launch.channel = ChannelEndpoint::Vsock { socket: launch.channel.socket().to_owned(), port: 1 };
+            launch.last_words = Some(LastWords {
+                power_off: vec!["System halted".to_owned()],
+                reboot: vec!["Restarting system".to_owned()],
+                panic: vec!["Kernel panic".to_owned()],
+            });
+        })
+    };
+    let code = ExitStatus::Code;
+    let killed = ExitStatus::Signal(Signal::SIGKILL as i32);
+    for (steps, status, guest) in [
+        (&["say=Restarting system\n", "exit=0"][..], code(0), Some(GuestEnd::Reboot)),
+        (&["say=Kernel panic\nmore\n", "exit=0"], code(0), Some(GuestEnd::Panic)),
+        (&["say=login:", "exit=0"], code(0), Some(GuestEnd::Reboot)),
+        (&["say=login:", "exit=1"], code(1), None),
+        // The guest is dead and its VMM is not.
+        (&["dead=@", "say=System halted\n", "hang"], killed, Some(GuestEnd::PowerOff)),
+    ] {
+        let vm = listening(steps);
+        vm.start().await;
+        let record = vm.record().await;
+        assert_eq!((record.status, record.guest), (status, guest), "{steps:?}");
+    }
+    // Whoever kills it does not make a guest's end of it.
+    let vm = listening(&["say=login:", "hang"]);
+    vm.start().await;
+    client::kill(&vm.paths).await.unwrap();
+    assert_eq!(vm.record().await.guest, None);
 }
 
 #[tokio::test]

@@ -7,6 +7,26 @@ pub mod files;
 /// virtio-serial port name of the guest channel.
 pub const CHANNEL_PORT: &str = "org.vmd.channel";
 
+/// vsock port of the guest channel, where there is no such virtio-serial port. Below 1024, so that only root in the guest can
+/// take it (vsock(7)).
+pub const CHANNEL_VSOCK_PORT: u32 = 1023;
+
+/// vsock port on which nothing ever listens: whoever refuses a connection to it lives.
+pub const DEAD_VSOCK_PORT: u32 = 1022;
+
+/// What a VMM driver tells the agent on the kernel's command line.
+pub mod kernel_args {
+    /// Serials of the virtio drives in the order of their devices, with commas between them, from a VMM that cannot give a
+    /// drive a serial of its own: `vmd.drives=root,data`.
+    pub const DRIVES: &str = "vmd.drives";
+    /// `vmd.power_off=reset`: the machine cannot switch itself off; a reset ends its VMM.
+    pub const POWER_OFF: &str = "vmd.power_off";
+    /// The value of [`POWER_OFF`].
+    pub const POWER_OFF_BY_RESET: &str = "reset";
+    /// What the agent says in the kernel's log right before a reset that is a power-off.
+    pub const POWERED_OFF: &str = "vm-agent: powered off";
+}
+
 /// Environment variable by which an SSH client says that the command of an `exec` request is an
 /// argument vector quoted for a POSIX shell, to be run without a shell. Any value but the empty one counts.
 pub const EXEC_ARGV_ENV: &str = "VMD_EXEC_ARGV";

@@ -47,9 +47,21 @@ pub struct LaunchPlan {
     /// What a VMM that takes no machine on its command line is asked for before it counts as started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub setup: Option<Setup>,
-    /// A kernel's last line on the console where the VMM outlives a guest that has powered off; the shim ends the VMM then.
+    /// How the guest's end is read off its console, for a VMM that has no [`Self::events`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub halt_line: Option<String>,
+    pub last_words: Option<LastWords>,
+}
+
+/// What a kernel says last on its console. A line that contains one of these texts counts, unless more follows on it that is none
+/// of them. A VMM that outlives a guest which has powered off is ended by the shim, once the guest is seen to be dead.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastWords {
+    /// The machine is off.
+    pub power_off: Vec<String>,
+    /// It is reset.
+    pub reboot: Vec<String>,
+    /// The kernel panicked. What follows of that, follows from it.
+    pub panic: Vec<String>,
 }
 
 /// HTTP requests to a VMM's own socket, made by the shim in this order as soon as the VMM listens. The first that is refused

@@ -53,6 +53,9 @@ fn daemon(spec: &str, run_dir: &str) -> ExitCode {
 /// it back), `lines` (a console line for each byte that comes in on stdin), `chatter` (a console line now and then, and
 /// never a look at stdin), `hang`,
 /// `tell=SOCKET LINE` (greets the first client of an event socket and sends it the line when it has said that it listens),
+/// `api=SOCKET PATH` (a control socket that takes requests, tells them on the console and refuses one to this path, until it has
+/// taken one to `/actions`),
+/// `dead=SOCKET` (a vsock device whose guest answers nothing, beside the next steps),
 /// `guest=SOCKET` (a guest; an ssh stream that says `!` makes it drop the session), `deaf=SOCKET` (ignores its first hello).
 fn vmm(steps: &[&str]) -> ExitCode {
     let mut stdout = std::io::stdout().lock();
@@ -101,6 +104,14 @@ fn vmm(steps: &[&str]) -> ExitCode {
                 // It ends with the process, as a VMM's does.
                 std::mem::forget(client);
             }
+            "api" => {
+                let (socket, refused) = value.split_once(' ').unwrap();
+                api(&StdListener::bind(socket).unwrap(), refused, &mut stdout);
+            }
+            "dead" => {
+                let listener = StdListener::bind(value).unwrap();
+                std::thread::spawn(move || listener.incoming().map(std::mem::forget).for_each(drop));
+            }
             "guest" => runtime().block_on(guest(value)),
             "deaf" => {
                 // The first carrier is read to its end and never answered.
@@ -115,6 +126,39 @@ fn vmm(steps: &[&str]) -> ExitCode {
         stdout.flush().unwrap();
     }
     ExitCode::SUCCESS
+}
+
+/// Takes requests as a VMM's API does.
+fn api(listener: &StdListener, refused: &str, console: &mut impl Write) {
+    let (client, _) = listener.accept().unwrap();
+    let mut lines = std::io::BufReader::new(&client);
+    loop {
+        let (mut head, mut length) = (String::new(), 0);
+        let mut line = String::new();
+        while std::io::BufRead::read_line(&mut lines, &mut line).unwrap() > 2 {
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            head.push_str(&line);
+            line.clear();
+        }
+        let mut body = vec![0; length];
+        lines.read_exact(&mut body).unwrap();
+        let mut words = head.split(' ');
+        let (method, path) = (words.next().unwrap(), words.next().unwrap());
+        writeln!(console, "{method} {path} {}", String::from_utf8_lossy(&body)).unwrap();
+        console.flush().unwrap();
+        let answer = if path == refused {
+            let fault = r#"{"fault_message": "it is of no use"}"#;
+            format!("HTTP/1.1 400 \r\nContent-Length: {}\r\n\r\n{fault}", fault.len())
+        } else {
+            "HTTP/1.1 204 \r\n\r\n".to_owned()
+        };
+        (&client).write_all(answer.as_bytes()).unwrap();
+        if path == "/actions" {
+            return;
+        }
+    }
 }
 
 /// A guest: echoes on ssh streams, answers hello and sync on control streams.

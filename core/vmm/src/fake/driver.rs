@@ -104,7 +104,7 @@ impl Vmm for FakeDriver {
             channel: ChannelEndpoint::VirtioSerial { socket: paths.channel_sock() },
             events: Some(paths.events_sock()),
             setup: None,
-            halt_line: None,
+            last_words: None,
         })
     }
 

@@ -1,0 +1,53 @@
+//! Configuring a VMM that takes no machine on its command line: the plan's requests, in order, over its own socket.
+
+use std::{process::ExitStatus, time::Duration};
+
+use tokio::{
+    process::Child,
+    time::{Instant, sleep},
+};
+use vm_host::{HttpClient, HttpError};
+use vm_types::shim::Setup;
+
+use crate::error::StartError;
+
+/// How long a VMM may take until it listens.
+const LISTEN: Duration = Duration::from_secs(20);
+/// How long each request may take. The last one makes the guest's memory and reads its kernel, from a cold disk at worst.
+const REQUEST: Duration = Duration::from_secs(60);
+/// Pause between attempts to reach the VMM, from the first to the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+
+/// Makes the requests. On an error the VMM is good for nothing but being killed.
+pub(crate) async fn configure(setup: &Setup, vmm: &mut Child) -> Result<(), StartError> {
+    // Cancel-safe: the VMM's end is kept by `Child`; of requests to a VMM that has ended, nothing matters.
+    tokio::select! {
+        biased;
+        made = make(setup) => made.map_err(|source| StartError::Configure { source }),
+        ended = vmm.wait() => Err(StartError::Ended { status: ended.map_or_else(|error| error.to_string(), said) }),
+    }
+}
+
+async fn make(setup: &Setup) -> Result<(), HttpError> {
+    let mut client = connect(setup).await?;
+    for request in &setup.requests {
+        client.request(&request.method, &request.path, Some(&request.body)).await?;
+    }
+    Ok(())
+}
+
+async fn connect(setup: &Setup) -> Result<HttpClient, HttpError> {
+    let deadline = Instant::now() + LISTEN;
+    let mut pause = PAUSE.0;
+    loop {
+        match HttpClient::connect(&setup.socket, REQUEST).await {
+            Err(error) if error.is_nobody() && Instant::now() < deadline => sleep(pause).await,
+            connected => return connected,
+        }
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+fn said(status: ExitStatus) -> String {
+    crate::prepare::exit_status(status).to_string()
+}
