@@ -119,6 +119,14 @@ pub enum ImageError {
         /// `uname -r` of the kernel they were given with.
         release: String,
     },
+    /// A kernel cannot be unpacked for a VMM that takes an ELF file only.
+    #[error("no ELF kernel can be made of {}: {reason}", path.display())]
+    NoElfKernel {
+        /// The boot file.
+        path: PathBuf,
+        /// What is in the way.
+        reason: String,
+    },
     /// A kernel module that cannot be read.
     #[error("kernel module {} is damaged: {reason}", path.display())]
     DamagedModule {
@@ -187,6 +195,9 @@ impl ImageError {
             Self::Entry { source, .. } => return entry_hint(source),
             Self::NotAKernel { .. } => {
                 "give an x86-64 bzImage (often /boot/vmlinuz-RELEASE) or an uncompressed ELF vmlinux".into()
+            }
+            Self::NoElfKernel { .. } => {
+                "import the kernel's uncompressed vmlinux (vm kernel import --kernel vmlinux), or use QEMU".into()
             }
             Self::KernelLacks { .. } => {
                 "give the directory of its modules (/lib/modules/RELEASE), or use another kernel, e.g. the \

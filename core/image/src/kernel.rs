@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   <id>/vmlinuz          the boot file as it came
+//!   <id>/vmlinux          the same unpacked, made for the first VMM that can unpack none
 //!   <id>/modules.cpio     its modules (layout: vm_types::guest::initramfs); goes between agent_segment and a VM's segment
 //!   <id>/config           build configuration, if there was one
 //! ```
@@ -14,7 +15,10 @@ mod modinfo;
 mod modules;
 mod sets;
 
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
 pub use distribution::import_debian;
 pub use install::{InstalledKernel, agent_segment, install};
@@ -65,6 +69,33 @@ pub async fn import_files(
             .map_err(|reason| ImageError::NotAKernel { path: vmlinuz.clone(), reason })?;
         let origin = format!("file {}", vmlinuz.display());
         Ok(KernelSource { vmlinuz, modules, config, release, origin, _scratch: None })
+    })
+    .await
+}
+
+/// The kernel of a directory as an ELF vmlinux, for VMMs that can unpack none: made beside the boot file the first time it is
+/// asked for, unless that is one.
+///
+/// # Errors
+/// A boot file that is packed in an unknown way or damaged, or a file that cannot be read or written.
+pub async fn vmlinux(directory: &Path) -> Result<PathBuf, ImageError> {
+    let (boot, made) = (directory.join("vmlinuz"), directory.join("vmlinux"));
+    blocking(move |_| {
+        if made.exists() {
+            return Ok(made);
+        }
+        let bytes = read(&boot)?;
+        let image =
+            bootfile::elf(&bytes).map_err(|reason| ImageError::NoElfKernel { path: boot.clone(), reason })?;
+        if matches!(image, Cow::Borrowed(_)) {
+            return Ok(boot);
+        }
+        vm_host::files::write_atomic(&made, 0o644, &image).map_err(|source| ImageError::File {
+            action: "write",
+            path: made.clone(),
+            source,
+        })?;
+        Ok(made)
     })
     .await
 }

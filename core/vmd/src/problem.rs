@@ -198,6 +198,7 @@ fn image(error: &ImageError) -> ErrorKind {
         | ImageError::CorruptArchive { .. }
         | ImageError::RefusedEntry { .. }
         | ImageError::NotAKernel { .. }
+        | ImageError::NoElfKernel { .. }
         | ImageError::KernelLacks { .. }
         | ImageError::KernelUnverifiable { .. }
         | ImageError::ForeignModules { .. }
@@ -218,7 +219,7 @@ fn image(error: &ImageError) -> ErrorKind {
 
 fn vmm(error: &VmmError) -> ErrorKind {
     match error {
-        VmmError::Unsupported { .. } => ErrorKind::Unsupported,
+        VmmError::Unsupported { .. } | VmmError::TooOld { .. } | VmmError::NoKvm { .. } => ErrorKind::Unsupported,
         VmmError::NotInstalled { .. } => ErrorKind::NotInstalled,
         VmmError::BadMachine { .. } => ErrorKind::InvalidArgument,
         VmmError::NotUp { .. } => ErrorKind::VmmDied,
@@ -227,6 +228,7 @@ fn vmm(error: &VmmError) -> ErrorKind {
         VmmError::Probe { .. }
         | VmmError::NoVersion { .. }
         | VmmError::Behaviour { .. }
+        | VmmError::Image { .. }
         | VmmError::Control { .. } => ErrorKind::HostFailure,
     }
 }

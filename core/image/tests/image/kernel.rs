@@ -214,6 +214,10 @@ async fn the_distributions_kernel_is_fetched_and_packed() {
         order.iter().position(|name| name == "modules") < order.iter().position(|name| name.ends_with(".ko"))
     );
     assert!(place.join("config").is_file());
+    let vmlinux = fs::read(kernel::vmlinux(&place).await.unwrap()).unwrap();
+    let banner = format!("Linux version {release} ");
+    assert!(vmlinux.starts_with(b"\x7fELF"));
+    assert!(vmlinux.windows(banner.len()).any(|window| window == banner.as_bytes()), "no {banner:?} in it");
     tokio::time::timeout(Duration::from_secs(60), async {
         while fs::read_dir(&scratch).unwrap().count() > 0 {
             tokio::task::yield_now().await;
@@ -221,6 +225,67 @@ async fn the_distributions_kernel_is_fetched_and_packed() {
     })
     .await
     .expect("the scratch directory was not emptied");
+}
+
+/// An ELF-64 file with one segment, which takes all of it.
+fn elf(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0x5a; length];
+    bytes[..64].fill(0);
+    bytes[..5].copy_from_slice(b"\x7fELF\x02");
+    bytes[18] = 62;
+    bytes[32] = 64;
+    bytes[54] = 56;
+    bytes[56] = 1;
+    bytes[64..120].fill(0);
+    bytes[96..104].copy_from_slice(&(length as u64).to_le_bytes());
+    bytes
+}
+
+/// A bzImage with something packed in it.
+fn packed_in_bzimage(payload: &[u8]) -> Vec<u8> {
+    let mut bytes = bzimage("6.9.1");
+    // Behind the setup sectors: the boot sector and one more.
+    bytes[0x248..0x24c].copy_from_slice(&3072u32.to_le_bytes());
+    bytes[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+#[tokio::test]
+async fn a_vmlinux_is_unpacked_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let gzip = |bytes: &[u8]| {
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut packer, bytes).unwrap();
+        packer.finish().unwrap()
+    };
+    let place = |name: &str, boot: &[u8]| {
+        let place = dir.path().join(name);
+        fs::create_dir(&place).unwrap();
+        fs::write(place.join("vmlinuz"), boot).unwrap();
+        place
+    };
+    let image = elf(100_000);
+    let packed = gzip(&image);
+    let sound = place("sound", &packed_in_bzimage(&packed));
+    let made = kernel::vmlinux(&sound).await.unwrap();
+    assert_eq!(fs::read(&made).unwrap(), image);
+    // What is there already is taken.
+    fs::remove_file(sound.join("vmlinuz")).unwrap();
+    assert_eq!(kernel::vmlinux(&sound).await.unwrap(), made);
+
+    let cases = [
+        ("cut", packed_in_bzimage(&gzip(&image[..60_000])), "damaged"),
+        ("none", packed_in_bzimage(&gzip(b"no ELF")), "no ELF"),
+        ("unknown", packed_in_bzimage(b"\x89LZO\0 and so on"), "packed otherwise"),
+    ];
+    for (name, boot, why) in cases {
+        let place = place(name, &boot);
+        let error = kernel::vmlinux(&place).await.unwrap_err();
+        assert!(matches!(&error, ImageError::NoElfKernel { reason, .. } if reason.contains(why)), "{error}");
+        assert!(error.hint().unwrap().contains("vmlinux"));
+        assert_eq!(fs::read_dir(&place).unwrap().count(), 1, "something was left");
+    }
 }
 
 #[tokio::test]
