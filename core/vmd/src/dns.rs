@@ -102,10 +102,17 @@ impl NameService {
             return active;
         }
         let input = Input { reason: "start".into(), facts: plugins.facts().now().await, ..Input::default() };
-        if let Err(error) = self.activate(first.clone(), input, plugins.state()).await {
-            tracing::error!(error = vm_types::report::chain(&error), "no component answers for VMs' names");
+        match self.activate(first.clone(), input, plugins.state()).await {
+            Ok(()) => first,
+            Err(error) => {
+                tracing::error!(
+                    error = vm_types::report::chain(&error),
+                    "no component answers for VMs' names"
+                );
+                // The next change may have it begin.
+                None
+            }
         }
-        first
     }
 
     /// Puts another component in charge of the zones, or none.

@@ -1,7 +1,7 @@
 //! Changes of the set: install, remove, enable, disable, configure, order. Each is tried first, then recorded, then in force; a client that
 //! leaves half way stops none of them. VMs that are up keep what they have.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use serde_json::{Value, json};
 use vm_api::{GrantChoice, InstallPlugin};
@@ -125,6 +125,8 @@ impl Manager {
         })
         .await?;
         self.store.plugins().put(record).await?;
+        // Another one, or the same that somebody has chosen anew.
+        self.store.plugins().set_failures(&name, None).await?;
         self.put(entry);
         if let Some(old) = &old
             && !self.uses(&old.record.digest)
@@ -155,16 +157,37 @@ impl Manager {
         }
     }
 
-    /// Removes a plugin with its state; with `purge` also what it would leave behind. What it has planned for VMs is undone already.
+    /// What plugins that are not there any more have left behind: their names and the directories.
+    pub(crate) fn left(&self) -> Vec<(String, Vec<PathBuf>)> {
+        let entries = std::fs::read_dir(&self.shared.dir).into_iter().flatten().flatten();
+        let named = entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())));
+        let mut left: Vec<_> = named
+            .filter(|(name, _)| !name.starts_with('.') && self.find(name).is_err())
+            .map(|(name, home)| (name, KEPT.map(|kept| home.join(kept)).into_iter().filter(|it| it.is_dir())))
+            .map(|(name, kept)| (name, kept.collect::<Vec<_>>()))
+            .filter(|(_, kept)| !kept.is_empty())
+            .collect();
+        left.sort();
+        left
+    }
+
+    /// Removes a plugin with its state; with `purge` also what it would leave behind, or has left behind before. What it has planned for
+    /// VMs is undone already.
     pub(crate) async fn remove(self: &Arc<Self>, name: &str, purge: bool) -> Result<(), PluginsError> {
         let (manager, name) = (self.clone(), name.to_owned());
         whole(async move {
             let _one = manager.changing.lock().await;
-            let entry = manager.find(&name)?;
-            manager.store.plugins().delete(&name).await?;
-            manager.swap(Set::arrange(manager.others(&name).collect()));
-            if !manager.uses(&entry.record.digest) {
-                manager.forget(&entry.record.digest);
+            match manager.find(&name) {
+                Ok(entry) => {
+                    manager.store.plugins().delete(&name).await?;
+                    manager.swap(Set::arrange(manager.others(&name).collect()));
+                    if !manager.uses(&entry.record.digest) {
+                        manager.forget(&entry.record.digest);
+                    }
+                }
+                // Compared with what is there, so that no name leads elsewhere.
+                Err(_) if purge && manager.left().iter().any(|(left, _)| *left == name) => {}
+                Err(error) => return Err(error),
             }
             let home = manager.shared.home(&name);
             blocking(move || {
@@ -201,12 +224,18 @@ impl Manager {
             if let Some(plugin) = old.loaded()
                 && enabled
             {
+                manager.store.plugins().set_failures(&name, None).await?;
                 plugin.enable();
+                // Also whoever could not begin with it.
+                manager.tell();
                 return Ok(old);
             }
             let record = PluginRecord { enabled, ..old.record.clone() };
             let entry = manager.reloaded(&old, record).await?;
             manager.store.plugins().set_enabled(&name, enabled).await?;
+            if enabled {
+                manager.store.plugins().set_failures(&name, None).await?;
+            }
             manager.put(entry);
             manager.find(&name)
         })
@@ -250,6 +279,12 @@ impl Manager {
         let misfit = |reason| vm_plugin::LoadError::Config { plugin: name.to_owned(), reason };
         manifest.config.fill(config.clone()).map_err(misfit)?;
         let entry = self.reloaded(&old, PluginRecord { config, ..old.record.clone() }).await?;
+        if let Some(disabled) = old.loaded().and_then(|plugin| plugin.disabled())
+            && let Some(plugin) = entry.loaded()
+        {
+            // Only who enables it says that it may be called again.
+            plugin.disable(disabled);
+        }
         Ok((old, entry))
     }
 

@@ -1,6 +1,6 @@
 //! What the doctor says of plugins: how each is, and what each says of itself.
 
-use std::sync::Arc;
+use std::{os::unix::fs::MetadataExt, sync::Arc};
 
 use tokio::task::JoinSet;
 use vm_api::{Finding, PluginState, Severity};
@@ -118,6 +118,7 @@ impl Manager {
         let mut findings: Vec<_> =
             each.flat_map(|(entry, said)| std::iter::once(about(entry)).chain(said)).collect();
         findings.extend(self.bundled_findings().await);
+        findings.extend(self.left_findings());
         findings.extend(self.trust_findings().await);
         findings
     }
@@ -138,6 +139,22 @@ impl Manager {
             Some(finding(format!("plugin.{name}.signature"), Severity::Warning, message, Some(fix)))
         });
         keys.into_iter().chain(unsigned).collect()
+    }
+
+    /// What plugins that were removed have left: as it should be, but nobody else would tell how to get rid of it.
+    fn left_findings(&self) -> Vec<Finding> {
+        let left = self.left().into_iter().map(|(name, kept)| {
+            let entries = kept.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
+            let blocks: u64 = entries.filter_map(|entry| Some(entry.metadata().ok()?.blocks())).sum();
+            let kept: Vec<_> = kept.iter().map(|dir| dir.display().to_string()).collect();
+            let message = format!(
+                "it was removed and has left {} MiB in {}; `vm plugin remove {name} --purge` deletes that",
+                (blocks * 512).div_ceil(1 << 20),
+                kept.join(" and "),
+            );
+            finding(format!("plugin.{name}.left"), Severity::Ok, message, None)
+        });
+        left.collect()
     }
 
     /// What comes with the daemon and is not what is installed.

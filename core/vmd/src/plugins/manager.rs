@@ -8,14 +8,17 @@ use std::{
 };
 
 use jsonrpsee::core::async_trait;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use vm_api::PluginCall;
 use vm_engine::ports::{self, Hooks};
 use vm_plugin::{
-    Compiler, Granted, Limits, Plugin, Plugins, Runtime, World, log::Log, order::OrderError,
+    Compiler, Disabled, Granted, Limits, Plugin, Plugins, Runtime, World, log::Log, order::OrderError,
     ports::StateStore,
 };
-use vm_store::{PluginRecord, Store};
+use vm_store::{PluginFailures, PluginRecord, Store};
 use vm_types::VmId;
 
 use super::{
@@ -60,6 +63,8 @@ pub(crate) struct Manager {
     pub(super) changing: tokio::sync::Mutex<()>,
     set: RwLock<Arc<Set>>,
     changed: watch::Sender<u64>,
+    /// Names of plugins that have failed once too often.
+    failed: mpsc::UnboundedSender<String>,
 }
 
 impl std::fmt::Debug for Manager {
@@ -134,6 +139,7 @@ impl Manager {
         package::make_dir(&dir).map_err(|source| PluginsError::Write { path: dir.clone(), source })?;
         let runtime = Arc::new(Runtime::new(&dir.join(CACHE), compiler, limits)?);
         let state: Arc<dyn StateStore> = Arc::new(Kept(store.clone()));
+        let (failed, mut failures) = mpsc::unbounded_channel::<String>();
         let manager = Arc::new(Self {
             shared: Arc::new(Shared { dir, state, facts, client_key }),
             store,
@@ -143,6 +149,14 @@ impl Manager {
             changing: tokio::sync::Mutex::new(()),
             set: RwLock::default(),
             changed: watch::Sender::new(0),
+            failed,
+        });
+        let keeper = Arc::downgrade(&manager);
+        tokio::spawn(async move {
+            while let Some(name) = failures.recv().await {
+                let Some(manager) = keeper.upgrade() else { return };
+                manager.keep_failures(&name).await;
+            }
         });
         let records = manager.store.plugins().list().await?;
         let (dir, kept) = (manager.shared.dir.clone(), records.clone());
@@ -181,6 +195,31 @@ impl Manager {
         if tokio::time::timeout(PATIENCE, all).await.is_err() {
             tracing::info!("some plugins are still being compiled");
         }
+    }
+
+    /// Writes down whether a plugin has failed too often, so that also a daemon that comes up later does not call it.
+    async fn keep_failures(&self, name: &str) {
+        let _one = self.changing.lock().await;
+        let Ok(entry) = self.find(name) else { return };
+        let failures = entry.loaded().and_then(|plugin| plugin.disabled());
+        let failures = failures.map(|Disabled { failures, last }| PluginFailures { failures, last });
+        if let Err(error) = self.store.plugins().set_failures(name, failures).await {
+            let error = vm_types::report::chain(&error);
+            tracing::warn!(plugin = name, error, "that it failed too often could not be written down");
+        }
+    }
+
+    /// Has a plugin that failed too often before the daemon came up be that still.
+    async fn recall_failures(&self, plugin: &Plugin) -> Result<(), PluginsError> {
+        if let Some(PluginFailures { failures, last }) = self.store.plugins().failures(plugin.name()).await? {
+            plugin.disable(Disabled { failures, last });
+        }
+        Ok(())
+    }
+
+    /// Tells of something in the current set that has changed.
+    pub(super) fn tell(&self) {
+        self.changed.send_modify(|generation| *generation += 1);
     }
 
     /// What stands for a plugin until it is loaded.
@@ -230,9 +269,13 @@ impl Manager {
             Err(error) => (None, Err(error)),
             Ok((manifest, _)) if !record.enabled => (Some(manifest), Ok(Status::Disabled)),
             Ok((manifest, wasm)) => {
-                let plugin = self.plugin(manifest.clone(), &wasm, &record).await;
-                let loaded = plugin.map(|plugin| Status::Loaded(Arc::new(plugin.with_log(log.clone()))));
-                (Some(manifest), loaded)
+                let loaded = async {
+                    let plugin = self.plugin(manifest.clone(), &wasm, &record).await?;
+                    self.recall_failures(&plugin).await?;
+                    Ok(Status::Loaded(Arc::new(plugin.with_log(log.clone()))))
+                };
+                let status = loaded.await;
+                (Some(manifest), status)
             }
         };
         let status = status.unwrap_or_else(|error| {
@@ -263,7 +306,8 @@ impl Manager {
         }
         // What cannot be read grants nothing.
         let granted = serde_json::from_value(record.granted.clone()).unwrap_or(Granted::These(Vec::new()));
-        Ok(Plugin::new(&self.runtime, manifest, wasm, granted, record.config.clone()).await?)
+        let plugin = Plugin::new(&self.runtime, manifest, wasm, granted, record.config.clone()).await?;
+        Ok(plugin.with_failed(self.failed.clone()))
     }
 
     /// The current set.
@@ -283,7 +327,7 @@ impl Manager {
     /// Puts another set in the place of the current one. Whoever has that goes on with it.
     pub(super) fn swap(&self, set: Set) {
         *self.set.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(set);
-        self.changed.send_modify(|generation| *generation += 1);
+        self.tell();
     }
 
     /// The current set with another entry in the place of the one of its name. Under `changing`.

@@ -305,6 +305,13 @@ async fn a_plugin_that_fails_is_kept_from_it_visibly() {
     );
     let calls = manager.calls("a").unwrap();
     assert!(calls.len() == 3 && calls.iter().all(|call| call.error.is_some()));
+    let written = async || bench.store.plugins().failures("a").await.unwrap();
+    let soon = async {
+        while written().await.is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), soon).await.expect("it is written down");
     drop(manager);
 
     // Recorded failures are there after a crash, and can be made again though it is not called any more.
@@ -312,8 +319,19 @@ async fn a_plugin_that_fails_is_kept_from_it_visibly() {
     let calls = manager.calls("a").unwrap();
     let replay = manager.replay("a", calls[0].id).await.unwrap();
     assert!(replay.same, "{replay:?}");
-    assert_eq!(state(&manager, "a"), PluginState::Enabled);
+    // Nor is it called by the next daemon, nor with another configuration, until somebody says so.
+    let failed = PluginState::Failed { failures: 3, reason };
+    assert_eq!(state(&manager, "a"), failed);
+    assert!(manager.doctor().await.iter().any(|finding| finding.message.contains("failed 3 times in a row")));
+    let (old, new) = manager.candidate("a", json!({ "harm": "none" })).await.unwrap();
+    let entry = manager.put_candidate(&old, &Arc::new(new)).await.unwrap();
+    assert_eq!(state(&manager, "a"), failed);
+    assert!(entry.call(Hook::Preflight, input("start", 1)).await.is_err());
     manager.set_enabled("a", true).await.unwrap();
+    entry.call(Hook::Preflight, input("start", 1)).await.unwrap();
+    drop((manager, entry));
+    let manager = bench.open().await;
+    assert_eq!(state(&manager, "a"), PluginState::Enabled);
 }
 
 #[tokio::test]
@@ -404,8 +422,35 @@ async fn files_come_with_the_plugin_and_from_the_operator() {
     manager.remove("a", false).await.unwrap();
     assert!(Path::new(&info.files_dir).join("both").exists());
     manager.install(params(&source)).await.unwrap();
+    assert!(manager.left().is_empty());
     manager.remove("a", true).await.unwrap();
     assert!(!Path::new(&info.files_dir).exists());
     let none: Value = json!(manager.list());
     assert_eq!(none, json!([]));
+}
+
+#[tokio::test]
+async fn what_a_removed_plugin_has_left_can_be_found_and_deleted() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    let source = bench.source("from", "a", "only-preflight", "");
+    manager.install(params(&source)).await.unwrap();
+    let kept = bench.home("a").join("kept");
+    fs::create_dir_all(&kept).unwrap();
+    fs::write(kept.join("data.img"), "what somebody has on it").unwrap();
+    manager.remove("a", false).await.unwrap();
+    let findings = manager.doctor().await;
+    let left = findings.iter().find(|finding| finding.check == "plugin.a.left").expect("it is told");
+    assert_eq!(left.severity, Severity::Ok);
+    assert!(
+        left.message.contains("vm plugin remove a --purge") && left.message.contains(kept.to_str().unwrap())
+    );
+    for (name, purge) in [("a", false), ("../from", true), (".cache", true), ("b", true)] {
+        let error = manager.remove(name, purge).await.unwrap_err();
+        assert!(matches!(error, PluginsError::Unknown { .. }), "{name}: {error}");
+    }
+    assert!(kept.join("data.img").exists() && Path::new(&source).exists());
+    manager.remove("a", true).await.unwrap();
+    assert!(!bench.home("a").exists() && manager.left().is_empty());
+    assert!(manager.doctor().await.iter().all(|finding| finding.check != "plugin.a.left"));
 }

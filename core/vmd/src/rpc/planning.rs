@@ -118,7 +118,10 @@ impl Context {
 
     /// Calls a plugin no more, has all undone that it planned, and removes it. If a VM still needs what it made, it stays as it was.
     pub(super) async fn remove_plugin(&self, name: &str, purge: bool) -> Result<(), PluginsError> {
-        let entry = self.plugins.find(name)?;
+        let Ok(entry) = self.plugins.find(name) else {
+            // What one has left that is gone already.
+            return self.plugins.remove(name, purge).await;
+        };
         let was_enabled = entry.record.enabled;
         if was_enabled {
             self.plugins.set_enabled(name, false).await?;
