@@ -191,3 +191,27 @@ fn a_changed_configuration_is_in_force_at_once() {
     assert!(!nft().contains("effects"), "{}", nft());
     world.vm(&["delete", "--force", "a"]).run().exits(0);
 }
+
+#[test]
+fn messages_are_followed_until_the_plugin_is_gone() {
+    let mut host = FakeWorld::new("");
+    host.install(&programs::test_plugin("effects"), &[]);
+    host.start("");
+    let world = host.world();
+    world.vm(&["create", "--name", "a", "--start"]).run().exits(0);
+    let follow = || world.vm(&["plugin", "logs", "effects", "-f"]).start();
+    let first = follow();
+    world.vm(&["stop", "a"]).run().exits(0);
+    first.expect("cleanup of a: stopped", SHORT);
+    // Another one sees what was there before it came, and ends when it is told to.
+    let mut second = follow();
+    second.expect("cleanup of a: stopped", SHORT);
+    second.signal(nix::sys::signal::Signal::SIGINT);
+    second.finish(SHORT).exits(130);
+    world.vm(&["delete", "a"]).run().exits(0);
+    first.expect("cleanup of a: deleted", SHORT);
+    world.vm(&["plugin", "remove", "effects"]).run().exits(0);
+    first.finish(SHORT).exits(0);
+    world.vm(&["plugin", "logs", "effects", "-f"]).run().exits(3).complains("effects");
+    host.terminate();
+}

@@ -64,6 +64,9 @@ enum Verb {
         /// Those that come first, in this order; none shows the order in force
         #[arg(value_name = "NAME")]
         names: Vec<String>,
+        /// By their names again, and what their manifests say
+        #[arg(long, conflicts_with = "names")]
+        reset: bool,
     },
     Logs(logs::LogsArgs),
     Replay(calls::ReplayArgs),
@@ -79,7 +82,7 @@ enum Verb {
     Remove {
         /// Its name
         name: String,
-        /// Delete the disks it keeps, and the files that were put beside it, too
+        /// Delete the disks it keeps, and the files that were put beside it, too; also after it was removed
         #[arg(long)]
         purge: bool,
     },
@@ -106,7 +109,7 @@ impl PluginArgs {
                 let plugin = client.disable(name).await?;
                 changed(context, &plugin)
             }
-            Verb::Order { names } => order(context, names).await,
+            Verb::Order { names, reset } => order(context, names, reset).await,
             Verb::Logs(args) => args.run(context).await,
             Verb::Replay(args) => args.run(context).await,
             Verb::Verify { name } => checks::verify(context, name).await,
@@ -128,9 +131,9 @@ fn changed(context: &Context, plugin: &PluginInfo) -> Result<u8, CliError> {
     Ok(0)
 }
 
-async fn order(context: &Context, names: Vec<String>) -> Result<u8, CliError> {
+async fn order(context: &Context, names: Vec<String>, reset: bool) -> Result<u8, CliError> {
     let client = context.client().await?;
-    let order = if names.is_empty() {
+    let order = if names.is_empty() && !reset {
         let all = PluginsClient::list(&client).await?;
         all.into_iter().filter(|plugin| plugin.position.is_some()).map(|plugin| plugin.name).collect()
     } else {
@@ -142,12 +145,21 @@ async fn order(context: &Context, names: Vec<String>) -> Result<u8, CliError> {
 
 async fn remove(context: &Context, name: String, purge: bool) -> Result<u8, CliError> {
     let client = context.client().await?;
-    let plugin = PluginsClient::get(&client, name.clone()).await?;
+    let plugin = match PluginsClient::get(&client, name.clone()).await {
+        Ok(plugin) => Some(plugin),
+        // It may be one that was removed before: the daemon finds what that has left.
+        Err(_) if purge => None,
+        Err(error) => return Err(error.into()),
+    };
     client.remove(name.clone(), purge).await?;
-    let document = json!({"removed": name, "purged": purge, "disks": plugin.disks});
+    let disks = plugin.as_ref().map(|plugin| plugin.disks.as_slice()).unwrap_or_default();
+    let document = json!({"removed": name, "purged": purge, "disks": disks});
     context.output.show(&document, || name.clone())?;
     if !context.output.json {
-        left(&plugin, purge).into_iter().for_each(|text| context.output.note(&text));
+        match &plugin {
+            Some(plugin) => left(plugin, purge).into_iter().for_each(|text| context.output.note(&text)),
+            None => context.output.note("it was removed before; what it had left is deleted"),
+        }
     }
     Ok(0)
 }
@@ -165,7 +177,10 @@ fn left(plugin: &PluginInfo, purged: bool) -> Vec<String> {
         let paths: String = kept.iter().map(|disk| format!("\n  {}", disk.path)).collect();
         left.push(match purged {
             true => format!("{count} deleted, {bytes} freed"),
-            false => format!("{count} kept, with {bytes}:{paths}"),
+            false => {
+                let name = &plugin.summary.name;
+                format!("{count} kept, with {bytes}; `vm plugin remove {name} --purge` deletes what is kept:{paths}")
+            }
         });
     }
     if !of_vms.is_empty() {

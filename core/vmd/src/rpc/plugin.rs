@@ -95,7 +95,13 @@ impl PluginsServer for Context {
                 logged = news.recv() => logged,
                 _ = changes.changed() => match self.plugins.log(&name) {
                     Ok(_) => continue,
-                    Err(_) => return Ok(()),
+                    Err(_) => {
+                        // It is gone; its last words may still be here.
+                        while let Ok(logged) = news.try_recv() {
+                            sink.send(to_raw_value(&plugins::line(&logged))?).await?;
+                        }
+                        return Ok(());
+                    }
                 },
             };
             match logged {

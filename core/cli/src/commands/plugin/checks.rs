@@ -12,7 +12,7 @@ pub(super) async fn test(context: &Context, source: &str) -> Result<u8, CliError
     let client = context.client().await?;
     let checks = waiting(context.output, "trying the plugin", client.test(source)).await?;
     context.output.show(&checks, || printed(&lines(&checks, context.output.quiet)))?;
-    judge(&checks, "docs/plugins.md says what a hook may do, and its limits")
+    judge(&checks, "", "docs/plugins.md says what a hook may do, and its limits")
 }
 
 pub(super) async fn verify(context: &Context, name: Option<String>) -> Result<u8, CliError> {
@@ -32,8 +32,17 @@ pub(super) async fn verify(context: &Context, name: Option<String>) -> Result<u8
         };
         printed(&names.iter().map(one).collect::<String>())
     })?;
-    let checks: Vec<_> = all.into_values().flatten().collect();
-    judge(&checks, "install it again from where it came from, or remove it")
+    let failed: Vec<_> = names.iter().filter(|name| all[*name].iter().any(|check| !check.ok)).collect();
+    let hint = match failed.as_slice() {
+        [one] => {
+            let source = PluginsClient::get(&client, (*one).clone()).await?.source;
+            format!("install it again: vm plugin install {source}; or remove it: vm plugin remove {one}")
+        }
+        _ => "install them again from where they came from (vm plugin show NAME), or remove them".to_owned(),
+    };
+    let whose = failed.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let checks: Vec<_> = all.values().flatten().cloned().collect();
+    judge(&checks, &format!(": {whose}"), &hint)
 }
 
 /// A line for each; with `quiet` only for those that failed.
@@ -49,11 +58,11 @@ fn lines(checks: &[PluginCheck], quiet: bool) -> String {
     shown.map(line).collect()
 }
 
-fn judge(checks: &[PluginCheck], hint: &str) -> Result<u8, CliError> {
+fn judge(checks: &[PluginCheck], whose: &str, hint: &str) -> Result<u8, CliError> {
     match checks.iter().filter(|check| !check.ok).count() {
         0 => Ok(0),
         failed => Err(CliError::Partly {
-            summary: format!("{failed} of {} checks failed", checks.len()),
+            summary: format!("{failed} of {} checks failed{whose}", checks.len()),
             hint: Some(hint.to_owned()),
             kind: ErrorKind::HostFailure,
         }),

@@ -131,6 +131,7 @@ pub(super) fn claims(manifest: &[u8]) -> Result<Vec<Claim>, OciError> {
     })?;
     let signed = document.layers.iter().filter(|layer| layer.media_type == PAYLOAD).filter_map(|layer| {
         let text = layer.annotations.as_ref()?.get(SIGNATURE)?;
+        let text: String = text.split_ascii_whitespace().collect();
         // Those of other kinds of keys are not ours to judge.
         let signature = Signature::from_der(&BASE64_STANDARD.decode(text).ok()?).ok()?;
         Some((layer, signature))
