@@ -266,7 +266,8 @@ fn plugins_are_listed_shown_and_ordered() {
     let output = host.run("plugin rm nat");
     assert_eq!(stdout(&output, 0), "nat\n");
     let text = stderr(&output, 0);
-    assert!(text.contains("1 disk kept, with 2M:\n  /disks/2"), "{text}");
+    assert!(text.contains("1 disk kept, with 2M; `vm plugin remove"), "{text}");
+    assert!(text.contains("--purge` deletes what is kept:\n  /disks/2"), "{text}");
     assert!(text.contains("1 disk until the VM is deleted: web"), "{text}");
     let text = stderr(&host.run("plugin remove nat --purge"), 0);
     assert!(
@@ -274,6 +275,19 @@ fn plugins_are_listed_shown_and_ordered() {
         "{text}"
     );
     assert_eq!(stub.asked_for("plugin.remove"), [json!(["nat", false]), json!(["nat", true])]);
+}
+
+#[test]
+fn what_a_plugin_left_is_purged_after_it_was_removed() {
+    let host = Host::new();
+    let mut answers = answers(&[("plugin.remove", Value::Null)]);
+    let gone = Problem::new(ErrorKind::NotFound, "no plugin is called nat");
+    answers.ends.insert(("plugin.get", "*"), End::Problem(gone));
+    let stub = Stub::new(&host, answers);
+    assert!(stderr(&host.run("plugin remove nat"), 3).contains("no plugin is called nat"));
+    assert!(stub.asked_for("plugin.remove").is_empty());
+    assert!(stderr(&host.run("plugin remove nat --purge"), 0).contains("removed before"));
+    assert_eq!(stub.asked_for("plugin.remove"), [json!(["nat", true])]);
 }
 
 #[test]
