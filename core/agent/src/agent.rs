@@ -15,6 +15,7 @@ use nix::sys::{
     signal::SigSet,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
@@ -24,8 +25,8 @@ use vm_types::guest::config::GuestConfig;
 use crate::{
     apply, boot, console, control, init,
     link::{Arguments, HOME, Message},
-    port::Port,
-    ssh,
+    port::{self, Carrier, Port},
+    ssh, vsock,
 };
 
 /// Name of the process. systemd spares processes whose name begins with `@` at shutdown
@@ -215,37 +216,66 @@ fn hand_over(pid1: &OwnedFd) -> Option<String> {
     }
 }
 
-/// Serves one session of the channel after the other, for ever.
+/// Serves the channel for ever, on whatever carries it in this machine.
 async fn serve(shared: &Arc<Shared>) {
-    let mut port = loop {
-        match Port::open().await {
-            Ok(port) => break port,
-            Err(error) => {
-                console::error(format_args!(
-                    "{error}; attach one, and pack the kernel's virtio_console module"
-                ));
-                tokio::time::sleep(Duration::from_secs(10)).await;
-            }
-        }
-    };
     loop {
-        let ended = match port.session().await {
-            Ok(session) => {
-                vm_channel::serve_guest(session, |service, stream| {
+        let error = match port::carrier() {
+            Some(Carrier::VirtioSerial) => match Port::open().await {
+                Ok(port) => serve_port(shared, port).await,
+                Err(error) => error,
+            },
+            Some(Carrier::Vsock) => {
+                let session = |stream| {
                     let shared = Arc::clone(shared);
-                    match service {
-                        Service::Control => drop(tokio::spawn(control::serve(shared, stream))),
-                        Service::Ssh => drop(tokio::spawn(Box::pin(ssh::serve(shared, stream)))),
-                    }
-                })
-                .await
+                    async move { ended(serve_session(&shared, stream).await) }
+                };
+                match vsock::serve(session).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                }
             }
+            None => io::Error::new(io::ErrorKind::NotFound, "neither a virtio-serial nor a vsock device"),
+        };
+        console::error(format_args!(
+            "no guest channel: {error}; attach its device, and pack the kernel's virtio_console or \
+             vmw_vsock_virtio_transport module"
+        ));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+}
+
+/// Serves one session of the port after the other, for ever.
+async fn serve_port(shared: &Arc<Shared>, mut port: Port) -> ! {
+    loop {
+        let session = match port.session().await {
+            Ok(session) => serve_session(shared, session).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = ended {
-            console::note(format_args!("channel session: {error}"));
+        let failed = session.is_err();
+        ended(session);
+        if failed {
             // A port that fails at once must not take the processor.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+}
+
+async fn serve_session(
+    shared: &Arc<Shared>,
+    carrier: impl AsyncRead + AsyncWrite + Unpin + Send,
+) -> io::Result<()> {
+    vm_channel::serve_guest(carrier, |service, stream| {
+        let shared = Arc::clone(shared);
+        match service {
+            Service::Control => drop(tokio::spawn(control::serve(shared, stream))),
+            Service::Ssh => drop(tokio::spawn(Box::pin(ssh::serve(shared, stream)))),
+        }
+    })
+    .await
+}
+
+fn ended(session: io::Result<()>) {
+    if let Err(error) = session {
+        console::note(format_args!("channel session: {error}"));
     }
 }

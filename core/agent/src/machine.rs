@@ -10,7 +10,7 @@ use nix::{
     },
     unistd::Pid,
 };
-use vm_types::guest::control::ShutdownKind;
+use vm_types::guest::{control::ShutdownKind, kernel_args};
 
 use crate::{
     console,
@@ -52,6 +52,10 @@ pub(crate) fn take_down(kind: ShutdownKind, grace: Duration, agent: Option<Pid>)
     unmount_all();
     nix::unistd::sync();
     let mode = match kind {
+        ShutdownKind::PowerOff if off_by_reset() => {
+            console::powered_off();
+            RebootMode::RB_AUTOBOOT
+        }
         ShutdownKind::PowerOff => RebootMode::RB_POWER_OFF,
         ShutdownKind::Reboot => RebootMode::RB_AUTOBOOT,
     };
@@ -60,6 +64,11 @@ pub(crate) fn take_down(kind: ShutdownKind, grace: Duration, agent: Option<Pid>)
     loop {
         std::thread::park();
     }
+}
+
+/// Whether this machine cannot be switched off from inside, so that a reset has to do.
+fn off_by_reset() -> bool {
+    crate::cmdline::value(kernel_args::POWER_OFF).as_deref() == Some(kernel_args::POWER_OFF_BY_RESET)
 }
 
 /// User processes other than init, this one, its parent and `agent`.

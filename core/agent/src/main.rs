@@ -18,6 +18,7 @@
 mod agent;
 mod apply;
 mod boot;
+mod cmdline;
 mod console;
 mod control;
 mod draft;
@@ -28,6 +29,7 @@ mod machine;
 mod pid1;
 mod port;
 mod ssh;
+mod vsock;
 
 use std::{os::unix::ffi::OsStrExt, process::ExitCode};
 

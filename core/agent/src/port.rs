@@ -20,6 +20,36 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, unix::AsyncFd};
 use vm_channel::HELLO;
 use vm_types::guest::CHANNEL_PORT;
 
+/// What carries the guest channel in a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    /// [`Port`].
+    VirtioSerial,
+    /// [`crate::vsock`].
+    Vsock,
+}
+
+/// The carrier that this machine has a device for; of several, the one that VMMs with a choice offer it on.
+pub(crate) fn carrier() -> Option<Carrier> {
+    let entries = fs::read_dir("/sys/bus/virtio/devices").into_iter().flatten().flatten();
+    choose(entries.filter_map(|entry| {
+        let id = fs::read_to_string(entry.path().join("device")).ok()?;
+        u32::from_str_radix(id.trim().strip_prefix("0x")?, 16).ok()
+    }))
+}
+
+/// By device ids (virtio 1.2, section 5).
+fn choose(devices: impl Iterator<Item = u32>) -> Option<Carrier> {
+    const CONSOLE: u32 = 3;
+    const VSOCK: u32 = 19;
+    let ids: Vec<_> = devices.collect();
+    match (ids.contains(&CONSOLE), ids.contains(&VSOCK)) {
+        (true, _) => Some(Carrier::VirtioSerial),
+        (false, true) => Some(Carrier::Vsock),
+        (false, false) => None,
+    }
+}
+
 /// The guest channel's port.
 pub(crate) struct Port {
     file: File,
@@ -209,6 +239,13 @@ impl AsyncWrite for Session<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_goes_before_vsock() {
+        assert_eq!(choose([1, 2, 19].into_iter()), Some(Carrier::Vsock));
+        assert_eq!(choose([19, 3, 2].into_iter()), Some(Carrier::VirtioSerial));
+        assert_eq!(choose([1, 2].into_iter()), None);
+    }
 
     #[test]
     fn a_hello_amid_a_session_begins_the_next() {

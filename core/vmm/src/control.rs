@@ -13,9 +13,9 @@ use crate::{
 };
 
 /// What virtio drives are counted in, in bytes (virtio 1.2, section 5.2.4).
-const SECTOR: u64 = 512;
+pub(crate) const SECTOR: u64 = 512;
 /// Between two attempts to reach a VMM that is starting, from the first to the longest.
-const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
+pub(crate) const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
 
 /// Ends when QMP is answered on the VMM's control socket.
 pub(crate) async fn wait_up(vmm: VmmKind, paths: &VmPaths, within: Duration) -> Result<(), VmmError> {
@@ -28,7 +28,8 @@ pub(crate) async fn wait_up(vmm: VmmKind, paths: &VmPaths, within: Duration) -> 
             Ok(_) => return Ok(()),
             // Not listening yet, or gone the moment it was reached; either may pass until the deadline.
             Err(source) if left <= retry || !passing(&source) => {
-                return Err(VmmError::NotUp { vmm, socket, millis: within.as_millis(), source });
+                let (millis, source) = (within.as_millis(), source.into());
+                return Err(VmmError::NotUp { vmm, socket, millis, source });
             }
             Err(_) => sleep(retry).await,
         }
@@ -47,7 +48,11 @@ pub(crate) async fn command(
     command: &str,
     operation: &'static str,
 ) -> Result<Value, VmmError> {
-    exchange(&paths.vmm_sock(), command).await.map_err(|source| VmmError::Control { vmm, operation, source })
+    exchange(&paths.vmm_sock(), command).await.map_err(|error| VmmError::Control {
+        vmm,
+        operation,
+        source: error.into(),
+    })
 }
 
 async fn exchange(socket: &Path, command: &str) -> Result<Value, QmpError> {
@@ -56,7 +61,7 @@ async fn exchange(socket: &Path, command: &str) -> Result<Value, QmpError> {
 
 /// Ends the VMM. One that hangs up in answer has obeyed.
 pub(crate) async fn quit(vmm: VmmKind, paths: &VmPaths) -> Result<(), VmmError> {
-    let failed = |source| VmmError::Control { vmm, operation: "end the VMM", source };
+    let failed = |error: QmpError| VmmError::Control { vmm, operation: "end the VMM", source: error.into() };
     let mut qmp = Qmp::connect(&paths.vmm_sock(), CONTROL_TIMEOUT).await.map_err(failed)?;
     match qmp.execute("quit").await {
         Ok(_) | Err(QmpError::HungUp { .. }) => Ok(()),
@@ -71,7 +76,7 @@ pub(crate) async fn is_paused(vmm: VmmKind, paths: &VmPaths) -> Result<bool, Vmm
     status.get("running").and_then(Value::as_bool).map(|running| !running).ok_or_else(|| VmmError::Control {
         vmm,
         operation: OPERATION,
-        source: qmp::malformed("query-status", status.to_string().as_bytes()),
+        source: qmp::malformed("query-status", status.to_string().as_bytes()).into(),
     })
 }
 
@@ -116,7 +121,11 @@ impl crate::Pause for QmpControls {
 #[async_trait::async_trait]
 impl crate::Resize for QmpControls {
     async fn grow_disk(&self, paths: &VmPaths, serial: &str, size_bytes: u64) -> Result<(), VmmError> {
-        let failed = |source| VmmError::Control { vmm: self.0, operation: "grow a disk", source };
+        let failed = |error: QmpError| VmmError::Control {
+            vmm: self.0,
+            operation: "grow a disk",
+            source: error.into(),
+        };
         let refused = |rule: String| VmmError::Growth { serial: serial.to_owned(), size_bytes, rule };
         if !size_bytes.is_multiple_of(SECTOR) {
             return Err(refused(format!("a size is a multiple of {SECTOR} bytes")));

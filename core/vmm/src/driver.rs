@@ -51,6 +51,11 @@ pub trait Vmm: Send + Sync + fmt::Debug {
     /// The VMM not being installed, or not saying its version.
     async fn availability(&self) -> Result<Availability, VmmError>;
 
+    /// Whether it boots a bzImage as well as an ELF vmlinux.
+    fn unpacks_kernels(&self) -> bool {
+        true
+    }
+
     /// The command line for a machine whose sockets are those of `paths`. Starts nothing.
     ///
     /// # Errors
@@ -68,7 +73,8 @@ pub trait Vmm: Send + Sync + fmt::Debug {
     /// gone yet.
     ///
     /// # Errors
-    /// The VMM not answering, or being gone already.
+    /// The VMM not answering, being gone already, or having no such request ([`VmmError::Unsupported`]): its parent can
+    /// kill it.
     async fn quit(&self, paths: &VmPaths) -> Result<(), VmmError>;
 
     /// Its power button, where it has one.
@@ -114,7 +120,7 @@ pub trait Vmm: Send + Sync + fmt::Debug {
 /// Asks a guest to go down without its agent.
 #[async_trait]
 pub trait PowerButton: Send + Sync {
-    /// Presses the ACPI power button. What comes of it is up to the guest.
+    /// Presses the ACPI power button, or Control-Alt-Delete where there is none. What comes of it is up to the guest.
     ///
     /// # Errors
     /// The VMM not answering or refusing.

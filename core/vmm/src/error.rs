@@ -1,11 +1,47 @@
 //! What can go wrong with a VMM.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
-use vm_host::RunError;
+use vm_host::{HttpError, RunError};
 use vm_types::vm::VmmKind;
 
 use crate::QmpError;
+
+/// A failed exchange with a VMM's control socket, in whichever language that is.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// QEMU's, which the fake speaks too.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// Firecracker's.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// What it said lacks something.
+    #[error("an answer to {request} has no {lacks}")]
+    Strange {
+        /// What was asked.
+        request: &'static str,
+        /// What should have been there.
+        lacks: &'static str,
+    },
+}
+
+impl ControlError {
+    /// What to do about it, for people.
+    pub fn hint(&self) -> Option<String> {
+        const VERSION: &str = "the VMM's version may not fit; see what doctor says of it";
+        Some(match self {
+            Self::Qmp(error) => return error.hint(),
+            Self::Http(error) if error.is_nobody() => "the VMM has ended; start the VM again".to_owned(),
+            Self::Http(HttpError::Connect { socket, .. }) => {
+                format!("check the permissions of {}", socket.display())
+            }
+            Self::Http(HttpError::Broken { .. }) => "the VMM has ended; see its log for why".to_owned(),
+            Self::Http(HttpError::TimedOut { .. }) => "the VMM is stuck; a forced stop ends it".to_owned(),
+            Self::Http(_) | Self::Strange { .. } => VERSION.to_owned(),
+        })
+    }
+}
 
 /// A failed operation of a VMM driver.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +53,34 @@ pub enum VmmError {
         vmm: VmmKind,
         /// What was asked for, e.g. `pausing`.
         what: &'static str,
+    },
+    /// This version of it cannot, a later one can.
+    #[error("{} {version} does not support {what}; {needed} does", name(*vmm))]
+    TooOld {
+        /// Which kind.
+        vmm: VmmKind,
+        /// The version that is installed.
+        version: String,
+        /// The first version that can.
+        needed: &'static str,
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// It runs guests only on processors that can be virtualised.
+    #[error("{} cannot run VMs on this host: {reason}", name(*vmm))]
+    NoKvm {
+        /// Which kind.
+        vmm: VmmKind,
+        /// What is missing.
+        reason: String,
+    },
+    /// A drive's image could not be made larger.
+    #[error("could not grow {}", path.display())]
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// The VMM's program is not on this host.
     #[error("{} is not installed: there is no executable {program}", name(*vmm))]
@@ -70,7 +134,7 @@ pub enum VmmError {
         /// The limit.
         millis: u128,
         /// The last attempt's failure.
-        source: QmpError,
+        source: ControlError,
     },
     /// A drive that is not attached cannot be changed.
     #[error("{} has no drive with the serial {serial:?}", name(*vmm))]
@@ -98,7 +162,7 @@ pub enum VmmError {
         /// What it should have done, e.g. `pause the VM`.
         operation: &'static str,
         /// Why.
-        source: QmpError,
+        source: ControlError,
     },
 }
 
@@ -107,6 +171,16 @@ impl VmmError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Unsupported { what, .. } => Some(format!("use a VMM that supports {what}")),
+            Self::TooOld { vmm, needed, .. } => {
+                Some(format!("install {} {needed} or later, or use another VMM", name(*vmm)))
+            }
+            Self::NoKvm { .. } => Some(
+                "enable VT-x or AMD-V in the firmware, or nested virtualisation where this host is a VM itself; QEMU works without"
+                    .to_owned(),
+            ),
+            Self::Image { .. } => {
+                Some("check that the state directory is writable and has free space".to_owned())
+            }
             Self::NotInstalled { vmm: VmmKind::Qemu, program } => Some(format!(
                 "install QEMU's system emulator (Debian and Ubuntu: apt install {}), or name {program}'s place in the configuration",
                 crate::qemu::PACKAGE

@@ -1,4 +1,4 @@
-//! VMM drivers: QEMU, and a fake VMM with a fake guest.
+//! VMM drivers: Firecracker, QEMU, and a fake VMM with a fake guest.
 //!
 //! ```text
 //!   engine ── plan ──> LaunchPlan ──> shim ── spawns ──> VMM process
@@ -9,6 +9,7 @@
 //! starts no VMM, waits for no VMM's end and keeps no state: the shim is the VMM's parent, and what the VMM is
 //! doing is asked of the VMM. Every driver passes the suite in `contract` (feature `contract`).
 
+mod checks;
 #[cfg(feature = "contract")]
 pub mod contract;
 mod control;
@@ -16,13 +17,16 @@ pub mod driver;
 pub mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub mod firecracker;
 pub mod kvm;
+mod program;
 pub mod qemu;
 pub mod qmp;
 
 pub use driver::{Accelerator, Availability, Pause, PowerButton, Resize, Vmm};
-pub use error::VmmError;
+pub use error::{ControlError, VmmError};
 #[cfg(feature = "fake")]
 pub use fake::{FakeBehaviour, FakeDriver};
+pub use firecracker::FirecrackerDriver;
 pub use qemu::QemuDriver;
 pub use qmp::QmpError;

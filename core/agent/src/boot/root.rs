@@ -15,7 +15,7 @@ use nix::{
     mount::{MsFlags, mount},
     unistd::{chdir, chroot},
 };
-use vm_types::guest::{config::Root, initramfs};
+use vm_types::guest::{config::Root, initramfs, kernel_args};
 
 use super::BootError;
 use crate::link::HOME;
@@ -23,17 +23,46 @@ use crate::link::HOME;
 /// How long a drive may take to appear. virtio drives are there when their driver has loaded; this is for hot-plug.
 const DRIVE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The device node of the block device with this virtio serial (`VIRTIO_BLK_T_GET_ID`: at most 20 bytes).
+/// The device node of the block device with this virtio serial (`VIRTIO_BLK_T_GET_ID`: at most 20 bytes), or the one that the
+/// kernel's command line calls so.
 fn device_by_serial(serial: &str) -> Option<PathBuf> {
     let wanted = &serial.as_bytes()[..serial.len().min(20)];
-    drives().find(|(_, found)| found.as_bytes() == wanted).map(|(name, _)| Path::new("/dev").join(name))
+    let mut drives = drives().into_iter();
+    drives.find(|(_, found)| found.as_bytes() == wanted).map(|(name, _)| Path::new("/dev").join(name))
 }
 
-fn drives() -> impl Iterator<Item = (String, String)> {
-    fs::read_dir("/sys/block").into_iter().flatten().flatten().filter_map(|entry| {
-        let serial = fs::read_to_string(entry.path().join("serial")).ok()?;
-        Some((entry.file_name().into_string().ok()?, serial.trim_end_matches(['\n', '\0']).to_owned()))
-    })
+/// Names and serials of the drives.
+fn drives() -> Vec<(String, String)> {
+    let entries = || fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    match crate::cmdline::value(kernel_args::DRIVES) {
+        None => entries()
+            .filter_map(|entry| {
+                let serial = fs::read_to_string(entry.path().join("serial")).ok()?;
+                let name = entry.file_name().into_string().ok()?;
+                Some((name, serial.trim_end_matches(['\n', '\0']).to_owned()))
+            })
+            .collect(),
+        Some(serials) => in_order(
+            entries()
+                .filter_map(|entry| {
+                    let device = entry.path().join("device").canonicalize().ok()?;
+                    let number = device.file_name()?.to_str()?.strip_prefix("virtio")?.parse().ok()?;
+                    Some((number, entry.file_name().into_string().ok()?))
+                })
+                .collect(),
+            &serials,
+        ),
+    }
+}
+
+/// Gives drives their serials by the order of their devices; none as long as one is missing, which could be any.
+fn in_order(mut devices: Vec<(u32, String)>, serials: &str) -> Vec<(String, String)> {
+    let serials: Vec<_> = serials.split(',').filter(|serial| !serial.is_empty()).collect();
+    if devices.len() < serials.len() {
+        return Vec::new();
+    }
+    devices.sort_unstable();
+    devices.into_iter().map(|(_, name)| name).zip(serials.into_iter().map(str::to_owned)).collect()
 }
 
 fn wait_for_drive(serial: &str) -> Result<PathBuf, BootError> {
@@ -57,7 +86,7 @@ pub(crate) fn drive(serial: &str, deadline: Instant) -> Result<PathBuf, Vec<Stri
             return Ok(device);
         }
         if Instant::now() >= deadline {
-            return Err(drives().map(|(name, serial)| format!("{name}={serial}")).collect());
+            return Err(drives().into_iter().map(|(name, serial)| format!("{name}={serial}")).collect());
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
@@ -220,6 +249,17 @@ fn superblock(drive: &File) -> io::Result<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn drives_without_serials_are_known_by_the_order_of_their_devices() {
+        let devices =
+            |names: &[(u32, &str)]| names.iter().map(|(n, name)| (*n, (*name).to_owned())).collect();
+        let found = in_order(devices(&[(10, "vdb"), (2, "vda"), (11, "vdc")]), "root,data");
+        let pairs: Vec<_> = found.iter().map(|(name, serial)| (name.as_str(), serial.as_str())).collect();
+        assert_eq!(pairs, [("vda", "root"), ("vdb", "data")]);
+        assert!(in_order(devices(&[(2, "vda")]), "root,data").is_empty(), "the other one may be the root");
+        assert!(in_order(devices(&[(2, "vda")]), "").is_empty());
+    }
 
     #[test]
     fn links_of_the_image_lead_to_directories_in_the_image() {

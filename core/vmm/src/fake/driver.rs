@@ -57,7 +57,11 @@ impl FakeDriver {
     /// # Errors
     /// The fake not answering, or being gone already.
     pub async fn end(paths: &VmPaths, end: End) -> Result<(), VmmError> {
-        let failed = |source| VmmError::Control { vmm: KIND, operation: "end the guest", source };
+        let failed = |error: QmpError| VmmError::Control {
+            vmm: KIND,
+            operation: "end the guest",
+            source: error.into(),
+        };
         let mut qmp = Qmp::connect(&paths.vmm_sock(), CONTROL_TIMEOUT).await.map_err(failed)?;
         match qmp.execute_with("x-end", serde_json::json!({"end": end})).await {
             // One that hangs up in answer has obeyed.

@@ -11,7 +11,11 @@ use vm_types::{
     machine::{Drive, MachineSpec, Nic},
 };
 
-use crate::{Accelerator, VmmError, control::drive_id};
+use crate::{
+    Accelerator, VmmError,
+    checks::{self, path as text},
+    control::drive_id,
+};
 
 /// What of the host decides about the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,11 +25,6 @@ pub struct Host {
     /// Whether the kernel can do a network interface's work (`/dev/vhost-net` opens).
     pub vhost_net: bool,
 }
-
-/// Linux's limit of a device name: IFNAMSIZ less the end mark (netdevice(7)).
-const TAP_NAME_MAX: usize = 15;
-/// VIRTIO_BLK_ID_BYTES (virtio 1.2, section 5.2.6).
-const SERIAL_MAX: usize = 20;
 
 /// The serial console of the guest architecture, which is the host's.
 const CONSOLE: &str = if cfg!(target_arch = "aarch64") { "ttyAMA0" } else { "ttyS0" };
@@ -48,12 +47,7 @@ const KERNEL_ARGUMENTS_TCG: &[&str] = if cfg!(target_arch = "x86_64") { &["no_ti
 /// # Errors
 /// [`VmmError::BadMachine`] naming what QEMU could not be told.
 pub fn arguments(machine: &MachineSpec, paths: &VmPaths, host: Host) -> Result<Vec<String>, VmmError> {
-    if machine.cpus == 0 {
-        return Err(bad("number of CPUs", "0", "at least 1"));
-    }
-    if machine.memory_mib == 0 {
-        return Err(bad("memory", "0 MiB", "at least 1 MiB"));
-    }
+    checks::size(machine)?;
     let mut line = CommandLine::default();
     line.flag("-nodefaults");
     line.flag("-no-user-config");
@@ -127,9 +121,7 @@ fn kernel_command_line(machine: &MachineSpec, accelerator: Accelerator) -> Resul
         words.extend(KERNEL_ARGUMENTS_TCG.iter().map(|&word| word.to_owned()));
     }
     for argument in &machine.kernel_args {
-        if argument.is_empty() || argument.contains(|c: char| c.is_control()) {
-            return Err(bad("kernel argument", argument, "not empty, without control characters"));
-        }
+        checks::kernel_argument(argument)?;
         words.push(argument.clone());
     }
     Ok(words.join(" "))
@@ -137,11 +129,7 @@ fn kernel_command_line(machine: &MachineSpec, accelerator: Accelerator) -> Resul
 
 fn add_drive(line: &mut CommandLine, drive: &Drive) -> Result<(), VmmError> {
     let Drive { serial, path, read_only } = drive;
-    let fits = (1..=SERIAL_MAX).contains(&serial.len())
-        && serial.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-    if !fits {
-        return Err(bad("drive serial", serial, "1 to 20 ASCII letters, digits, '-', '_' and '.'"));
-    }
+    checks::serial(serial)?;
     let path = escape(&text("drive path", path)?);
     // Through the host's page cache, because VMs share base data; flushes are honoured. Few and noisy runs under TCG showed no
     // steady gain of io_uring, which some hosts forbid, of O_DIRECT or of an iothread over plain threads.
@@ -159,16 +147,8 @@ fn add_drive(line: &mut CommandLine, drive: &Drive) -> Result<(), VmmError> {
 }
 
 fn add_nic(line: &mut CommandLine, number: usize, nic: &Nic, host: Host) -> Result<(), VmmError> {
+    checks::nic(nic)?;
     let Nic { tap, mac } = nic;
-    let named = (1..=TAP_NAME_MAX).contains(&tap.len())
-        && tap.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b',' | b'=' | b':'));
-    if !named {
-        return Err(bad("tap name", tap, "1 to 15 printable ASCII characters without '/', ',', '=' and ':'"));
-    }
-    let octets: Vec<_> = mac.split(':').collect();
-    if octets.len() != 6 || !octets.iter().all(|o| o.len() == 2 && o.bytes().all(|b| b.is_ascii_hexdigit())) {
-        return Err(bad("hardware address", mac, "six pairs of hexadecimal digits with ':' between them"));
-    }
     // Only KVM can hand interrupts from the kernel's vhost thread to the guest without QEMU in between.
     let vhost = if host.vhost_net && host.accelerator == Accelerator::Kvm { "on" } else { "off" };
     line.option("-netdev", format!("tap,id=net{number},ifname={tap},script=no,downscript=no,vhost={vhost}"));
@@ -180,21 +160,9 @@ fn listening(id: &str, what: &'static str, socket: &Path) -> Result<String, VmmE
     Ok(format!("socket,id={id},path={},server=on,wait=off", escape(&text(what, socket)?)))
 }
 
-/// A path as an argument: absolute, so that it means the same in the shim and cannot be taken for `protocol:path`.
-fn text(what: &'static str, path: &Path) -> Result<String, VmmError> {
-    match path.to_str() {
-        Some(text) if path.is_absolute() => Ok(text.to_owned()),
-        _ => Err(bad(what, &path.to_string_lossy(), "an absolute path in UTF-8")),
-    }
-}
-
 /// A comma ends a value unless it is doubled.
 fn escape(value: &str) -> String {
     value.replace(',', ",,")
-}
-
-fn bad(what: &'static str, value: &str, rule: &'static str) -> VmmError {
-    VmmError::BadMachine { what, value: value.to_owned(), rule }
 }
 
 #[derive(Default)]

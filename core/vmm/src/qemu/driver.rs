@@ -1,16 +1,9 @@
 //! The driver: what QEMU and this host offer.
 
-use std::{
-    env,
-    ffi::OsStr,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{env, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use vm_host::{HostCommand, Runner};
+use vm_host::Runner;
 use vm_types::{
     VmPaths,
     machine::MachineSpec,
@@ -23,6 +16,7 @@ use crate::{
     Accelerator, Availability, Pause, PowerButton, Resize, Vmm, VmmError,
     control::{self, QmpControls},
     kvm::{self, Verdict},
+    program,
 };
 
 const KIND: VmmKind = VmmKind::Qemu;
@@ -56,8 +50,7 @@ impl QemuDriver {
     }
 
     fn program(&self) -> Result<PathBuf, VmmError> {
-        find_program(&self.program, env::var_os("PATH").as_deref())
-            .ok_or_else(|| VmmError::NotInstalled { vmm: KIND, program: self.program.display().to_string() })
+        program::locate(KIND, &self.program)
     }
 }
 
@@ -69,16 +62,8 @@ impl Vmm for QemuDriver {
 
     async fn availability(&self) -> Result<Availability, VmmError> {
         let program = self.program()?;
-        let name = program.display().to_string();
-        let command = HostCommand::new(program).arg("--version").timeout(Duration::from_secs(20));
-        let output = self
-            .runner
-            .run(command)
-            .await
-            .map_err(|source| VmmError::Probe { program: name.clone(), source })?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let version = parse_version(&text)
-            .ok_or_else(|| VmmError::NoVersion { program: name, output: text.chars().take(200).collect() })?;
+        let text = program::ask_version(&*self.runner, &program).await?;
+        let version = parse_version(&text).ok_or_else(|| program::no_version(&program, &text))?;
         let (accelerator, reason) = self.accelerator();
         Ok(Availability { version: version.to_owned(), accelerator, reason })
     }
@@ -121,19 +106,6 @@ fn opens(device: &str) -> bool {
     std::fs::OpenOptions::new().read(true).write(true).open(device).is_ok()
 }
 
-/// The absolute path of an executable named by a path or to be found in `search`.
-fn find_program(program: &Path, search: Option<&OsStr>) -> Option<PathBuf> {
-    let executable = |path: &PathBuf| {
-        path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-    };
-    let candidates: Vec<PathBuf> = if program.components().count() > 1 {
-        vec![program.to_owned()]
-    } else {
-        env::split_paths(search?).map(|directory| directory.join(program)).collect()
-    };
-    std::path::absolute(candidates.into_iter().find(executable)?).ok()
-}
-
 /// The third word of `QEMU emulator version 7.2.22 (Debian …)`, further checked to be a version.
 fn parse_version(text: &str) -> Option<&str> {
     let version = text.split_once("version ")?.1.split([' ', '\n', '(']).next()?;
@@ -144,7 +116,7 @@ fn parse_version(text: &str) -> Option<&str> {
 mod tests {
     use std::sync::Mutex;
 
-    use vm_host::{RunError, RunOutput};
+    use vm_host::{HostCommand, RunError, RunOutput};
 
     use super::*;
 
@@ -183,16 +155,5 @@ mod tests {
         let error = driver.availability().await.unwrap_err();
         assert!(error.to_string().contains("no-such-emulator"), "{error}");
         assert!(error.hint().unwrap().contains(crate::qemu::PACKAGE));
-    }
-
-    #[test]
-    fn only_executables_are_found_and_by_absolute_path() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("q"), "").unwrap();
-        let search = Some(dir.path().as_os_str());
-        assert_eq!(find_program(Path::new("q"), search), None);
-        std::fs::set_permissions(dir.path().join("q"), std::fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(find_program(Path::new("q"), search), Some(dir.path().join("q")));
-        assert_eq!(find_program(&dir.path().join("q"), None), Some(dir.path().join("q")));
     }
 }

@@ -1,0 +1,235 @@
+//! A machine as requests to Firecracker's API, made from the machine alone
+//! (<https://github.com/firecracker-microvm/firecracker/blob/main/src/firecracker/swagger/firecracker.yaml>).
+
+use serde_json::{Value, json};
+use vm_types::{
+    VmPaths,
+    guest::kernel_args,
+    machine::{Drive, MachineSpec, Nic},
+    shim::{ApiRequest, LastWords, Setup},
+};
+
+use super::Version;
+use crate::{
+    VmmError,
+    checks::{self, bad, path as text},
+};
+
+/// `MAX_SUPPORTED_VCPUS`.
+const CPUS_MAX: u32 = 32;
+/// The guest's context id (vsock(7)): the first one that is free. It means something to this VM's own socket only.
+const GUEST_CID: u32 = 3;
+
+/// What every guest's kernel is told, as QEMU's are, and what this machine needs besides.
+const KERNEL_ARGUMENTS: &[&str] = &[
+    "console=ttyS0",
+    // The only way to end the VMM from inside is a reset by the keyboard controller.
+    "reboot=k",
+    "panic=-1",
+    "quiet",
+    "cryptomgr.notests",
+    // There is a keyboard, with Control, Alt and Delete, and nothing else: looking for more takes time.
+    "i8042.noaux",
+    "i8042.nomux",
+    "i8042.dumbkbd",
+];
+
+/// The machine, and then its start.
+///
+/// # Errors
+/// [`VmmError::BadMachine`] naming what Firecracker could not be told.
+pub fn setup(machine: &MachineSpec, paths: &VmPaths, version: Version) -> Result<Setup, VmmError> {
+    checks::size(machine)?;
+    if machine.cpus > CPUS_MAX {
+        return Err(bad("number of CPUs", &machine.cpus.to_string(), "32 at most under Firecracker"));
+    }
+    let socket = text("VMM socket path", &paths.vmm_sock())?;
+    let mut requests = vec![
+        put(
+            "/machine-config",
+            json!({"vcpu_count": machine.cpus, "mem_size_mib": machine.memory_mib, "smt": false}),
+        ),
+        put(
+            "/boot-source",
+            json!({
+                "kernel_image_path": text("kernel path", &machine.kernel)?,
+                "initrd_path": text("initramfs path", &machine.initramfs)?,
+                "boot_args": kernel_command_line(machine, version)?,
+            }),
+        ),
+    ];
+    for drive in &machine.drives {
+        requests.push(add_drive(drive)?);
+    }
+    for (number, nic) in machine.nics.iter().enumerate() {
+        requests.push(add_nic(number, nic)?);
+    }
+    requests.push(put(
+        "/vsock",
+        json!({
+            "guest_cid": machine.vsock_cid.unwrap_or(GUEST_CID),
+            "uds_path": text("channel socket path", &paths.channel_sock())?,
+        }),
+    ));
+    requests.push(put("/entropy", json!({})));
+    // Empty: it takes nothing of the guest's memory until somebody wants that.
+    requests.push(put("/balloon", json!({"amount_mib": 0, "deflate_on_oom": true})));
+    requests.push(put("/actions", json!({"action_type": "InstanceStart"})));
+    Ok(Setup { socket: socket.into(), requests })
+}
+
+/// What a Linux guest of this machine says last. Its kernel has no way to switch off, says so in this or that way and halts.
+pub fn last_words() -> LastWords {
+    let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+    LastWords {
+        power_off: texts(&[
+            kernel_args::POWERED_OFF,
+            "reboot: System halted",
+            "reboot: Power off not available",
+            "reboot: Power down",
+        ]),
+        reboot: texts(&["reboot: Restarting system", "reboot: machine restart"]),
+        panic: texts(&["Kernel panic - not syncing"]),
+    }
+}
+
+/// What Firecracker calls a drive. It takes letters, digits and `_` only; all else is written as its code.
+pub(super) fn drive_id(serial: &str) -> String {
+    let mut id = String::with_capacity(serial.len());
+    for byte in serial.bytes() {
+        if byte.is_ascii_alphanumeric() {
+            id.push(char::from(byte));
+        } else {
+            id.push_str(&format!("_{byte:02x}"));
+        }
+    }
+    id
+}
+
+fn kernel_command_line(machine: &MachineSpec, version: Version) -> Result<String, VmmError> {
+    let mut words: Vec<String> = KERNEL_ARGUMENTS.iter().map(|&word| word.to_owned()).collect();
+    if version < Version::SAYS_NO_PCI {
+        words.push("pci=off".to_owned());
+    }
+    words.push(format!("{}={}", kernel_args::POWER_OFF, kernel_args::POWER_OFF_BY_RESET));
+    let serials: Vec<_> = machine.drives.iter().map(|drive| drive.serial.as_str()).collect();
+    words.push(format!("{}={}", kernel_args::DRIVES, serials.join(",")));
+    for argument in &machine.kernel_args {
+        checks::kernel_argument(argument)?;
+        words.push(argument.clone());
+    }
+    Ok(words.join(" "))
+}
+
+fn add_drive(drive: &Drive) -> Result<ApiRequest, VmmError> {
+    checks::serial(&drive.serial)?;
+    let id = drive_id(&drive.serial);
+    Ok(put(
+        &format!("/drives/{id}"),
+        json!({
+            "drive_id": id,
+            "path_on_host": text("drive path", &drive.path)?,
+            "is_read_only": drive.read_only,
+            // Only for kernels that mount their root themselves; it would go before the others.
+            "is_root_device": false,
+            // A guest's flush reaches the host's disk.
+            "cache_type": "Writeback",
+        }),
+    ))
+}
+
+fn add_nic(number: usize, nic: &Nic) -> Result<ApiRequest, VmmError> {
+    checks::nic(nic)?;
+    let id = format!("eth{number}");
+    Ok(put(
+        &format!("/network-interfaces/{id}"),
+        json!({"iface_id": id, "host_dev_name": nic.tap, "guest_mac": nic.mac}),
+    ))
+}
+
+fn put(path: &str, body: Value) -> ApiRequest {
+    ApiRequest { method: "PUT".to_owned(), path: path.to_owned(), body }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> MachineSpec {
+        MachineSpec {
+            vm: "0123456789ab".parse().unwrap(),
+            cpus: 2,
+            memory_mib: 512,
+            kernel: "/k/vmlinux".into(),
+            initramfs: "/r/initramfs.cpio".into(),
+            kernel_args: vec!["systemd.show_status=0".to_owned()],
+            drives: vec![
+                Drive { serial: "root".to_owned(), path: "/s/disk.raw".into(), read_only: false },
+                Drive { serial: "my-data.1".to_owned(), path: "/s/data".into(), read_only: true },
+            ],
+            nics: vec![Nic { tap: "vt3f2a0001".to_owned(), mac: "02:00:00:00:00:01".to_owned() }],
+            vsock_cid: None,
+        }
+    }
+
+    fn paths() -> VmPaths {
+        VmPaths { run: "/run/v".into(), state: "/s".into() }
+    }
+
+    fn body<'a>(setup: &'a Setup, path: &str) -> &'a Value {
+        &setup.requests.iter().find(|request| request.path == path).expect(path).body
+    }
+
+    #[test]
+    fn drives_keep_their_order_and_the_kernel_is_told_which_is_which() {
+        let setup = setup(&machine(), &paths(), Version(1, 13, 2)).unwrap();
+        let drives: Vec<_> =
+            setup.requests.iter().filter_map(|request| request.path.strip_prefix("/drives/")).collect();
+        assert_eq!(drives, ["root", "my_2ddata_2e1"]);
+        assert_eq!(body(&setup, "/drives/my_2ddata_2e1")["is_read_only"], true);
+        let line = body(&setup, "/boot-source")["boot_args"].as_str().unwrap();
+        assert!(
+            line.contains(" vmd.drives=root,my-data.1 ") && line.contains(" vmd.power_off=reset "),
+            "{line}"
+        );
+        assert!(line.ends_with(" systemd.show_status=0"), "the caller's arguments win: {line}");
+    }
+
+    #[test]
+    fn the_guest_starts_last_and_reaches_the_host_by_its_own_socket() {
+        let setup = setup(&machine(), &paths(), Version(1, 13, 2)).unwrap();
+        assert_eq!(setup.socket, paths().vmm_sock());
+        let last = setup.requests.last().unwrap();
+        assert_eq!((last.path.as_str(), &last.body["action_type"]), ("/actions", &json!("InstanceStart")));
+        assert_eq!(body(&setup, "/vsock")["uds_path"], "/run/v/channel.sock");
+        assert_eq!(body(&setup, "/network-interfaces/eth0")["host_dev_name"], "vt3f2a0001");
+    }
+
+    #[test]
+    fn only_old_versions_are_told_what_new_ones_say_themselves() {
+        let line = |version| kernel_command_line(&machine(), version).unwrap();
+        assert!(line(Version(1, 12, 1)).contains(" pci=off "));
+        assert!(!line(Version(1, 13, 0)).contains("pci=off"));
+    }
+
+    #[test]
+    fn what_firecracker_cannot_be_told_is_refused_by_name() {
+        type Change = fn(&mut MachineSpec);
+        let cases: [(&str, Change); 8] = [
+            ("number of CPUs", |m| m.cpus = 0),
+            ("number of CPUs", |m| m.cpus = 33),
+            ("memory", |m| m.memory_mib = 0),
+            ("kernel path", |m| m.kernel = "vmlinux".into()),
+            ("drive path", |m| m.drives[0].path = "disk".into()),
+            ("drive serial", |m| m.drives[0].serial = "a,b".to_owned()),
+            ("tap name", |m| m.nics[0].tap = "t".repeat(16)),
+            ("kernel argument", |m| m.kernel_args.push("a\nb".to_owned())),
+        ];
+        for (part, change) in cases {
+            let mut machine = machine();
+            change(&mut machine);
+            let error = setup(&machine, &paths(), Version::OLDEST).unwrap_err();
+            assert!(matches!(error, VmmError::BadMachine { what, .. } if what == part), "{part}: {error}");
+        }
+    }
+}
