@@ -82,8 +82,10 @@ test-full: lint dev test-plugins
 e2e: dev
 	@$(call test_env,$(DEV)) cargo test $(workspace) --test e2e -- $(T)
 
-# The daemon with fakes is optimised as a release is, and kept apart from it. VM_BENCH_ONLY=scale needs no real VM.
+# The daemon with fakes is optimised as a release is, and kept apart from it. VM_BENCH_ONLY=scale|plugins need no
+# real VM.
 bench: build
 	@cargo build --locked --release -p vmd -p vm-vmm -p vm-tests --features vmd/fake,vm-vmm/fake --bins
-	@for file in vmd vm-fake-vmm; do $(call put,$(TARGET)/release/$$file,$(BENCH)); done
+	@for file in vm vmd vm-plugin-compile vm-fake-vmm; do $(call put,$(TARGET)/release/$$file,$(BENCH)); done
+	@cargo test --locked --release -p vm-plugin --test host -- --ignored --nocapture measure
 	@$(call test_env,$(DIST)) VM_BENCH_FAKE_BIN="$(BENCH)" $(SUDO) "$(TARGET)/release/vm-bench" "$(TARGET)/bench.json"

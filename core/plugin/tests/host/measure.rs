@@ -14,14 +14,17 @@ use crate::{
     names::{query, resolver},
 };
 
+/// Goals, for the median.
+const FRESH: Duration = Duration::from_micros(60);
+const WARM: Duration = Duration::from_micros(5);
+const LOAD: Duration = Duration::from_millis(1);
+
 /// Prints median and 99th percentile of some runs.
-fn print(what: &str, mut times: Vec<Duration>) {
+fn print(what: &str, mut times: Vec<Duration>, goal: Duration) {
     times.sort();
-    println!(
-        "{what:<40} p50 {:>10.1?}   p99 {:>10.1?}",
-        times[times.len() / 2],
-        times[times.len() * 99 / 100]
-    );
+    let (median, high) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+    let met = if median <= goal { "met" } else { "MISSED" };
+    println!("{what:<40} p50 {median:>10.1?}   p99 {high:>10.1?}   goal: p50 at most {goal:?}, {met}");
 }
 
 async fn plugin(runtime: &Arc<Runtime>, guest: &str, wasm: &[u8]) -> Plugin {
@@ -49,7 +52,7 @@ async fn measure() {
             plugin(&runtime, guest, &wasm).await;
             times.push(begin.elapsed());
         }
-        print(&format!("{guest}: load"), times);
+        print(&format!("{guest}: load"), times, LOAD);
         let state = state();
         let hooks = Hook::CAPABILITY.into_iter().filter(|hook| first.has(*hook));
         for hook in hooks.filter(|hook| !matches!(hook, Hook::PostStart | Hook::ConfigChange)) {
@@ -60,7 +63,7 @@ async fn measure() {
                 first.call(hook, input, &state).await.unwrap();
                 times.push(begin.elapsed());
             }
-            print(&format!("{guest}: {hook}, fresh instance"), times);
+            print(&format!("{guest}: {hook}, fresh instance"), times, FRESH);
         }
     }
     let resolver = resolver(&runtime(&cache)).await;
@@ -71,5 +74,5 @@ async fn measure() {
         resolver.resolve(query).await.unwrap();
         times.push(begin.elapsed());
     }
-    print("names: one question, warm", times);
+    print("names: one question, warm", times, WARM);
 }

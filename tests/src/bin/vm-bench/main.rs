@@ -1,11 +1,13 @@
-//! What `vm run` costs above the bare machine, and what the daemon costs with many VMs ([`scale`]).
+//! What `vm run` costs above the bare machine, and what the daemon costs with many VMs ([`scale`]) and with
+//! many plugins ([`plugins`]).
 //!
 //! The floor is the very QEMU command line that the shim would run, with the same kernel, initramfs and a copy of the same
 //! disk, started by hand and timed until the guest's agent has answered on the guest channel. Runs of both alternate, so
 //! that a busier or idler moment of the host touches both. `VM_BENCH_RUNS` says how many; the first argument names a file
-//! for the figures as JSON. `VM_BENCH_FAKE_BIN` is a directory with a `vmd` that knows fakes; `VM_BENCH_ONLY=scale` leaves out
-//! all that needs real VMs.
+//! for the figures as JSON. `VM_BENCH_FAKE_BIN` is a directory with a `vmd` that knows fakes; `VM_BENCH_ONLY` names
+//! the one part to measure: `run` (the only one that needs real VMs), `scale` or `plugins`.
 
+mod plugins;
 mod scale;
 
 use std::{
@@ -29,11 +31,15 @@ use vm_types::{
 };
 
 fn main() {
-    let mut figures = match env::var("VM_BENCH_ONLY") {
-        Ok(only) if only == "scale" => json!({}),
-        _ => real(),
-    };
-    figures["scale"] = scale::measure().unwrap_or_default();
+    let only = env::var("VM_BENCH_ONLY").ok();
+    let wanted = |part| only.as_deref().is_none_or(|only| only == part);
+    let mut figures = if wanted("run") { real() } else { json!({}) };
+    if wanted("scale") {
+        figures["scale"] = scale::measure().unwrap_or_default();
+    }
+    if wanted("plugins") {
+        figures["plugins"] = plugins::measure().unwrap_or_default();
+    }
     if let Some(file) = env::args_os().nth(1) {
         fs::write(&file, format!("{figures:#}\n")).expect("the figures can be written");
         println!("figures: {}", Path::new(&file).display());
@@ -144,7 +150,7 @@ impl Floor {
             channel: ChannelEndpoint::VirtioSerial { socket: moved(&socket.to_string_lossy()).into() },
             events: None,
             setup: None,
-            halt_line: None,
+            last_words: None,
         };
         // A tap of its own, beside those that the daemon makes and removes for the other runs.
         if launch.args.iter().any(|word| word.contains("ifname=")) {
@@ -265,6 +271,12 @@ fn import_rate(world: &World) -> f64 {
     }
     let bytes = fs::metadata(&tarball).map_or(0, |about| about.len());
     bytes as f64 / 1e6 / samples.median().as_secs_f64()
+}
+
+fn goal(what: &str, is: f64, at_most: f64) -> Value {
+    let met = is <= at_most;
+    println!("  {what:40} {is:>9.2}   goal: at most {at_most:<6} {}", if met { "met" } else { "MISSED" });
+    json!({"what": what, "is": is, "at_most": at_most, "met": met})
 }
 
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json, value::RawValue};
 use vm_tests::{FakeWorld, rpc::Api};
 
-use super::Samples;
+use super::{Samples, goal};
 
 /// Numbers of VMs at which is measured.
 const VMS: [usize; 3] = [1, 100, 1000];
@@ -89,12 +89,6 @@ pub(crate) fn measure() -> Option<Value> {
         "descriptors": {"before": before, "after": after},
         "goals": goals,
     }))
-}
-
-fn goal(what: &str, is: f64, at_most: f64) -> Value {
-    let met = is <= at_most;
-    println!("  {what:40} {is:>9.2}   goal: at most {at_most:<6} {}", if met { "met" } else { "MISSED" });
-    json!({"what": what, "is": is, "at_most": at_most, "met": met})
 }
 
 /// How many descriptors the daemon has before and after some full lives.
