@@ -100,7 +100,8 @@ impl PluginsServer for Context {
                         while let Ok(logged) = news.try_recv() {
                             sink.send(to_raw_value(&plugins::line(&logged))?).await?;
                         }
-                        return Ok(());
+                        // Only an error ends the stream for the client, too.
+                        return Err(format!("plugin {name} was removed").into());
                     }
                 },
             };
@@ -108,7 +109,7 @@ impl PluginsServer for Context {
                 Ok(logged) => sink.send(to_raw_value(&plugins::line(&logged))?).await?,
                 // A client that cannot follow misses what it was too slow for.
                 Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => return Ok(()),
+                Err(RecvError::Closed) => return Err(format!("plugin {name} has no log any more").into()),
             }
         }
     }
