@@ -35,8 +35,12 @@ pub(super) async fn verify(context: &Context, name: Option<String>) -> Result<u8
     let failed: Vec<_> = names.iter().filter(|name| all[*name].iter().any(|check| !check.ok)).collect();
     let hint = match failed.as_slice() {
         [one] => {
-            let source = PluginsClient::get(&client, (*one).clone()).await?.source;
-            format!("install it again: vm plugin install {source}; or remove it: vm plugin remove {one}")
+            let again = match PluginsClient::get(&client, (*one).clone()).await {
+                Ok(plugin) => format!(": vm plugin install {}", plugin.source),
+                // What was found is told all the same.
+                Err(_) => " from where it came from".to_owned(),
+            };
+            format!("install it again{again}; or remove it: vm plugin remove {one}")
         }
         _ => "install them again from where they came from (vm plugin show NAME), or remove them".to_owned(),
     };
