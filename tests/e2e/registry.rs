@@ -31,7 +31,7 @@ impl Registry {
             "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {AT}}}\n",
             storage.display()
         );
-        fs::write(&config, text).unwrap();
+        fs::write(&config, text).expect("a file can be written");
         let mut process = world.tool("docker-registry", &["serve", path(&config)]).start();
         wait_until("the registry listens", SHORT, || {
             let said = process.stderr_so_far() + &process.stdout_so_far();
@@ -53,7 +53,7 @@ impl Registry {
 
     /// The file that a blob is in.
     fn blob(&self, digest: &str) -> PathBuf {
-        let hex = digest.strip_prefix("sha256:").unwrap();
+        let hex = digest.strip_prefix("sha256:").expect("a digest");
         self.storage.join("docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
     }
 
@@ -65,29 +65,32 @@ impl Registry {
 
 #[track_caller]
 fn needs(program: &str, package: &str) {
-    let found = Command::new("sh").args(["-c", "command -v \"$0\"", program]).output().unwrap();
+    let found =
+        Command::new("sh").args(["-c", "command -v \"$0\"", program]).output().expect("sh can be run");
     assert!(found.status.success(), "there is no {program}: install the Debian package {package}");
 }
 
 fn path(path: &Path) -> &str {
-    path.to_str().unwrap()
+    path.to_str().expect("paths of the tests are UTF-8")
 }
 
 /// A copy of a plugin for tests, of another version.
 fn version(world: &World, name: &str, version: &str) -> PathBuf {
     let from = PathBuf::from(programs::test_plugin(name));
     let to = world.directory().join(format!("{name}-{version}"));
-    fs::create_dir_all(&to).unwrap();
-    for entry in fs::read_dir(&from).unwrap().flatten().filter(|entry| entry.path().is_file()) {
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    fs::create_dir_all(&to).expect("a directory can be made");
+    for entry in
+        fs::read_dir(&from).expect("the plugin can be read").flatten().filter(|entry| entry.path().is_file())
+    {
+        fs::copy(entry.path(), to.join(entry.file_name())).expect("a file can be copied");
     }
     let manifest = to.join("plugin.toml");
-    let text = fs::read_to_string(&manifest).unwrap();
+    let text = fs::read_to_string(&manifest).expect("the manifest can be read");
     let lines = text.lines().map(|line| match line.starts_with("version = ") {
         true => format!("version = \"{version}\"\n"),
         false => format!("{line}\n"),
     });
-    fs::write(&manifest, lines.collect::<String>()).unwrap();
+    fs::write(&manifest, lines.collect::<String>()).expect("a file can be written");
     to
 }
 
@@ -95,7 +98,7 @@ fn version(world: &World, name: &str, version: &str) -> PathBuf {
 #[track_caller]
 fn pack(world: &World, plugin: &Path, layout: &Path) -> String {
     let packed = world.ask(&["plugin", "pack", path(plugin), path(layout)]);
-    packed["digest"].as_str().unwrap().to_owned()
+    packed["digest"].as_str().expect("a digest is told").to_owned()
 }
 
 #[test]
@@ -172,17 +175,17 @@ fn sign(world: &World, key: &Path, digest: &str, layout: &Path) -> String {
         "optional": null,
     });
     let (text, signature) = (world.directory().join("payload.json"), world.directory().join("payload.sig"));
-    fs::write(&text, payload.to_string()).unwrap();
+    fs::write(&text, payload.to_string()).expect("a file can be written");
     let dgst = ["dgst", "-sha256", "-sign", path(key), "-out", path(&signature), path(&text)];
     world.tool("openssl", &dgst).run().exits(0);
     let base64 = world.tool("openssl", &["base64", "-A", "-in", path(&signature)]).run().exits(0).text();
 
     let _ = fs::remove_dir_all(layout);
     let blobs = layout.join("blobs/sha256");
-    fs::create_dir_all(&blobs).unwrap();
+    fs::create_dir_all(&blobs).expect("a directory can be made");
     let add = |media_type: &str, bytes: &[u8]| {
         let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        fs::write(blobs.join(&hex), bytes).unwrap();
+        fs::write(blobs.join(&hex), bytes).expect("a file can be written");
         json!({ "mediaType": media_type, "digest": format!("sha256:{hex}"), "size": bytes.len() })
     };
     let mut layer = add("application/vnd.dev.cosign.simplesigning.v1+json", payload.to_string().as_bytes());
@@ -198,8 +201,9 @@ fn sign(world: &World, key: &Path, digest: &str, layout: &Path) -> String {
     let tag = format!("{}.sig", digest.replace(':', "-"));
     entry["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
     let index: Value = json!({ "schemaVersion": 2, "manifests": [entry] });
-    fs::write(layout.join("index.json"), index.to_string()).unwrap();
-    fs::write(layout.join("oci-layout"), "{\"imageLayoutVersion\":\"1.0.0\"}").unwrap();
+    fs::write(layout.join("index.json"), index.to_string()).expect("a file can be written");
+    fs::write(layout.join("oci-layout"), "{\"imageLayoutVersion\":\"1.0.0\"}")
+        .expect("a file can be written");
     tag
 }
 
