@@ -148,15 +148,31 @@ impl From<Subnet> for String {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct VmmConfig {
+    /// What runs a VM that asks for none.
+    pub(crate) driver: DriverName,
+    /// Firecracker's binary; looked up if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) firecracker: Option<PathBuf>,
     /// QEMU's binary; looked up if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) qemu: Option<PathBuf>,
-    /// `kvm` or `tcg`; found out if left out.
+    /// QEMU's, `kvm` or `tcg`; found out if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) accelerator: Option<AcceleratorName>,
     /// The fake VMM's binary; for tests of builds that have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) fake: Option<PathBuf>,
+}
+
+/// See [`vm_types::vm::VmmKind`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DriverName {
+    /// Firecracker where it and hardware virtualisation are there, else QEMU.
+    #[default]
+    Auto,
+    Firecracker,
+    Qemu,
 }
 
 /// See [`Accelerator`].
@@ -306,6 +322,7 @@ fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
     }
     let one = [
         ("agent", &config.agent),
+        ("vmm.firecracker", &config.vmm.firecracker),
         ("vmm.qemu", &config.vmm.qemu),
         ("vmm.fake", &config.vmm.fake),
         ("plugins.bundled", &config.plugins.bundled),

@@ -19,11 +19,11 @@ use vm_host::{HostRunner, Runner};
 use vm_net::HostNet;
 use vm_plugin::{Compiler, Limits};
 use vm_store::{Store, StoreError};
-use vm_types::{Layout, layout::SOCKET_PATH_MAX};
-use vm_vmm::{QemuDriver, Vmm};
+use vm_types::{Layout, layout::SOCKET_PATH_MAX, vm::VmmKind};
+use vm_vmm::{Accelerator, FirecrackerDriver, QemuDriver, Vmm, Vmms};
 
 use crate::{
-    config::Config,
+    config::{Config, DriverName},
     dns::NameService,
     plugins::{self, Facts, Manager, PluginsError, Setup},
     rpc::server::{self, Access, Context},
@@ -106,7 +106,8 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
     let own = std::env::current_exe().map_err(|source| DaemonError::OwnPath { source })?;
     let runner: Arc<dyn Runner> = Arc::new(HostRunner);
     let store = Store::open(&layout.database())?;
-    let vmm = vmm(&config, &runner)?;
+    let (vmm, why) = vmms(&config, &runner).await?;
+    tracing::info!(vmm = %vmm.preferred(), %why, "runs VMs");
     for path in [layout.images(), layout.state.join("vms")] {
         prepare(&path, &[])?;
     }
@@ -178,14 +179,14 @@ async fn plugins(
     layout: &Layout,
     config: &Config,
     store: &Store,
-    vmm: &Arc<dyn Vmm>,
+    vmm: &Vmms,
     runner: &Arc<dyn Runner>,
 ) -> Result<Arc<Manager>, PluginsError> {
     let subnet = match config.subnet() {
         SubnetChoice::Auto => None,
         SubnetChoice::Fixed(subnet) => Some(subnet),
     };
-    let vmm = vmm.kind().to_string();
+    let vmm = vmm.preferred().to_string();
     let compiler =
         Compiler::Process { runner: runner.clone(), program: compiler(), args: Vec::new(), timeout: COMPILE };
     Manager::open(Setup {
@@ -206,18 +207,41 @@ pub(crate) fn compiler() -> PathBuf {
     std::env::current_exe().unwrap_or_default().with_file_name("vm-plugin-compile")
 }
 
-/// The VMM driver of the configuration.
-pub(crate) fn vmm(config: &Config, runner: &Arc<dyn Runner>) -> Result<Arc<dyn Vmm>, DaemonError> {
+/// The VMM drivers of the configuration, and why the first is.
+pub(crate) async fn vmms(
+    config: &Config,
+    runner: &Arc<dyn Runner>,
+) -> Result<(Vmms, String), DaemonError> {
     #[cfg(feature = "fake")]
     if let Some(program) = &config.vmm.fake {
-        return Ok(Arc::new(vm_vmm::FakeDriver::new(program.clone(), Vec::new())));
+        let fake = vm_vmm::FakeDriver::new(program.clone(), Vec::new());
+        return Ok((Vmms::only(fake), "as configured".to_owned()));
     }
     #[cfg(not(feature = "fake"))]
     if config.vmm.fake.is_some() {
         return Err(DaemonError::NoFake);
     }
     let accelerator = config.vmm.accelerator.map(Into::into);
-    Ok(Arc::new(QemuDriver::new(runner.clone(), config.vmm.qemu.clone(), accelerator)))
+    let firecracker: Arc<dyn Vmm> =
+        Arc::new(FirecrackerDriver::new(runner.clone(), config.vmm.firecracker.clone()));
+    let qemu: Arc<dyn Vmm> =
+        Arc::new(QemuDriver::new(runner.clone(), config.vmm.qemu.clone(), accelerator));
+    let (first, why) = match config.vmm.driver {
+        DriverName::Firecracker => (VmmKind::Firecracker, "as configured".to_owned()),
+        DriverName::Qemu => (VmmKind::Qemu, "as configured".to_owned()),
+        DriverName::Auto if accelerator == Some(Accelerator::Tcg) => {
+            (VmmKind::Qemu, "software emulation is configured".to_owned())
+        }
+        DriverName::Auto => match firecracker.availability().await {
+            Ok(found) => (VmmKind::Firecracker, format!("it is installed, and {}", found.reason)),
+            Err(error) => (VmmKind::Qemu, vm_types::report::chain(&error)),
+        },
+    };
+    let vmms = match first {
+        VmmKind::Firecracker => Vmms::new(firecracker, [qemu]),
+        _ => Vmms::new(qemu, [firecracker]),
+    };
+    Ok((vmms, why))
 }
 
 /// Makes a directory of the daemon's; one that is there must be empty or have one of the daemon's `marks` in it, so that a

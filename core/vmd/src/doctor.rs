@@ -9,8 +9,8 @@ use vm_engine::{Engine, SubnetChoice};
 use vm_host::{HostRunner, Runner};
 use vm_locks::{Ctx, Unlocked};
 use vm_net::{HostNet, Net};
-use vm_types::{Layout, layout::SOCKET_PATH_MAX};
-use vm_vmm::Accelerator;
+use vm_types::{Layout, layout::SOCKET_PATH_MAX, vm::VmmKind};
+use vm_vmm::{Accelerator, Availability, VmmError};
 
 use crate::{config::Config, daemon, dns::NameService, plugins::Manager};
 
@@ -141,20 +141,28 @@ async fn socket(layout: &Layout) -> Finding {
 }
 
 async fn vmm(config: &Config, runner: &Arc<dyn Runner>) -> Vec<Finding> {
-    let driver = match daemon::vmm(config, runner) {
-        Ok(driver) => driver,
+    let check = "vmm.driver";
+    let (vmms, why) = match daemon::vmms(config, runner).await {
+        Ok(found) => found,
         Err(error) => {
-            return vec![bad(
-                Severity::Error,
-                "vmm.driver",
-                error.to_string(),
-                error.hint().unwrap_or_default(),
-            )];
+            return vec![bad(Severity::Error, check, error.to_string(), error.hint().unwrap_or_default())];
         }
     };
-    match driver.availability().await {
+    let preferred = vmms.preferred();
+    let mut findings = vec![ok(check, format!("{preferred} runs VMs: {why}"))];
+    for kind in [VmmKind::Firecracker, VmmKind::Qemu, VmmKind::Fake] {
+        if let Ok(driver) = vmms.get(kind) {
+            findings.extend(driver_found(driver.availability().await, kind, kind == preferred));
+        }
+    }
+    findings
+}
+
+/// What is to be said of a driver; of one that is not needed, its absence is no fault.
+fn driver_found(found: Result<Availability, VmmError>, kind: VmmKind, needed: bool) -> Vec<Finding> {
+    let check = format!("vmm.{kind}");
+    match found {
         Ok(found) => {
-            let version = ok("vmm.qemu", found.version);
             let accelerator = match found.accelerator {
                 Accelerator::Kvm => ok("vmm.kvm", found.reason),
                 Accelerator::Tcg => bad(
@@ -167,12 +175,15 @@ async fn vmm(config: &Config, runner: &Arc<dyn Runner>) -> Vec<Finding> {
                     "enable VT-x or AMD-V in the firmware, or nested virtualisation where this host is a VM itself",
                 ),
             };
-            vec![version, accelerator]
+            let mut findings = vec![ok(check, found.version)];
+            findings.extend(needed.then_some(accelerator));
+            findings
         }
-        Err(error) => {
+        Err(error) if needed => {
             let hint = error.hint().unwrap_or_else(|| "install QEMU: apt install qemu-system-x86".into());
-            vec![bad(Severity::Error, "vmm.qemu", vm_engine::EngineError::from(error).chain(), hint)]
+            vec![bad(Severity::Error, check, vm_engine::EngineError::from(error).chain(), hint)]
         }
+        Err(error) => vec![ok(check, format!("cannot be used: {}", vm_types::report::chain(&error)))],
     }
 }
 
@@ -363,15 +374,21 @@ fn backend(layout: &Layout, config: &Config) -> Finding {
     let check = "disk.backend";
     let directory = existing(&layout.state);
     match HostCow::probe(config.disk.backend, directory, directory) {
-        Ok(cow) => match vm_disk::Cow::backend(&cow) {
-            vm_disk::Backend::Reflink => {
-                ok(check, "reflink: a VM's disk is made at once and takes no space at first")
+        Ok(cow) => {
+            let what = match vm_disk::Cow::backend(&cow) {
+                vm_disk::Backend::Reflink => "reflink: a VM's disk is made at once and takes no space at first",
+                vm_disk::Backend::DmSnapshot => {
+                    "dm-snapshot: a VM's disk is made at once and holds what differs from its image"
+                }
+                vm_disk::Backend::Copy => "sparse copy: each VM's disk begins with a copy of its image",
+            };
+            let why: Vec<_> =
+                cow.passed_over().iter().map(|(backend, why)| format!("no {backend}: {why}")).collect();
+            match why.is_empty() {
+                true => ok(check, what),
+                false => ok(check, format!("{what} ({})", why.join("; "))),
             }
-            vm_disk::Backend::Copy => ok(
-                check,
-                "sparse copy: each VM's disk begins with a copy of its image (XFS or btrfs would share the blocks)",
-            ),
-        },
+        }
         Err(error) => {
             let hint = error.hint().unwrap_or_else(|| "set disk.backend to auto".into());
             bad(Severity::Error, check, vm_engine::EngineError::from(error).chain(), hint)

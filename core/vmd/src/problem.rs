@@ -219,7 +219,10 @@ fn image(error: &ImageError) -> ErrorKind {
 
 fn vmm(error: &VmmError) -> ErrorKind {
     match error {
-        VmmError::Unsupported { .. } | VmmError::TooOld { .. } | VmmError::NoKvm { .. } => ErrorKind::Unsupported,
+        VmmError::Unsupported { .. }
+        | VmmError::NoDriver { .. }
+        | VmmError::TooOld { .. }
+        | VmmError::NoKvm { .. } => ErrorKind::Unsupported,
         VmmError::NotInstalled { .. } => ErrorKind::NotInstalled,
         VmmError::BadMachine { .. } => ErrorKind::InvalidArgument,
         VmmError::NotUp { .. } => ErrorKind::VmmDied,

@@ -48,7 +48,7 @@ pub(super) fn info(engine: &Engine, cell: &Cell) -> VmInfo {
 
 /// The same of a view and what the disk takes.
 pub(super) fn shown(engine: &Engine, view: View, disk_used_bytes: u64) -> VmInfo {
-    let View { record, state, needs_restart, .. } = view;
+    let View { record, state, needs_restart, driver: running, .. } = view;
     VmInfo {
         id: record.id,
         name: record.spec.name,
@@ -69,14 +69,15 @@ pub(super) fn shown(engine: &Engine, view: View, disk_used_bytes: u64) -> VmInfo
         needs_restart,
         ephemeral: record.spec.owner.is_some(),
         created_at: record.created_at,
-        vmm: engine.vmm_name(),
+        vmm: running.or(record.spec.vmm).unwrap_or_else(|| engine.preferred_vmm()).to_string(),
     }
 }
 
 /// Bytes that a VM's root disk takes on the host.
 pub(super) fn disk_used(cell: &Cell) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(cell.paths().disk()).map_or(0, |about| about.blocks() * 512)
+    let files = cell.paths().disk_files();
+    files.iter().filter_map(|file| std::fs::metadata(file).ok()).map(|about| about.blocks() * 512).sum()
 }
 
 impl Context {
@@ -269,6 +270,7 @@ fn create_request(params: CreateVm, owner: Option<Owner>) -> CreateRequest {
         restart: params.restart,
         ttl_seconds: params.ttl_seconds,
         idle_stop_seconds: params.idle_stop_seconds,
+        vmm: params.vmm,
         start: params.start,
     }
 }

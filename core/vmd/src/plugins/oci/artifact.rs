@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io::Read};
 
-use oci_client::manifest::{OciDescriptor, OciImageIndex, OciImageManifest};
+use oci_distribution::manifest::{OciDescriptor, OciImageIndex, OciImageManifest};
 use vm_plugin::MAX_COMPONENT;
 
 use super::{OciError, plain};

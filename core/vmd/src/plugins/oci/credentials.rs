@@ -8,7 +8,7 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use oci_client::secrets::RegistryAuth;
+use oci_distribution::secrets::RegistryAuth;
 use serde::Deserialize;
 
 use super::OciError;

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use oci_client::ParseError;
+use oci_distribution::ParseError;
 
 /// How an artifact is made, for hints.
 const PUSH: &str = "docs/plugins.md has the command that pushes a plugin, under \"Registries\"";

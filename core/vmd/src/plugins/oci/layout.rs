@@ -16,7 +16,7 @@ use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
     sys::stat::Mode,
 };
-use oci_client::manifest::{ImageIndexEntry, OciImageIndex};
+use oci_distribution::manifest::{ImageIndexEntry, OciImageIndex};
 use serde::Deserialize;
 use vm_api::PluginSignature;
 

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
 
-use oci_client::{
+use oci_distribution::{
     Client, Reference, RegistryOperation,
     client::{ClientConfig, ClientProtocol},
     errors::{DigestError, OciDistributionError, OciErrorCode},

@@ -11,7 +11,7 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use oci_client::manifest::OciImageManifest;
+use oci_distribution::manifest::OciImageManifest;
 use p256::{
     ecdsa::{Signature, VerifyingKey, signature::Verifier},
     pkcs8::{DecodePublicKey, EncodePublicKey},
