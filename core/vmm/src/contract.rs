@@ -7,6 +7,7 @@ pub mod tiny;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     path::Path,
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -19,10 +20,11 @@ use tokio::{
     sync::watch,
     time::timeout,
 };
+use vm_host::HttpClient;
 use vm_types::{
     VmPaths,
     machine::MachineSpec,
-    shim::{GuestEnd, LaunchPlan, QmpEvent},
+    shim::{GuestEnd, LastWords, LaunchPlan, QmpEvent},
 };
 
 use crate::{Vmm, VmmError};
@@ -56,8 +58,9 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts it; dropping what is returned kills it.
+    /// Starts it, with what was left there before out of its way, as the shim does; dropping what is returned kills it.
     pub fn launch(plan: &LaunchPlan) -> Self {
+        clear(plan);
         let mut child = Command::new(&plan.program)
             .args(&plan.args)
             .stdin(Stdio::piped())
@@ -87,11 +90,16 @@ impl Running {
 
     /// Returns when the console has shown `text`.
     pub async fn shows(&mut self, text: &str) {
-        let shown = self.stdout.wait_for(|console| console.contains(text));
+        self.shows_one_of(&[text]).await;
+    }
+
+    /// Returns when the console has shown one of these.
+    pub async fn shows_one_of(&mut self, texts: &[impl AsRef<str> + fmt::Debug]) {
+        let shown = self.stdout.wait_for(|console| texts.iter().any(|text| console.contains(text.as_ref())));
         let seen = matches!(timeout(PATIENCE, shown).await, Ok(Ok(_)));
         assert!(
             seen,
-            "the console never showed {text:?}; console: {:?}; stderr: {:?}",
+            "the console never showed {texts:?}; console: {:?}; stderr: {:?}",
             *self.stdout.borrow(),
             *self.stderr.borrow()
         );
@@ -132,6 +140,36 @@ fn collect(mut from: impl AsyncRead + Unpin + Send + 'static) -> watch::Receiver
     seen
 }
 
+/// Removes sockets that a former VMM has left.
+fn clear(plan: &LaunchPlan) {
+    let control = plan.setup.as_ref().map(|setup| setup.socket.as_path());
+    for socket in [Some(plan.channel.socket()), plan.events.as_deref(), control].into_iter().flatten() {
+        vm_host::files::remove_if_there(socket).expect("what is left there can be removed");
+    }
+}
+
+/// Makes the plan's requests, if it has any, as the shim does.
+///
+/// # Panics
+/// Where one is refused.
+pub async fn configure(plan: &LaunchPlan) {
+    let Some(setup) = &plan.setup else { return };
+    let mut client = timeout(PATIENCE, async {
+        loop {
+            match HttpClient::connect(&setup.socket, PATIENCE).await {
+                Err(error) if error.is_nobody() => tokio::time::sleep(Duration::from_millis(5)).await,
+                connected => return connected.expect("it takes connections"),
+            }
+        }
+    })
+    .await
+    .expect("it listens in time");
+    for request in &setup.requests {
+        let made = client.request(&request.method, &request.path, Some(&request.body)).await;
+        assert!(made.is_ok(), "{made:?}");
+    }
+}
+
 impl Subject<'_> {
     /// Plans, launches, and waits until the guest has greeted.
     ///
@@ -140,6 +178,13 @@ impl Subject<'_> {
     pub async fn start(&self) -> Running {
         let plan = self.plan().await;
         let mut running = Running::launch(&plan);
+        tokio::select! {
+            biased;
+            () = configure(&plan) => {}
+            status = running.child.wait() => {
+                panic!("the VMM ended ({status:?}); stderr: {:?}", *running.stderr.borrow());
+            }
+        }
         // Cancel-safe: a VMM that is up is not waited for, and one that ended is not waited for to come up.
         tokio::select! {
             up = self.vmm.wait_up(&self.paths, PATIENCE) => {
@@ -188,7 +233,11 @@ pub async fn plans_alike_and_touches_nothing(subject: &Subject<'_>) {
     assert_eq!(one, other);
     assert!(one.program.is_absolute(), "{:?}", one.program);
     assert_eq!(one.channel.socket(), subject.paths.channel_sock());
-    assert_eq!(one.events, Some(subject.paths.events_sock()));
+    if let Some(events) = &one.events {
+        assert_eq!(*events, subject.paths.events_sock());
+    } else {
+        assert!(one.last_words.is_some(), "nobody would learn how a guest ended");
+    }
     assert_eq!(listing(&subject.paths), before);
 }
 
@@ -226,14 +275,18 @@ pub async fn offers_the_guest_channel(subject: &Subject<'_>) {
     running.finish().await;
 }
 
-/// `quit` ends the VMM with status 0, also when another client has just used the control socket.
+/// `quit` ends the VMM with status 0, also when another client has just used the control socket. Absent: typed, and harmless.
 ///
 /// # Panics
 /// Where the driver breaks it.
 pub async fn quits_at_once(subject: &Subject<'_>) {
     let mut running = subject.start().await;
     subject.vmm.wait_up(&subject.paths, PATIENCE).await.expect("it is up still");
-    subject.vmm.quit(&subject.paths).await.expect("it can be ended");
+    if let Err(error) = subject.vmm.quit(&subject.paths).await {
+        assert!(matches!(error, VmmError::Unsupported { .. }), "{error}");
+        assert!(running.runs());
+        return running.finish().await;
+    }
     assert_eq!(running.ended().await.code(), Some(0));
     let error = subject.vmm.quit(&subject.paths).await.expect_err("it is gone");
     assert!(error.hint().is_some(), "{error}");
@@ -262,6 +315,7 @@ pub async fn a_kill_shows_and_leaves_nothing_in_the_way(subject: &Subject<'_>) {
 /// Where the driver breaks it.
 pub async fn lives_without_a_console_reader(subject: &Subject<'_>) {
     let plan = subject.plan().await;
+    clear(&plan);
     let mut child = Command::new(&plan.program)
         .args(&plan.args)
         .stdin(Stdio::null())
@@ -271,8 +325,12 @@ pub async fn lives_without_a_console_reader(subject: &Subject<'_>) {
         .spawn()
         .expect("the planned program starts");
     drop(child.stdout.take());
+    configure(&plan).await;
     subject.vmm.wait_up(&subject.paths, PATIENCE).await.expect("it comes up");
-    subject.vmm.quit(&subject.paths).await.expect("it can be ended");
+    if subject.vmm.quit(&subject.paths).await.is_err() {
+        assert!(matches!(child.try_wait(), Ok(None)), "it did not survive");
+        return child.kill().await.expect("a running child can be killed");
+    }
     let status =
         timeout(PATIENCE, child.wait()).await.expect("it ends in time").expect("it can be waited for");
     assert_eq!(status.code(), Some(0));
@@ -323,11 +381,14 @@ pub async fn the_power_button_reaches_the_guest(subject: &Subject<'_>) {
     assert_eq!(running.ended().await.code(), Some(0));
 }
 
-/// The event socket says how the guest ended, and nothing where it was the host's doing.
+/// The event socket says how the guest ended, and nothing where it was the host's doing; without one, the guest's last words do.
 ///
 /// # Panics
 /// Where the driver breaks it.
 pub async fn tells_how_the_guest_ended(subject: &Subject<'_>) {
+    if let Some(words) = &subject.plan().await.last_words {
+        return the_guest_says_how_it_ended(subject, words).await;
+    }
     for (typed, end) in
         [(b"\x0f\n", GuestEnd::PowerOff), (b"\x12\n", GuestEnd::Reboot), (b"\x10\n", GuestEnd::Panic)]
     {
@@ -347,6 +408,22 @@ pub async fn tells_how_the_guest_ended(subject: &Subject<'_>) {
     running.kill();
     running.ended().await;
     assert_eq!(told.await.expect("the listener ends"), None);
+}
+
+async fn the_guest_says_how_it_ended(subject: &Subject<'_>, words: &LastWords) {
+    let cases: [(&[u8], _); 3] =
+        [(b"\x0f\n", &words.power_off), (b"\x12\n", &words.reboot), (b"\x10\n", &words.panic)];
+    for (typed, texts) in cases {
+        let mut running = subject.start().await;
+        running.stdin.write_all(typed).await.expect("the console takes input");
+        running.shows_one_of(texts).await;
+        // Such a guest cannot switch its machine off, only reset it.
+        if *texts != words.power_off {
+            assert_eq!(running.ended().await.code(), Some(0), "{texts:?}");
+        } else {
+            running.finish().await;
+        }
+    }
 }
 
 /// Listens on the event socket to its end, as the shim does. Returns when the VMM knows.
@@ -413,7 +490,8 @@ pub async fn an_absent_vmm_is_an_error(subject: &Subject<'_>) {
     let error = subject.vmm.wait_up(&nowhere, Duration::from_millis(50)).await.expect_err("nobody is there");
     assert!(matches!(error, VmmError::NotUp { .. }) && error.hint().is_some(), "{error}");
     let error = subject.vmm.quit(&nowhere).await.expect_err("nobody is there");
-    assert!(matches!(error, VmmError::Control { .. }) && error.hint().is_some(), "{error}");
+    let expected = matches!(error, VmmError::Control { .. } | VmmError::Unsupported { .. });
+    assert!(expected && error.hint().is_some(), "{error}");
 }
 
 /// Names and sizes of what is in the VM's directories.

@@ -1,4 +1,4 @@
-//! The contract, against the fake and against QEMU itself.
+//! The contract, against the fakes and against QEMU and, where `VM_FIRECRACKER` names it, Firecracker themselves.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{path::PathBuf, sync::Arc};
@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::Arc};
 use vm_host::HostRunner;
 use vm_types::{VmPaths, machine::MachineSpec};
 use vm_vmm::{
-    Accelerator, FakeDriver, QemuDriver, Vmm,
+    Accelerator, FakeDriver, FirecrackerDriver, QemuDriver, Vmm,
     contract::{self, Subject, tiny},
 };
 
@@ -57,6 +57,39 @@ async fn holds(vmm: &dyn Vmm, greeting: &'static str) {
 #[tokio::test]
 async fn the_fake_keeps_the_contract() {
     holds(&FakeDriver::new(env!("CARGO_BIN_EXE_vm-fake-vmm"), []), "fake guest 0123456789ab booting").await;
+}
+
+/// A machine that Firecracker boots.
+fn unpacked(place: &mut Place) {
+    std::fs::write(&place.machine.kernel, tiny::kernel_64()).unwrap();
+    // It has no room for less, and no use for what is left of a former start.
+    place.machine.memory_mib = 128;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[tokio::test]
+async fn the_fake_as_firecracker_keeps_the_contract() {
+    let fake = Some(env!("CARGO_BIN_EXE_vm-fake-vmm").into());
+    let vmm = FirecrackerDriver::new(Arc::new(HostRunner), fake).whatever_the_cpu();
+    let mut place = place();
+    unpacked(&mut place);
+    let Place { _dir, paths, machine } = place;
+    contract::everything(&Subject { vmm: &vmm, machine, paths, greeting: "fake guest 0123456789ab booting" })
+        .await;
+}
+
+/// Wherever `/dev/kvm` opens: guests as small as this one run also where Linux would not.
+#[cfg(target_arch = "x86_64")]
+#[tokio::test]
+async fn firecracker_keeps_the_contract() {
+    let Some(program) = std::env::var_os("VM_FIRECRACKER") else {
+        return eprintln!("not run: VM_FIRECRACKER names no firecracker");
+    };
+    let vmm = FirecrackerDriver::new(Arc::new(HostRunner), Some(program.into())).whatever_the_cpu();
+    let mut place = place();
+    unpacked(&mut place);
+    let Place { _dir, paths, machine } = place;
+    contract::everything(&Subject { vmm: &vmm, machine, paths, greeting: tiny::GREETING }).await;
 }
 
 #[cfg(target_arch = "x86_64")]

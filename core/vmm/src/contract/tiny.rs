@@ -77,6 +77,99 @@ const CODE: [u8; 156] = [
     0xeb, 0xc0, //                                 jmp  stay
 ];
 
+/// The same for Firecracker, which boots ELF files in 64-bit mode and has neither ACPI power buttons nor pvpanic: x86 machine code, entered
+/// with a stack. Control-Alt-Delete is whatever the keyboard controller has to say. It cannot switch itself off, so it
+/// says, as Linux does, that it has halted.
+#[rustfmt::skip]
+const CODE_64: [u8; 147] = [
+    0xfa, //                                       cli
+    0x48, 0x8d, 0x35, 0x8b, 0x00, 0x00, 0x00, //   lea  rsi, [greeting]
+    0xac, //                                 next: lodsb
+    0x84, 0xc0, //                                 test al, al
+    0x74, 0x07, //                                 jz   poll
+    0xe8, 0x6e, 0x00, 0x00, 0x00, //               call put
+    0xeb, 0xf4, //                                 jmp  next
+    0xf3, 0x90, //                           poll: pause
+    0x66, 0xba, 0x64, 0x00, //                     mov  dx, 0x64         i8042 status
+    0xec, //                                       in   al, dx
+    0xa8, 0x01, //                                 test al, 1            a key pressed?
+    0x75, 0x3f, //                                 jnz  reset
+    0x66, 0xba, 0xfd, 0x03, //                     mov  dx, 0x3fd        16550 line status
+    0xec, //                                       in   al, dx
+    0xa8, 0x01, //                                 test al, 1            anything received?
+    0x74, 0xec, //                                 jz   poll
+    0x66, 0xba, 0xf8, 0x03, //                     mov  dx, 0x3f8        16550 data
+    0xec, //                                       in   al, dx
+    0x3c, 0x0f, //                                 cmp  al, 0x0f
+    0x74, 0x0f, //                                 je   off
+    0x3c, 0x12, //                                 cmp  al, 0x12
+    0x74, 0x29, //                                 je   reset
+    0x3c, 0x10, //                                 cmp  al, 0x10
+    0x74, 0x17, //                                 je   panic
+    0xe8, 0x42, 0x00, 0x00, 0x00, //               call put
+    0xeb, 0xd4, //                                 jmp  poll
+    0x48, 0x8d, 0x35, 0x5c, 0x00, 0x00, 0x00, //  off: lea rsi, [halted]
+    0xe8, 0x27, 0x00, 0x00, 0x00, //               call say
+    0xfa, //                                 stay: cli
+    0xf4, //                                       hlt
+    0xeb, 0xfc, //                                 jmp  stay
+    0x48, 0x8d, 0x35, 0x80, 0x00, 0x00, 0x00, //  panic: lea rsi, [panicked]
+    0xe8, 0x17, 0x00, 0x00, 0x00, //               call say
+    0xeb, 0x0c, //                                 jmp  down
+    0x48, 0x8d, 0x35, 0x56, 0x00, 0x00, 0x00, //  reset: lea rsi, [restarting]
+    0xe8, 0x09, 0x00, 0x00, 0x00, //               call say
+    0x66, 0xba, 0x64, 0x00, //               down: mov  dx, 0x64         i8042 command
+    0xb0, 0xfe, //                                 mov  al, 0xfe         reset
+    0xee, //                                       out  dx, al
+    0xeb, 0xd9, //                                 jmp  stay
+    0xac, //                                  say: lodsb
+    0x84, 0xc0, //                                 test al, al
+    0x74, 0x07, //                                 jz   said
+    0xe8, 0x03, 0x00, 0x00, 0x00, //               call put
+    0xeb, 0xf4, //                                 jmp  say
+    0xc3, //                                 said: ret
+    0x88, 0xc3, //                            put: mov  bl, al
+    0x66, 0xba, 0xfd, 0x03, //               full: mov  dx, 0x3fd
+    0xec, //                                       in   al, dx
+    0xa8, 0x20, //                                 test al, 0x20         transmitter empty?
+    0x74, 0xf7, //                                 jz   full
+    0x66, 0xba, 0xf8, 0x03, //                     mov  dx, 0x3f8
+    0x88, 0xd8, //                                 mov  al, bl
+    0xee, //                                       out  dx, al
+    0xc3, //                                       ret
+];
+
+/// What [`CODE_64`] says: `greeting`, `halted`, `restarting` and `panicked`, which it finds by their lengths.
+const TEXTS_64: &[u8] = b"tiny guest up\r\n\0reboot: System halted\r\n\0reboot: Restarting system\r\n\0\
+                          Kernel panic - not syncing: asked for\r\n\0";
+
+/// Its boot file: an ELF-64 header, one program header (System V ABI), the code, the texts.
+pub fn kernel_64() -> Vec<u8> {
+    /// Where Linux is, too.
+    const LOAD_64: u64 = 0x100_0000;
+    const HEADERS: u64 = 64 + 56;
+    let size = HEADERS + (CODE_64.len() + TEXTS_64.len()) as u64;
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let short = |file: &mut Vec<u8>, values: &[u16]| {
+        file.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    };
+    // An executable for x86-64, version 1.
+    short(&mut file, &[2, 62, 1, 0]);
+    for value in [LOAD_64 + HEADERS, 64, 0] {
+        file.extend(value.to_le_bytes());
+    }
+    // Flags, sizes of this header and of the one program header, no sections.
+    short(&mut file, &[0, 0, 64, 56, 1, 64, 0, 0]);
+    // To be loaded, readable, writable, executable.
+    file.extend([1u32, 7].iter().flat_map(|value| value.to_le_bytes()));
+    for value in [0, LOAD_64, LOAD_64, size, size, 0x1000] {
+        file.extend(value.to_le_bytes());
+    }
+    file.extend(CODE_64);
+    file.extend(TEXTS_64);
+    file
+}
+
 /// Its boot file: a multiboot header (Multiboot Specification 0.6.96, section 3.1), the code, the greeting.
 pub fn kernel() -> Vec<u8> {
     const MAGIC: u32 = 0x1bad_b002;

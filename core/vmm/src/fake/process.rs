@@ -27,7 +27,7 @@ use vm_types::{
     shim::{GuestEnd, QmpEvent, QmpEventData},
 };
 
-use super::{Crash, CrashAt, End, FakeBehaviour, guest, monitor};
+use super::{Crash, CrashAt, End, FakeBehaviour, firecracker, guest, monitor};
 
 /// How long one who is about to listen for the guest's end is waited for.
 const LISTENER: Duration = Duration::from_secs(5);
@@ -98,6 +98,29 @@ enum Output {
 }
 
 impl World {
+    /// A world whose console is the process's, and how it is to end.
+    pub(super) fn new(
+        vm: VmId,
+        behaviour: FakeBehaviour,
+        drives: Vec<Drive>,
+    ) -> (Arc<Self>, mpsc::Receiver<End>) {
+        let (ending, ended) = mpsc::channel(1);
+        let (console, output) = mpsc::channel(64);
+        let (paused, listener) = (watch::Sender::new(false), watch::Sender::new(None));
+        tokio::spawn(write_console(output));
+        let started = Instant::now();
+        (Arc::new(Self { vm, behaviour, started, paused, drives, listener, ending, console }), ended)
+    }
+
+    /// Returns when all that was printed is out, or nobody takes it.
+    pub(super) async fn flush(&self) {
+        let (flush, flushed) = oneshot::channel();
+        if self.console.send(Output::Flush(flush)).await.is_ok() {
+            // A console nobody reads must not keep the VMM alive.
+            let _ = timeout(Duration::from_secs(1), flushed).await;
+        }
+    }
+
     /// Writes a line to the console; lost where nobody empties that, as on a real serial line.
     pub(super) fn print(&self, line: &str) {
         let _ = self.console.try_send(Output::Bytes(format!("{line}\r\n").into_bytes()));
@@ -149,6 +172,9 @@ impl World {
 
 /// Plays VMM and guest until told to end. `args` are those that [`super::FakeDriver`] planned, without the leading ones.
 pub fn run(args: &[String]) -> ExitCode {
+    if args.iter().any(|arg| matches!(arg.as_str(), "--api-sock" | "--version")) {
+        return firecracker::run(args);
+    }
     let arguments = match Arguments::parse(args) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -156,6 +182,11 @@ pub fn run(args: &[String]) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    leave(live(arguments))
+}
+
+/// Runs what the process does, and ends it in the way that comes of that.
+pub(super) fn leave(live: impl Future<Output = io::Result<End>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -163,7 +194,7 @@ pub fn run(args: &[String]) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let end = runtime.block_on(live(arguments)).unwrap_or_else(|error| {
+    let end = runtime.block_on(live).unwrap_or_else(|error| {
         eprintln!("fake VMM: {error}");
         End::Code(1)
     });
@@ -197,14 +228,7 @@ async fn live(arguments: Arguments) -> io::Result<End> {
         return Ok(end);
     }
     let (channel, control, events) = (listen(&channel)?, listen(&control)?, listen(&events)?);
-    let (ending, mut ended) = mpsc::channel(1);
-    let (console, output) = mpsc::channel(64);
-    let (paused, _) = watch::channel(false);
-    let (listener, _) = watch::channel(None);
-    let started = Instant::now();
-    let world = Arc::new(World { vm, behaviour, started, paused, drives, listener, ending, console });
-
-    tokio::spawn(write_console(output));
+    let (world, mut ended) = World::new(vm, behaviour, drives);
     world.print(&format!("fake guest {} booting", world.vm));
     if let Some(Crash { at: CrashAt::Up { after_millis }, end }) = world.behaviour.crash {
         world.end_later(Duration::from_millis(after_millis), end);
@@ -213,17 +237,15 @@ async fn live(arguments: Arguments) -> io::Result<End> {
     tokio::spawn(one_by_one(channel, of(&world), guest::serve));
     tokio::spawn(one_by_one(control, of(&world), monitor::serve));
     tokio::spawn(one_by_one(events, of(&world), monitor::serve_events));
-    tokio::spawn(read_console(world.clone()));
+    tokio::spawn(read_console(world.clone(), |world, end| world.end(End::Guest(end))));
     if world.behaviour.console_flood_bytes_per_s > 0 {
         tokio::spawn(flood_console(world.clone()));
     }
 
     let end = ended.recv().await.unwrap_or(End::Code(1));
     world.tell(end).await;
-    let (flush, flushed) = oneshot::channel();
-    if matches!(end, End::Code(0) | End::Guest(_)) && world.console.send(Output::Flush(flush)).await.is_ok() {
-        // A console nobody reads must not keep the VMM alive.
-        let _ = timeout(Duration::from_secs(1), flushed).await;
+    if matches!(end, End::Code(0) | End::Guest(_)) {
+        world.flush().await;
     }
     Ok(end)
 }
@@ -274,7 +296,7 @@ async fn write_console(mut output: mpsc::Receiver<Output>) {
 }
 
 /// Sends back what is typed, and does what control characters say, see [`crate::contract::Subject`].
-async fn read_console(world: Arc<World>) {
+pub(super) async fn read_console(world: Arc<World>, typed: impl Fn(&World, GuestEnd)) {
     // Nothing but a pipe types: a null device has nothing to say, and a thread would wait for the rest.
     let Ok(stdin) = io::stdin().as_fd().try_clone_to_owned().and_then(pipe::Receiver::from_owned_fd) else {
         return;
@@ -283,9 +305,9 @@ async fn read_console(world: Arc<World>) {
     while let Ok(Some(line)) = lines.next_segment().await {
         world.running().await;
         match line.as_slice() {
-            [0x0f] => world.end(End::Guest(GuestEnd::PowerOff)),
-            [0x12] => world.end(End::Guest(GuestEnd::Reboot)),
-            [0x10] => world.end(End::Guest(GuestEnd::Panic)),
+            [0x0f] => typed(&world, GuestEnd::PowerOff),
+            [0x12] => typed(&world, GuestEnd::Reboot),
+            [0x10] => typed(&world, GuestEnd::Panic),
             line => world.print(&format!("echo: {}", String::from_utf8_lossy(line).trim_end())),
         }
     }
