@@ -54,6 +54,12 @@ pub enum VmmError {
         /// What was asked for, e.g. `pausing`.
         what: &'static str,
     },
+    /// The daemon has no driver of this kind.
+    #[error("this daemon runs no VMs under {}", name(*vmm))]
+    NoDriver {
+        /// Which kind.
+        vmm: VmmKind,
+    },
     /// This version of it cannot, a later one can.
     #[error("{} {version} does not support {what}; {needed} does", name(*vmm))]
     TooOld {
@@ -171,6 +177,9 @@ impl VmmError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Unsupported { what, .. } => Some(format!("use a VMM that supports {what}")),
+            Self::NoDriver { .. } => {
+                Some("use another VMM, or set vmm.driver in the configuration to \"auto\"".to_owned())
+            }
             Self::TooOld { vmm, needed, .. } => {
                 Some(format!("install {} {needed} or later, or use another VMM", name(*vmm)))
             }

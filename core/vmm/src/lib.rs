@@ -22,6 +22,7 @@ pub mod kvm;
 mod program;
 pub mod qemu;
 pub mod qmp;
+mod vmms;
 
 pub use driver::{Accelerator, Availability, Pause, PowerButton, Resize, Vmm};
 pub use error::{ControlError, VmmError};
@@ -30,3 +31,4 @@ pub use fake::{FakeBehaviour, FakeDriver};
 pub use firecracker::FirecrackerDriver;
 pub use qemu::QemuDriver;
 pub use qmp::QmpError;
+pub use vmms::Vmms;

@@ -109,6 +109,8 @@ impl Vmm for FakeDriver {
             events: Some(paths.events_sock()),
             setup: None,
             last_words: None,
+            inherited: Vec::new(),
+            jail: None,
         })
     }
 

@@ -119,6 +119,8 @@ impl Vmm for FirecrackerDriver {
             events: None,
             setup: Some(setup),
             last_words: Some(requests::last_words()),
+            inherited: Vec::new(),
+            jail: None,
         })
     }
 

@@ -78,6 +78,8 @@ impl Vmm for QemuDriver {
             events: Some(paths.events_sock()),
             setup: None,
             last_words: None,
+            inherited: Vec::new(),
+            jail: None,
         })
     }
 
