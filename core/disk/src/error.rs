@@ -82,6 +82,30 @@ pub enum DiskError {
         /// How much there is.
         available_bytes: u64,
     },
+    /// An operation on a block device failed.
+    #[error("could not {action} the disk {name}")]
+    Device {
+        /// What was being done, e.g. `create`.
+        action: &'static str,
+        /// The device-mapper name.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A block device that is to go, and that somebody has open.
+    #[error("the disk {name} is in use and cannot be removed")]
+    Busy {
+        /// The device-mapper name.
+        name: String,
+        /// Our node of it.
+        node: PathBuf,
+    },
+    /// The kernel has given a disk up.
+    #[error("the differences in {path} could not be put together with their base", path = .path.display())]
+    Invalid {
+        /// The file of differences.
+        path: PathBuf,
+    },
     /// A forced backend does not work here.
     #[error("the disk backend {backend} does not work in {directory}", directory = .directory.display())]
     Unsupported {
@@ -153,8 +177,23 @@ impl DiskError {
                 "free {} MiB, e.g. with `vm rm` or `vm image rm`, or move the daemon's state directory",
                 needed_bytes.saturating_sub(*available_bytes).div_ceil(1 << 20)
             ),
+            Self::Unsupported { backend: Backend::DmSnapshot, .. } => {
+                "set `disk.backend` to \"auto\", or use a kernel with device-mapper and loop devices"
+                    .to_owned()
+            }
             Self::Unsupported { .. } => {
                 "set `disk.backend` to \"auto\", or put the state directory on XFS or btrfs".to_owned()
+            }
+            Self::Device { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => "the daemon needs root for device-mapper".to_owned(),
+                _ => "the kernel's log (`dmesg`) says more; `dmsetup info` shows what is there".to_owned(),
+            },
+            Self::Busy { name, node } => format!(
+                "unmount or close it, then try again; `fuser -v {}` and `lsblk /dev/mapper/{name}` show who has it open",
+                node.display()
+            ),
+            Self::Invalid { .. } => {
+                "the kernel's log (`dmesg`) says why; what is on it is lost if the file is".to_owned()
             }
             Self::Io { source, path, .. } => match source.kind() {
                 io::ErrorKind::NotFound => format!("check that {} exists", path.display()),

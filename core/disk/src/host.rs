@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   disk.raw.partial-PID-N ── reflink or copy ── grow ──link──> disk.raw, then unlink the partial name
+//!   disk.delta.partial-PID-N ── grow ──link──> disk.delta, of which `dm` makes a device
 //! ```
 //!
 //! link(2) and not rename(2): it never replaces a disk that is there.
@@ -22,12 +23,19 @@ use async_trait::async_trait;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use vm_host::files::remove_if_there;
-use vm_types::{Effect, Handle, Observed};
+use vm_types::{Effect, Handle, InstanceId, Observed, VmId};
 
 use crate::{
-    Backend, Cow, DiskError,
+    Backend, Cow, DiskError, Fill,
     copy::{Copied, copy_data},
-    cow::CowDisk,
+    cow::{CowDisk, Snapshot, check_size},
+    dm::{
+        device_prefix,
+        format::{self, CHUNK_BYTES, delta_bytes},
+        node, probe,
+        snapshot::Dm,
+        vm_of_device,
+    },
     free_bytes,
 };
 
@@ -43,46 +51,66 @@ pub enum BackendChoice {
     Auto,
     /// [`Backend::Reflink`] or an error.
     Reflink,
+    /// [`Backend::DmSnapshot`] or an error.
+    #[serde(rename = "dm-snapshot")]
+    DmSnapshot,
     /// [`Backend::Copy`].
     Copy,
 }
 
 /// Makes disks for real.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct HostCow {
     backend: Backend,
     /// Copy where a reflink turns out not to work for one base.
     fall_back: bool,
+    /// Also for those disks that were made with it when the choice was another.
+    dm: Dm,
+    passed_over: Vec<(Backend, String)>,
 }
 
 impl HostCow {
-    /// Finds out how disks in `disks` can share blocks with bases in `bases` by trying with two
-    /// unnamed small files. Both directories must exist.
+    /// Finds out how disks in `disks` can share blocks with bases in `bases`: two unnamed small files are tried for reflinks, then
+    /// device-mapper and loop devices are asked. Both directories must exist.
     ///
     /// # Errors
     /// [`DiskError::Unsupported`] where the choice does not work, or the files cannot be made.
     pub fn probe(choice: BackendChoice, bases: &Path, disks: &Path) -> Result<Self, DiskError> {
-        if choice == BackendChoice::Copy {
-            return Ok(Self { backend: Backend::Copy, fall_back: false });
+        node::tidy(disks);
+        let mut this =
+            Self { backend: Backend::Copy, fall_back: false, dm: Dm::new(disks), passed_over: Vec::new() };
+        let unsupported =
+            |backend, source| Err(DiskError::Unsupported { backend, directory: disks.to_owned(), source });
+        if matches!(choice, BackendChoice::Auto | BackendChoice::Reflink) {
+            match try_reflink(bases, disks)? {
+                Ok(()) => {
+                    let fall_back = choice == BackendChoice::Auto;
+                    return Ok(Self { backend: Backend::Reflink, fall_back, ..this });
+                }
+                Err(source) if choice == BackendChoice::Reflink => {
+                    return unsupported(Backend::Reflink, source);
+                }
+                Err(error) => this.passed_over.push((Backend::Reflink, error.to_string())),
+            }
         }
-        let base = unnamed(bases)?;
-        let attempt = base.set_len(4096).and_then(|()| {
-            use io::Write;
-            (&base).write_all(&[1; 4096])
-        });
-        attempt.map_err(|source| failed("write to", bases, source))?;
-        match (reflink(&base, &unnamed(disks)?), choice) {
-            (Ok(()), _) => Ok(Self { backend: Backend::Reflink, fall_back: choice == BackendChoice::Auto }),
-            (Err(source), BackendChoice::Reflink) => Err(DiskError::Unsupported {
-                backend: Backend::Reflink,
-                directory: disks.to_owned(),
-                source: source.into(),
-            }),
-            (Err(_), _) => Ok(Self { backend: Backend::Copy, fall_back: false }),
+        if matches!(choice, BackendChoice::Auto | BackendChoice::DmSnapshot) {
+            match probe::probe(&this.dm, disks) {
+                Ok(()) => return Ok(Self { backend: Backend::DmSnapshot, ..this }),
+                Err(source) if choice == BackendChoice::DmSnapshot => {
+                    return unsupported(Backend::DmSnapshot, source);
+                }
+                Err(error) => this.passed_over.push((Backend::DmSnapshot, error.to_string())),
+            }
         }
+        Ok(this)
     }
 
-    fn make(self, disk: CowDisk<'_>, claim: &Claim) -> Result<Handle, DiskError> {
+    /// Backends that come before the one in use and do not work here, and why.
+    pub fn passed_over(&self) -> &[(Backend, String)] {
+        &self.passed_over
+    }
+
+    fn make(&self, disk: CowDisk<'_>, claim: &Claim) -> Result<Handle, DiskError> {
         match look(disk)? {
             Observed::Present(handle) => return Ok(handle),
             Observed::Foreign(what) => return Err(DiskError::Foreign { path: disk.path.to_owned(), what }),
@@ -91,10 +119,16 @@ impl HostCow {
         remove_partials(disk.path)?;
         let base = File::open(disk.base).map_err(|source| failed("open", disk.base, source))?;
         let about = base.metadata().map_err(|source| failed("look at", disk.base, source))?;
-        disk.check_size(about.len())?;
+        check_size(disk.size_bytes, about.len())?;
 
         let partial = Partial::create(disk.path)?;
         let started = Instant::now();
+        if disk.delta {
+            check_space(disk.path, MARGIN_BYTES)?;
+            let length = disk.file_bytes(CHUNK_BYTES);
+            partial.file.set_len(length).map_err(|source| failed("grow", disk.path, source))?;
+            return put_in_place(&partial, disk.path, claim);
+        }
         let shared = self.backend == Backend::Reflink && self.share(&base, &partial, disk)?;
         let mut copied = 0;
         if !shared {
@@ -117,15 +151,11 @@ impl HostCow {
         partial.file.set_len(disk.size_bytes).map_err(|source| failed("grow", disk.path, source))?;
         let seconds = started.elapsed().as_secs_f64();
         tracing::debug!(disk = %disk.path.display(), shared, copied, seconds, "disk made");
-        claim.finish(disk.path, || {
-            fs::hard_link(&partial.path, disk.path)
-                .map_err(|source| failed("put in place", disk.path, source))
-        })?;
-        Ok(Handle::None)
+        put_in_place(&partial, disk.path, claim)
     }
 
     /// Whether the base's blocks could be shared; an error where they must be.
-    fn share(self, base: &File, partial: &Partial, disk: CowDisk<'_>) -> Result<bool, DiskError> {
+    fn share(&self, base: &File, partial: &Partial, disk: CowDisk<'_>) -> Result<bool, DiskError> {
         check_space(disk.path, MARGIN_BYTES)?;
         match reflink(base, &partial.file) {
             Ok(()) => Ok(true),
@@ -141,6 +171,14 @@ impl HostCow {
     }
 }
 
+/// Gives what was made its name.
+fn put_in_place(partial: &Partial, path: &Path, claim: &Claim) -> Result<Handle, DiskError> {
+    claim.finish(path, || {
+        fs::hard_link(&partial.path, path).map_err(|source| failed("put in place", path, source))
+    })?;
+    Ok(Handle::None)
+}
+
 #[async_trait]
 impl Cow for HostCow {
     fn backend(&self) -> Backend {
@@ -148,23 +186,34 @@ impl Cow for HostCow {
     }
 
     async fn observe(&self, effect: &Effect) -> Result<Observed, DiskError> {
+        if Snapshot::of(effect).is_some() {
+            return self.on_device(effect, |dm, disk| dm.observe(disk)).await;
+        }
         CowDisk::of(effect)?;
         in_background(effect, |effect| look(CowDisk::of(effect)?)).await
     }
 
     async fn apply(&self, effect: &Effect) -> Result<Handle, DiskError> {
+        if Snapshot::of(effect).is_some() {
+            return self.on_device(effect, |dm, disk| dm.apply(disk)).await.map(|()| Handle::None);
+        }
         CowDisk::of(effect)?;
         let claim = Arc::new(Claim::default());
         let _cancel = CancelOnDrop(Arc::clone(&claim));
-        let this = *self;
+        let this = self.clone();
         in_background(effect, move |effect| this.make(CowDisk::of(effect)?, &claim)).await
     }
 
     async fn grow(&self, effect: &Effect, size_bytes: u64) -> Result<(), DiskError> {
+        if Snapshot::of(effect).is_some() {
+            return self.on_device(effect, move |dm, disk| dm.grow(disk, size_bytes)).await;
+        }
         CowDisk::of(effect)?;
         in_background(effect, move |effect| {
-            let path = CowDisk::of(effect)?.path;
-            let file = OpenOptions::new().write(true).custom_flags(nix::libc::O_NOFOLLOW).open(path);
+            let disk = CowDisk::of(effect)?;
+            let path = disk.path;
+            let file =
+                OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_NOFOLLOW).open(path);
             let file = file.map_err(|source| failed("open", path, source))?;
             let about = file.metadata().map_err(|source| failed("look at", path, source))?;
             if !about.is_file() {
@@ -173,8 +222,9 @@ impl Cow for HostCow {
                     what: "it is no regular file".into(),
                 });
             }
-            if about.len() < size_bytes {
-                file.set_len(size_bytes).map_err(|source| failed("grow", path, source))?;
+            let bytes = CowDisk { size_bytes, ..disk }.file_bytes_of(&file)?;
+            if about.len() < bytes {
+                file.set_len(bytes).map_err(|source| failed("grow", path, source))?;
             }
             Ok(())
         })
@@ -182,6 +232,9 @@ impl Cow for HostCow {
     }
 
     async fn undo(&self, effect: &Effect, _handle: &Handle) -> Result<(), DiskError> {
+        if Snapshot::of(effect).is_some() {
+            return self.on_device(effect, |dm, disk| dm.undo(disk)).await;
+        }
         CowDisk::of(effect)?;
         in_background(effect, |effect| {
             let disk = CowDisk::of(effect)?;
@@ -195,6 +248,47 @@ impl Cow for HostCow {
                 Err(source) => return Err(failed("look at", disk.path, source)),
             }
             remove_partials(disk.path)
+        })
+        .await
+    }
+
+    async fn fill(&self, effect: &Effect) -> Result<Option<Fill>, DiskError> {
+        match Snapshot::of(effect) {
+            Some(_) => self.on_device(effect, |dm, disk| dm.fill(disk)).await,
+            None => CowDisk::of(effect).map(|_| None),
+        }
+    }
+
+    async fn found(&self, instance: &InstanceId) -> Result<Vec<VmId>, DiskError> {
+        if self.backend != Backend::DmSnapshot && probe::is_missing(&self.dm) {
+            return Ok(Vec::new());
+        }
+        let (dm, prefix) = (self.dm.clone(), device_prefix(instance));
+        let listed = tokio::task::spawn_blocking(move || dm.names(&prefix)).await;
+        let listed = listed.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let names = listed.map_err(|source| DiskError::Device {
+            action: "list what belongs to",
+            name: device_prefix(instance),
+            source,
+        })?;
+        let mut vms: Vec<_> = names.iter().filter_map(|name| vm_of_device(instance, name)).collect();
+        vms.sort();
+        vms.dedup();
+        Ok(vms)
+    }
+}
+
+impl HostCow {
+    /// Runs blocking work on the device of an [`Effect::DmSnapshot`].
+    async fn on_device<R: Send + 'static>(
+        &self,
+        effect: &Effect,
+        work: impl FnOnce(&Dm, &Snapshot<'_>) -> Result<R, DiskError> + Send + 'static,
+    ) -> Result<R, DiskError> {
+        let dm = self.dm.clone();
+        in_background(effect, move |effect| match Snapshot::of(effect) {
+            Some(disk) => work(&dm, &disk),
+            None => Err(DiskError::NotMine { effect: effect.id() }),
         })
         .await
     }
@@ -293,9 +387,19 @@ fn look(disk: CowDisk<'_>) -> Result<Observed, DiskError> {
         Err(source) => return Err(failed("look at", disk.path, source)),
         Ok(about) if !about.is_file() => Observed::Foreign("it is no regular file".to_owned()),
         // Larger is fine: it was grown since.
-        Ok(about) if about.len() >= disk.size_bytes => Observed::Present(Handle::None),
         Ok(about) => {
-            Observed::Foreign(format!("it has {} bytes instead of {}", about.len(), disk.size_bytes))
+            let wanted = match disk.delta {
+                true => match File::open(disk.path) {
+                    Ok(file) => disk.file_bytes_of(&file)?,
+                    Err(source) => return Err(failed("open", disk.path, source)),
+                },
+                false => disk.size_bytes,
+            };
+            if about.len() >= wanted {
+                Observed::Present(Handle::None)
+            } else {
+                Observed::Foreign(format!("it has {} bytes instead of {wanted}", about.len()))
+            }
         }
     })
 }
@@ -306,6 +410,33 @@ pub(crate) fn check_space(path: &Path, needed_bytes: u64) -> Result<(), DiskErro
         return Err(DiskError::NoSpace { path: path.to_owned(), needed_bytes, available_bytes });
     }
     Ok(())
+}
+
+impl CowDisk<'_> {
+    /// How long its file is to be.
+    fn file_bytes(&self, chunk_bytes: u64) -> u64 {
+        if self.delta { delta_bytes(self.size_bytes, chunk_bytes) } else { self.size_bytes }
+    }
+
+    /// [`Self::file_bytes`] of a file that is there.
+    fn file_bytes_of(&self, file: &File) -> Result<u64, DiskError> {
+        if !self.delta {
+            return Ok(self.size_bytes);
+        }
+        let header = format::read(file).map_err(|source| failed("use", self.path, source))?;
+        Ok(self.file_bytes(header.map_or(CHUNK_BYTES, |header| header.chunk_bytes)))
+    }
+}
+
+/// Whether a file in `disks` can share blocks with one in `bases`.
+fn try_reflink(bases: &Path, disks: &Path) -> Result<io::Result<()>, DiskError> {
+    let base = unnamed(bases)?;
+    let attempt = base.set_len(4096).and_then(|()| {
+        use io::Write;
+        (&base).write_all(&[1; 4096])
+    });
+    attempt.map_err(|source| failed("write to", bases, source))?;
+    Ok(reflink(&base, &unnamed(disks)?).map_err(Into::into))
 }
 
 /// A file that is gone when it is closed.

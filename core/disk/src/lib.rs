@@ -1,7 +1,7 @@
 //! Files on the host: copy-on-write disks ([`Cow`]), plugins' disks ([`Disks`]), small files and directories ([`Files`]).
 //!
 //! ```text
-//!   Effect::CowDisk ──> Cow:  HostCow (reflink, else sparse copy) │ FakeCow
+//!   Effect::{CowDisk, DmSnapshot} ──> Cow:  HostCow (reflink, else dm-snapshot, else sparse copy) │ FakeCow
 //!   Effect::Disk ──> Disks, inside its roots only
 //!   Effect::{Directory, File, AppendedFile} ──> Files, inside its roots only
 //! ```
@@ -13,6 +13,7 @@
 pub mod copy;
 pub mod cow;
 pub mod disks;
+pub mod dm;
 pub mod error;
 pub mod fake;
 pub mod files;
@@ -20,7 +21,7 @@ pub mod host;
 mod root;
 pub mod space;
 
-pub use cow::{Backend, Cow};
+pub use cow::{Backend, Cow, Fill};
 pub use disks::Disks;
 pub use error::DiskError;
 pub use fake::FakeCow;

@@ -346,7 +346,7 @@ impl Engine {
     ) -> Result<Reservation, EngineError> {
         let reservation = self.inner.ledger.disk(name, disk_bytes, || self.holdings())?;
         let copied = match self.inner.host.cow.backend() {
-            Backend::Reflink => 0,
+            Backend::Reflink | Backend::DmSnapshot => 0,
             // An image that is not there is somebody else's to complain about.
             Backend::Copy => std::fs::metadata(base).map_or(0, |about| about.blocks() * 512),
         };

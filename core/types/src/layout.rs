@@ -154,9 +154,21 @@ impl VmPaths {
     pub fn events_sock(&self) -> PathBuf {
         self.run.join("events.sock")
     }
-    /// The root disk.
+    /// The root disk, where it is a file.
     pub fn disk(&self) -> PathBuf {
         self.state.join("disk.raw")
+    }
+    /// What differs from the image, where the root disk is a device made of both.
+    pub fn disk_delta(&self) -> PathBuf {
+        self.state.join("disk.delta")
+    }
+    /// Our node of that device. In the state directory, for the run directory is often on a filesystem without devices.
+    pub fn disk_node(&self) -> PathBuf {
+        self.state.join("disk.dev")
+    }
+    /// Where what is on the root disk may be, for those who ask how much it takes: one of the two is there.
+    pub fn disk_files(&self) -> [PathBuf; 2] {
+        [self.disk(), self.disk_delta()]
     }
     /// Shared initramfs with this VM's segment behind it.
     pub fn initramfs(&self) -> PathBuf {

@@ -147,7 +147,8 @@ fn off_since(cell: &Cell, record: &VmRecord) -> u64 {
 
 /// Bytes the root disk takes on the host.
 fn disk_used(cell: &Cell) -> u64 {
-    std::fs::metadata(cell.paths().disk()).map_or(0, |about| about.blocks() * 512)
+    let files = cell.paths().disk_files();
+    files.iter().filter_map(|file| std::fs::metadata(file).ok()).map(|about| about.blocks() * 512).sum()
 }
 
 #[cfg(test)]
