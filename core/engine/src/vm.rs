@@ -12,6 +12,7 @@ pub mod cell;
 pub mod change;
 pub mod create;
 mod delete;
+mod disk;
 pub(crate) mod ended;
 mod expire;
 mod guest;

@@ -77,7 +77,7 @@ fn sample(kind: EffectKind, dir: &Path) -> Effect {
             base: dir.join("base"),
             path: dir.join("disk"),
             size_bytes: 1 << 20,
-            delta: false,
+            delta: true,
         },
         EffectKind::DmSnapshot => Effect::DmSnapshot {
             name: "vmd-aaaa-0123456789ab".into(),
@@ -142,6 +142,7 @@ async fn ground(bench: &Bench, kind: EffectKind) {
     let below: &[EffectKind] = match kind {
         EffectKind::Tap | EffectKind::LinkDns => &[EffectKind::Bridge],
         EffectKind::Rules | EffectKind::Port => &[EffectKind::Bridge, EffectKind::Firewall],
+        EffectKind::DmSnapshot => &[EffectKind::CowDisk],
         _ => &[],
     };
     for &kind in below {

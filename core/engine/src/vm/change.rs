@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use vm_locks::{Ctx, Unlocked};
 use vm_types::{
-    Effect, EventKind, OperationId, VmId,
+    EventKind, OperationId, VmId,
     operation::OperationKind,
     vm::{RestartPolicy, VmSpec},
 };
@@ -178,14 +178,9 @@ impl Engine {
     }
 
     /// Grows the root disk; of a VM that runs, the drive.
-    async fn grow_disk(&self, _: &mut Ctx<Unlocked>, cell: &Cell, bytes: u64) -> Result<(), EngineError> {
-        let paths = cell.paths();
+    async fn grow_disk(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell, bytes: u64) -> Result<(), EngineError> {
         if cell.live().is_none() {
-            let (base, size_bytes) = cell.with_record(|record| {
-                (self.inner.layout.image_rootfs(&record.spec.image), record.spec.disk_bytes)
-            });
-            let disk = Effect::CowDisk { base, path: paths.disk(), size_bytes, delta: false };
-            return Ok(self.inner.host.cow.grow(&disk, bytes).await?);
+            return self.grow_file(ctx, cell, bytes).await;
         }
         if cell.paused() {
             return Err(EngineError::InvalidArgument {
@@ -193,7 +188,9 @@ impl Engine {
                 hint: format!("let it run first: `vm resume {}`", cell.name()),
             });
         }
-        Ok(self.inner.vmm.require_resize()?.grow_disk(&paths, ROOT_SERIAL, bytes).await?)
+        let resize = self.inner.vmm.require_resize()?;
+        self.grow_device(ctx, cell, bytes).await?;
+        Ok(resize.grow_disk(&cell.paths(), ROOT_SERIAL, bytes).await?)
     }
 
     async fn grow_root(&self, _: &mut Ctx<Unlocked>, cell: &Cell, bytes: u64) -> Result<(), EngineError> {

@@ -290,13 +290,7 @@ impl Engine {
         let (host_key, _) = keys::generate(record.spec.name.as_str())?;
         let key = Effect::File { path: paths.host_key(), mode: 0o600, content: host_key.into_bytes() };
         cell.scope.apply(ctx, key, Phase::Create).await?;
-        let disk = Effect::CowDisk {
-            base: self.inner.layout.image_rootfs(&record.spec.image),
-            path: paths.disk(),
-            size_bytes: record.spec.disk_bytes,
-            delta: false,
-        };
-        cell.scope.apply(ctx, disk, Phase::Create).await?;
+        cell.scope.apply(ctx, self.new_disk(&record, &paths), Phase::Create).await?;
         cell.scope.settle(ctx).await;
         let mut writer = cell.lock(ctx).await;
         self.inner.store.vms().set_complete(cell.id()).await?;

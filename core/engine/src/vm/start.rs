@@ -1,6 +1,6 @@
 //! Starting a VM: network, run directory, initramfs, tap, shim with VMM, and waiting for the agent.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use vm_host::process::PidFd;
 use vm_locks::{Ctx, Unlocked};
@@ -208,7 +208,8 @@ impl Placed {
     ) -> Result<Launched, EngineError> {
         let (record, paths) = (cell.record(), cell.paths());
         let Self { nics, mut extras, memory } = self;
-        let mut machine = engine.machine(&record, &paths, nics);
+        let disk = engine.open_disk(ctx, cell).await?;
+        let mut machine = engine.machine(&record, &paths, disk, nics);
         extras.extend_machine(&mut machine);
         let (cpus, memory_mib) = (machine.cpus, machine.memory_mib);
         let spec = ShimSpec {
@@ -290,7 +291,7 @@ impl Engine {
         Ok(guest::config(&record, place.as_ref(), host_key, &self.inner.client_public_key))
     }
 
-    fn machine(&self, record: &VmRecord, paths: &VmPaths, nics: Vec<Nic>) -> MachineSpec {
+    fn machine(&self, record: &VmRecord, paths: &VmPaths, disk: PathBuf, nics: Vec<Nic>) -> MachineSpec {
         MachineSpec {
             vm: record.id.clone(),
             cpus: record.spec.cpus,
@@ -298,7 +299,7 @@ impl Engine {
             kernel: self.inner.layout.kernel(&record.spec.kernel).join("vmlinuz"),
             initramfs: paths.initramfs(),
             kernel_args: Vec::new(),
-            drives: vec![Drive { serial: ROOT_SERIAL.into(), path: paths.disk(), read_only: false }],
+            drives: vec![Drive { serial: ROOT_SERIAL.into(), path: disk, read_only: false }],
             nics,
             vsock_cid: None,
         }
