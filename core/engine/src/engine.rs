@@ -200,6 +200,7 @@ impl Engine {
             engine.locks().root("recovery", async move |mut ctx| recovering.recover(&mut ctx).await).await?;
         let _ = engine.inner.recovery.set(recovery);
         engine.watch_policies();
+        engine.watch_disks();
         engine.inner.events.record(EventKind::DaemonStarted, None, None, "the daemon is up");
         Ok(engine)
     }

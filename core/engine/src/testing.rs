@@ -19,11 +19,16 @@ use crate::{
 pub(crate) struct Bench {
     pub(crate) _dir: tempfile::TempDir,
     pub(crate) net: Arc<FakeNet>,
+    pub(crate) cow: Arc<FakeCow>,
     pub(crate) engine: Engine,
 }
 
 impl Bench {
     pub(crate) async fn new(hooks: Arc<dyn Hooks>, tap_pool: usize) -> Self {
+        Self::over(hooks, tap_pool, FakeCow::new()).await
+    }
+
+    pub(crate) async fn over(hooks: Arc<dyn Hooks>, tap_pool: usize, cow: FakeCow) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let layout = Layout { run: root.join("run"), state: root.join("state"), config: root.join("config") };
@@ -32,8 +37,8 @@ impl Bench {
         std::fs::write(&agent, "agent").unwrap();
         let net = Arc::new(FakeNet::new());
         let runner = Arc::new(vm_host::HostRunner);
-        let (cow, shims) = (Arc::new(FakeCow::new()), Arc::new(FakeShims::new()));
-        let host = Host::new(net.clone(), cow, shims, [root.to_owned()], runner.clone());
+        let (cow, shims) = (Arc::new(cow), Arc::new(FakeShims::new()));
+        let host = Host::new(net.clone(), cow.clone(), shims, [root.to_owned()], runner.clone());
         let settings = Settings {
             default_image: "debian:bookworm".into(),
             default_cpus: 1,
@@ -53,7 +58,7 @@ impl Bench {
         let vmm = Arc::new(vm_vmm::FakeDriver::new("/nonexistent", []));
         let names = Arc::new(NoNames);
         let parts = Parts { layout, settings, store, host, vmm, runner, hooks, names };
-        Self { _dir: dir, net, engine: Engine::start(parts).await.unwrap() }
+        Self { _dir: dir, net, cow, engine: Engine::start(parts).await.unwrap() }
     }
 
     /// A VM that is off and has no address.

@@ -13,6 +13,7 @@ pub mod change;
 pub mod create;
 mod delete;
 mod disk;
+mod fill;
 pub(crate) mod ended;
 mod expire;
 mod guest;

@@ -4,7 +4,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use vm_disk::FakeCow;
+use vm_disk::{Cow, FakeCow};
 use vm_engine::{
     Engine, Parts, Settings, SubnetChoice,
     effects::{FakeShims, Host, Scope, Shims},
@@ -282,6 +282,24 @@ async fn a_vm_that_cannot_be_recovered_is_shown_and_stops_no_other() {
     let engine = bench.engine(store).await;
     assert_eq!(engine.recovery().unwrap().failed, 0);
     assert!(!bench.layout().vm(&id(1)).run.exists());
+}
+
+#[tokio::test]
+async fn a_disk_that_is_put_together_for_nobody_is_taken_apart() {
+    let bench = bench();
+    let store = bench.store().await;
+    let paths = bench.layout().vm(&id(8));
+    let (base, delta) = (std::path::PathBuf::from("/base"), paths.disk_delta());
+    let file = Effect::CowDisk { base: base.clone(), path: delta.clone(), size_bytes: 1 << 20, delta: true };
+    bench.cow.apply(&file).await.unwrap();
+    // Of this daemon and of another.
+    for (instance, node) in [("3f2a", paths.disk_node()), ("3f2b", "/elsewhere/disk.dev".into())] {
+        let name = vm_disk::dm::device_name(&instance.parse().unwrap(), &id(8));
+        let (base, delta) = (base.clone(), delta.clone());
+        bench.cow.apply(&Effect::DmSnapshot { name, base, delta, node, size_bytes: 1 << 20 }).await.unwrap();
+    }
+    bench.engine(store).await;
+    assert_eq!(bench.cow.disks(), ["/elsewhere/disk.dev".into(), delta]);
 }
 
 #[tokio::test]

@@ -42,6 +42,10 @@ pub enum EventKind {
     VmExpired,
     /// It was deleted.
     VmDeleted,
+    /// The filesystem of VMs' disks has little room left.
+    DiskLow,
+    /// A VM's disk had no room on the host: its guest gets errors.
+    DiskFailed,
     /// A plugin that is not required failed, and was left out.
     PluginFailed,
     /// A plugin came, went or was changed.

@@ -140,8 +140,17 @@ impl Engine {
             Vec::new()
         });
         let layout = &self.inner.layout;
+        let devices = self.inner.host.cow.found(&self.inner.instance).await.unwrap_or_else(|error| {
+            tracing::warn!(error = %EngineError::from(error).chain(), "leftovers of disks cannot be looked for");
+            Vec::new()
+        });
+        let disks = devices.into_iter().map(|id| {
+            let disk = self.device_of(&id);
+            (id, disk)
+        });
         Found {
             network,
+            disks: disks.collect(),
             shims: self.inner.host.shims.running(),
             run_directories: vms_in(&layout.run.join("vms"), ""),
             state_directories: vms_in(&layout.state.join("vms"), ""),
@@ -296,6 +305,12 @@ impl Engine {
                 Effect::NameRecord { .. } => self.inner.host.names.add(&entry.effect),
                 // Looked at, it is held again.
                 Effect::Port { .. } => drop(self.inner.host.observe(&entry.effect).await),
+                // Held back, if the former daemon died while it grew.
+                Effect::DmSnapshot { .. } => {
+                    if let Err(error) = self.inner.host.cow.apply(&entry.effect).await {
+                        tracing::error!(vm = %cell.name(), error = %EngineError::from(error).chain(), "its disk");
+                    }
+                }
                 _ => {}
             }
         }

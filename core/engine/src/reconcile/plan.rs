@@ -55,6 +55,8 @@ pub struct HostFacts {
 pub struct Found {
     /// Devices and tables.
     pub network: Vec<Effect>,
+    /// Disks of VMs that are put together, whole or in part.
+    pub disks: Vec<(VmId, Effect)>,
     /// Run directories of shims that run.
     pub shims: Vec<PathBuf>,
     /// VMs that have a run directory.
@@ -264,6 +266,11 @@ fn orphans(
 
     let up: HashMap<&VmId, bool> =
         verdicts.iter().map(|(id, verdict)| (id, verdict.live().is_some())).collect();
+    for (id, disk) in &host.found.disks {
+        if up.get(id) != Some(&true) && !journaled.contains(&disk.id()) {
+            orphans.push(disk.clone());
+        }
+    }
     for id in &host.found.run_directories {
         let directory = Effect::Directory { path: layout.vm(id).run, mode: 0o711 };
         if up.get(id) != Some(&true) && !journaled.contains(&directory.id()) {

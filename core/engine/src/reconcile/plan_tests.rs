@@ -265,6 +265,12 @@ fn a_tap_of_the_pool_that_is_half_done_goes_also_under_a_vm_that_is_up() {
     assert_eq!(plan(&[live], &host).actions, expected);
 }
 
+fn device(vm: &VmId) -> Effect {
+    let paths = layout().vm(vm);
+    let (delta, node) = (paths.disk_delta(), paths.disk_node());
+    Effect::DmSnapshot { name: format!("vmd-3f2a-{vm}"), base: "/base".into(), delta, node, size_bytes: 1 }
+}
+
 fn reclaimed(vms: &[VmFacts], found: Found) -> Vec<Effect> {
     let host = HostFacts { found, ..Default::default() };
     let actions = plan(vms, &host).actions.into_iter();
@@ -285,17 +291,25 @@ fn what_no_journal_has_is_reclaimed_and_what_one_has_is_not() {
     ];
     let found = Found {
         network: vec![bridge(), tap(1), tap(7)],
+        disks: [&live, &off, &gone].map(|vm| (vm.clone(), device(vm))).into(),
         shims: [&live, &gone].map(|vm| layout().vm(vm).run).into(),
         run_directories: vec![live.clone(), off.clone(), gone.clone()],
         state_directories: vec![live, off.clone(), gone.clone()],
     };
     // The bridge stays, unknown as it is: a VM that is up stands on it.
-    let expected = [shim(&gone), tap(7), run_directory(&off), run_directory(&gone), state_directory(&gone)];
+    let expected = [
+        shim(&gone),
+        device(&off),
+        device(&gone),
+        tap(7),
+        run_directory(&off),
+        run_directory(&gone),
+        state_directory(&gone),
+    ];
     assert_eq!(reclaimed(&vms, found.clone()), expected);
     // With nobody up, it goes too, after its ports.
     let taps_then_bridge = [tap(1), tap(7), bridge()];
-    let found =
-        Found { shims: Vec::new(), run_directories: Vec::new(), state_directories: Vec::new(), ..found };
+    let found = Found { network: found.network, ..Default::default() };
     assert_eq!(reclaimed(&vms[1..], found), taps_then_bridge);
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use vm_disk::Backend;
 use vm_locks::{Ctx, Unlocked};
-use vm_types::{Effect, VmPaths, vm::VmRecord};
+use vm_types::{Effect, VmId, VmPaths, vm::VmRecord};
 
 use super::cell::Cell;
 use crate::{Engine, EngineError, journal::Phase};
@@ -88,6 +88,20 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// A device of which nothing but the VM is known any more; enough to take it apart.
+    pub(crate) fn device_of(&self, id: &VmId) -> Effect {
+        let paths = self.inner.layout.vm(id);
+        Effect::DmSnapshot {
+            name: vm_disk::dm::device_name(&self.inner.instance, id),
+            base: PathBuf::new(),
+            delta: paths.disk_delta(),
+            node: paths.disk_node(),
+            size_bytes: 0,
+        }
+    }
+}
+
 fn device(engine: &Engine, record: &VmRecord, paths: &VmPaths) -> Effect {
     Effect::DmSnapshot {
         name: vm_disk::dm::device_name(&engine.inner.instance, &record.id),
@@ -95,5 +109,54 @@ fn device(engine: &Engine, record: &VmRecord, paths: &VmPaths) -> Effect {
         delta: paths.disk_delta(),
         node: paths.disk_node(),
         size_bytes: record.spec.disk_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vm_disk::FakeCow;
+    use vm_types::Observed;
+
+    use super::*;
+    use crate::{ports::NoHooks, testing::Bench};
+
+    #[tokio::test]
+    async fn a_disk_of_differences_is_put_together_for_a_run_and_its_file_stays() {
+        let bench = Bench::over(Arc::new(NoHooks), 0, FakeCow::with(Backend::DmSnapshot)).await;
+        let (engine, cell) = (&bench.engine, bench.cell(1));
+        let (record, paths) = (cell.record(), cell.paths());
+        let work = engine.locks().root("test", async |mut ctx| {
+            let ctx = &mut ctx;
+            let disk = engine.new_disk(&record, &paths);
+            cell.scope.apply(ctx, disk, Phase::Create).await.unwrap();
+            assert_eq!(engine.open_disk(ctx, &cell).await.unwrap(), paths.disk_node());
+            assert_eq!(bench.cow.disks(), [paths.disk_delta(), paths.disk_node()]);
+            let device = engine.disk_device(ctx, &cell).await.unwrap();
+            engine.grow_device(ctx, &cell, 2 << 20).await.unwrap();
+            engine.grow_file(ctx, &cell, 2 << 20).await.unwrap();
+            // It is what it was for a journal that knows the former size.
+            assert!(matches!(engine.inner.host.observe(&device).await.unwrap(), Observed::Present(_)));
+            cell.scope.unwind(ctx, Phase::Start).await.unwrap();
+            assert_eq!(bench.cow.disks(), [paths.disk_delta()]);
+        });
+        work.await;
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_a_file_stays_one_whatever_new_ones_are() {
+        let bench = Bench::over(Arc::new(NoHooks), 0, FakeCow::with(Backend::DmSnapshot)).await;
+        let (engine, cell) = (&bench.engine, bench.cell(1));
+        let paths = cell.paths();
+        let work = engine.locks().root("test", async |mut ctx| {
+            let ctx = &mut ctx;
+            let (base, path) = ("/base".into(), paths.disk());
+            let disk = Effect::CowDisk { base, path, size_bytes: 1 << 20, delta: false };
+            cell.scope.apply(ctx, disk, Phase::Create).await.unwrap();
+            assert_eq!(engine.open_disk(ctx, &cell).await.unwrap(), paths.disk());
+            assert_eq!(bench.cow.disks(), [paths.disk()]);
+        });
+        work.await;
     }
 }
