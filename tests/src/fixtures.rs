@@ -1,7 +1,8 @@
 //! Images and the kernel that all tests share, made once by the daemon itself and kept in a cache.
 //!
 //! The cache is `VM_TEST_CACHE`, else `$XDG_CACHE_HOME/vmd-tests`. A seed in it is a state directory whose name is a digest of
-//! all that its content depends on, so that a change of the image builder or of a recipe makes a new one.
+//! all that its content depends on, so that a change of the image builder or of a recipe makes a new one. `VM_TEST_IMAGES` names
+//! one that is to be taken as it is.
 
 use std::{
     env, fs,
@@ -35,7 +36,7 @@ pub const STATIC: &str = "static";
 pub const TINY: &str = "tiny";
 
 /// Downloads on a slow line.
-const DOWNLOAD: Duration = Duration::from_secs(1800);
+pub const DOWNLOAD: Duration = Duration::from_secs(1800);
 const SYSTEMD_PACKAGES: &str = "systemd-sysv,dbus,openssh-server,nftables,tmux,iproute2,procps";
 /// What the database has not merged yet.
 const WAL: &str = "vmd.db-wal";
@@ -60,37 +61,57 @@ pub fn cache() -> PathBuf {
 /// It cannot be made.
 pub fn seed() -> PathBuf {
     // Held as long as this process lives: nobody removes a seed that is in use.
-    static SEED: OnceLock<(PathBuf, Flock<fs::File>)> = OnceLock::new();
+    static SEED: OnceLock<Held> = OnceLock::new();
     let get = || hold().unwrap_or_else(|error| panic!("the tests' images cannot be made: {error}"));
     SEED.get_or_init(get).0.clone()
 }
 
-fn hold() -> io::Result<(PathBuf, Flock<fs::File>)> {
+/// A directory of the cache and what keeps it there: nobody removes it while this is held.
+pub type Held = (PathBuf, Flock<fs::File>);
+
+fn hold() -> io::Result<Held> {
+    // A host of its own has the seed of the one it was made on.
+    if let Some(seed) = env::var_os("VM_TEST_IMAGES").filter(|value| !value.is_empty()) {
+        return share(seed.into());
+    }
+    cached("seed", &key()?, make)
+}
+
+/// The cache's directory of this kind and key, made by `make` from the cache's path and its own if it is not there. Others of its
+/// kind that nobody uses are removed then.
+///
+/// # Errors
+/// The cache cannot be used, or `make` fails.
+pub fn cached(kind: &str, key: &str, make: impl FnOnce(&Path, &Path) -> io::Result<()>) -> io::Result<Held> {
     let cache = cache();
     fs::create_dir_all(&cache)?;
     let lock = fs::File::create(cache.join("lock"))?;
     // Other test processes wait here; the kernel unlocks when this one ends.
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
-    let seed = cache.join(format!("seed-{}", key()?));
-    if !seed.is_dir() {
+    let wanted = cache.join(format!("{kind}-{key}"));
+    if !wanted.is_dir() {
         for old in fs::read_dir(&cache)?.flatten() {
             // The tests of another checkout may be at work with theirs.
-            if old.file_name().to_string_lossy().starts_with("seed-")
+            if old.file_name().to_string_lossy().starts_with(&format!("{kind}-"))
+                && old.file_type()?.is_dir()
                 && let Ok(_unused) = Flock::lock(fs::File::open(old.path())?, FlockArg::LockExclusiveNonblock)
             {
                 fs::remove_dir_all(old.path())?;
             }
         }
-        make(&cache, &seed)?;
+        make(&cache, &wanted)?;
     }
-    let held = Flock::lock(fs::File::open(&seed)?, FlockArg::LockShared).map_err(|(_, errno)| errno)?;
-    Ok((seed, held))
+    share(wanted)
+}
+
+fn share(directory: PathBuf) -> io::Result<Held> {
+    let held = Flock::lock(fs::File::open(&directory)?, FlockArg::LockShared).map_err(|(_, errno)| errno)?;
+    Ok((directory, held))
 }
 
 fn make(cache: &Path, seed: &Path) -> io::Result<()> {
     eprintln!("making the tests' images in {}; this takes some minutes, once", cache.display());
     let world = World::empty(Network::Host);
-    let state = &world.dirs().state;
     let systemd = systemd_tarball(&world, cache)?;
     let small = world.directory().join("small.tar");
     for arguments in [
@@ -108,8 +129,17 @@ fn make(cache: &Path, seed: &Path) -> io::Result<()> {
         tar.into_inner()?.flush()?;
         world.vm(&["image", "import", &small.to_string_lossy(), reference]).within(DOWNLOAD).run().exits(0);
     }
+    harvest(&world, seed)
+}
+
+/// Ends a world's daemon and moves its images, kernels and records to `seed`, all or nothing.
+///
+/// # Errors
+/// They cannot be moved.
+pub fn harvest(world: &World, seed: &Path) -> io::Result<()> {
+    let state = &world.dirs().state;
     world.vm(&["daemon", "stop"]).run().exits(0);
-    let ready = cache.join("seed.new");
+    let ready = seed.with_extension("new");
     if ready.exists() {
         fs::remove_dir_all(&ready)?;
     }
@@ -232,10 +262,19 @@ fn key() -> io::Result<String> {
     for part in ["core/image/src", "core/store/src", "core/types/src/image.rs"] {
         hash_tree(&programs::source().join(part), &mut hash)?;
     }
-    Ok(hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect())
+    Ok(short(&hash.finalize()))
 }
 
-fn hash_tree(path: &Path, hash: &mut Sha256) -> io::Result<()> {
+/// Enough of a digest for a name.
+pub fn short(digest: &[u8]) -> String {
+    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Adds a file's content, or all names and contents below a directory.
+///
+/// # Errors
+/// Something cannot be read.
+pub fn hash_tree(path: &Path, hash: &mut Sha256) -> io::Result<()> {
     if !path.is_dir() {
         hash.update(fs::read(path)?);
         return Ok(());

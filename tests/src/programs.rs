@@ -43,10 +43,18 @@ pub fn bundled_plugin(name: &str) -> String {
 /// # Panics
 /// It is not there.
 pub fn test_plugin(name: &str) -> String {
+    plugin_in(test_plugins(), name)
+}
+
+/// Where plugins that are for tests are: `VM_TEST_PLUGINS`, which the Makefile sets.
+///
+/// # Panics
+/// It is not set.
+pub fn test_plugins() -> PathBuf {
     let Some(dir) = env::var_os("VM_TEST_PLUGINS") else {
         panic!("VM_TEST_PLUGINS is not set: run the tests with a daemon by `make test` or `make e2e`");
     };
-    plugin_in(dir.into(), name)
+    dir.into()
 }
 
 fn plugin_in(directory: PathBuf, name: &str) -> String {

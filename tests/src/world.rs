@@ -63,10 +63,18 @@ impl World {
     /// It cannot be made.
     #[track_caller]
     pub fn with_config(config: &str) -> Self {
-        let seed = fixtures::seed();
+        Self::with_seed(&fixtures::seed(), config)
+    }
+
+    /// One with the images and kernels of another seed.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    #[track_caller]
+    pub fn with_seed(seed: &Path, config: &str) -> Self {
         let mut world = Self::empty(Network::Own);
         world.configure(config);
-        fixtures::plant(&seed, &world.dirs.state);
+        fixtures::plant(seed, &world.dirs.state);
         // A daemon that came and went: what it leaves is what there was before.
         world.vm(&["daemon", "start"]).run().exits(0);
         world.vm(&["daemon", "stop"]).run().exits(0);

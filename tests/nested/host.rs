@@ -1,0 +1,140 @@
+//! The nested host: a VM of ours that is a whole machine for what is run in it.
+
+use std::time::{Duration, Instant};
+
+use vm_tests::{Output, World, wait_until};
+
+use crate::{
+    image::{self, NO_PLUGINS},
+    say,
+};
+
+const NAME: &str = "host";
+/// TCG wherever this runs: the processor it shows has SVM, so KVM is there inside.
+const CONFIG: &str = "[vmm]\naccelerator = \"tcg\"\n[vm]\nstart_timeout_seconds = 600\n";
+/// For what takes seconds on an idle machine.
+pub(crate) const WHILE: Duration = Duration::from_secs(300);
+/// For suites of tests, and VMs in the VM.
+pub(crate) const LONG: Duration = Duration::from_secs(1800);
+/// Options of the smallest VM there is inside.
+pub(crate) const BUSYBOX: &str = "--image busybox --memory 128M --cpus 1";
+/// Those that nothing inside asks for by itself.
+const MODULES: &str = "kvm-amd loop dm-snapshot";
+
+/// A host that is up.
+pub(crate) struct Host {
+    world: World,
+}
+
+impl Host {
+    /// Boots one.
+    #[track_caller]
+    pub(crate) fn boot() -> Self {
+        let seed = image::seed();
+        let began = Instant::now();
+        let world = World::with_seed(&seed, &format!("{NO_PLUGINS}{CONFIG}"));
+        let machine = ["--cpus", "2", "--memory", "4G", "--disk", "24G", "--net", "none", "--start"];
+        let arguments = ["create", "--name", NAME, "--image", image::IMAGE];
+        world.vm(&[&arguments[..], &machine].concat()).within(LONG).run().exits(0);
+        let this = Self { world };
+        this.settle(began);
+        // A daemon's state directory that has images already.
+        this.run(&format!("cp -a {} /var/lib/vmd", image::SEED));
+        this
+    }
+
+    /// Boots it anew. Its own init ends everything first, unless it is to be as if the power had failed.
+    #[track_caller]
+    pub(crate) fn reboot(&self, power_fails: bool) {
+        let began = Instant::now();
+        if power_fails {
+            self.world.vm(&["kill", NAME]).within(WHILE).run().exits(0);
+            self.world.vm(&["start", NAME]).within(LONG).run().exits(0);
+        } else {
+            self.world.vm(&["restart", NAME]).within(LONG).run().exits(0);
+        }
+        self.settle(began);
+    }
+
+    #[track_caller]
+    fn settle(&self, began: Instant) {
+        wait_until("the nested host's init has started everything", WHILE, || {
+            let state = self.begin("systemctl is-system-running").run().text();
+            matches!(state.trim(), "running" | "degraded")
+        });
+        self.run(&format!("modprobe -a {MODULES} && exec 3<>/dev/kvm && grep -qw svm /proc/cpuinfo"));
+        say(&format!("nested: the host is up after {:.0?}", began.elapsed()));
+    }
+
+    /// A command inside, by `sh`.
+    #[track_caller]
+    fn begin(&self, script: &str) -> vm_tests::world::Invocation<'_> {
+        let path =
+            format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", image::PROGRAMS);
+        self.world.vm(&["ssh", NAME, &format!("export LC_ALL=C PATH={path}; {script}")]).within(WHILE)
+    }
+
+    /// Runs a command inside, which has to succeed.
+    #[track_caller]
+    pub(crate) fn run(&self, script: &str) -> Output {
+        self.attempt(script).exits(0)
+    }
+
+    /// Runs a command inside.
+    #[track_caller]
+    pub(crate) fn attempt(&self, script: &str) -> Output {
+        self.begin(script).within(LONG).run()
+    }
+
+    /// Waits until a command inside succeeds.
+    #[track_caller]
+    pub(crate) fn wait(&self, what: &str, script: &str) {
+        wait_until(what, WHILE, || self.attempt(script).status.success());
+    }
+
+    /// Runs a test binary inside, with these arguments, and says how it ended.
+    #[track_caller]
+    pub(crate) fn suite(&self, name: &str, environment: &str, arguments: &str) {
+        let began = Instant::now();
+        say(&format!("nested: {name} {arguments}"));
+        let directory = image::SUITES;
+        let output = self.run(&format!(
+            "export VM_NESTED_HOST=1 {environment}; cd /root; {directory}/{name} --test-threads 2 {arguments} 2>&1"
+        ));
+        let text = output.text();
+        for line in text.lines().filter(|line| line.contains("NOT TESTED HERE")) {
+            say(line);
+        }
+        let results: Vec<_> = text.lines().filter(|line| line.starts_with("test result:")).collect();
+        assert!(!results.is_empty(), "{name} is no test binary: {text}");
+        say(&format!("nested: {name}: {} in {:.0?}", results.join("; "), began.elapsed()));
+    }
+
+    /// The suites of a package that are inside.
+    #[track_caller]
+    pub(crate) fn suites(&self, package: &str) -> Vec<String> {
+        let found = self.run(&format!("cd {} && ls -d {package}.*", image::SUITES)).text();
+        found.lines().map(str::to_owned).collect()
+    }
+
+    /// What a daemon could leave on the host.
+    #[track_caller]
+    pub(crate) fn traces(&self) -> String {
+        let script = "ip -br link | cut -d' ' -f1; nft list tables; losetup -nO BACK-FILE; dmsetup ls; \
+                      ls /run/vmd/vms 2>/dev/null; pgrep -a 'vmd|qemu|firecracker' || true";
+        self.run(script).text()
+    }
+
+    /// Deletes all VMs inside and ends their daemon; the host has to be as before.
+    #[track_caller]
+    pub(crate) fn leaves_nothing(&self, before: &str) {
+        self.run("names=$(vm ls -q) && { [ -z \"$names\" ] || vm delete --force $names; } && vm daemon stop");
+        assert_eq!(self.traces(), before, "VMs or their daemon left something");
+    }
+
+    /// Ends it; nothing may be left of it outside.
+    #[track_caller]
+    pub(crate) fn end(self) {
+        self.world.leaves_nothing();
+    }
+}

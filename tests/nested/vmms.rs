@@ -1,0 +1,50 @@
+//! VMMs that need KVM. Firecracker is tested where there is a binary of it.
+
+use crate::{
+    host::{BUSYBOX, Host},
+    image, say,
+};
+
+/// Of the end-to-end tests, those that are about a VMM and its guest.
+const END_TO_END: &str = "run:: lifecycle:: session:: ends:: network::";
+
+#[test]
+#[ignore = "takes many minutes"]
+fn qemu_with_kvm() {
+    let host = Host::boot();
+    let before = host.traces();
+    host.attempt(&format!("vm run --rm {BUSYBOX} -- sh -c 'exit 7'")).exits(7);
+    host.leaves_nothing(&before);
+    host.suite("vm-vmm.contract", "", "qemu");
+    host.suite("vm-tests.e2e", &end_to_end(), END_TO_END);
+    assert_eq!(host.traces(), before);
+    host.end();
+}
+
+#[test]
+#[ignore = "takes many minutes"]
+fn firecracker() {
+    if image::firecracker().is_none() {
+        say("NOT TESTED HERE: Firecracker, for VM_FIRECRACKER is not set and no firecracker is on PATH");
+        return;
+    }
+    let host = Host::boot();
+    let before = host.traces();
+    let path = format!("PATH={}:$PATH", image::FIRECRACKER);
+    host.attempt(&format!("export {path}; vm run --rm {BUSYBOX} -- sh -c 'exit 7'")).exits(7);
+    host.leaves_nothing(&before);
+    host.suite("vm-vmm.contract", &path, "firecracker");
+    host.suite("vm-tests.e2e", &format!("{path} {}", end_to_end()), END_TO_END);
+    assert_eq!(host.traces(), before);
+    host.end();
+}
+
+/// What the end-to-end tests want to be told.
+fn end_to_end() -> String {
+    let (programs, suites) = (image::PROGRAMS, image::SUITES);
+    format!(
+        "VM_TEST_BIN={programs} VM_TEST_PROG={suites}/vm-test-prog VM_TEST_PLUGINS={suites}/plugins \
+         VM_TEST_IMAGES={} VM_TEST_CACHE=/var/cache/vmd-tests",
+        image::SEED
+    )
+}
