@@ -3,6 +3,7 @@
 #   make demo       build, then run a command in a VM
 #   make test       format, lints, unit tests, end-to-end tests on real VMs; what .ci/run runs
 #   make test-full  the same, with the longer tests
+#   make test-nested  only what needs a whole host, which a VM is made for; VM_FIRECRACKER=file for that part, too
 #   make e2e        only the end-to-end tests; T=name for some of them
 #   make bench      what `vm run` costs above the bare VMM, and the daemon with 1,000 VMs
 #   make lint       format and lints
@@ -23,19 +24,21 @@ DIST := $(TARGET)/dist/bin
 # small, optimised one, for its size is boot time.
 DEV := $(TARGET)/dist/dev
 BENCH := $(TARGET)/dist/bench
+# Test binaries that are run in the nested host too; see tests/nested.
+SUITES := $(TARGET)/suites
 
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env,)
 # VMs need root; cargo runs every test binary through this.
 as_root := $(if $(SUDO),CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)",)
 # Signals as in a terminal: a background job of a shell ignores SIGINT, which all it starts would inherit.
-test_env = VM_TEST_BIN="$(1)" VM_TEST_PROG="$(GUEST)/vm-test-prog" VM_TEST_PLUGINS="$(TARGET)/plugins/fixtures" $(as_root) env --default-signal
+test_env = VM_TEST_BIN="$(1)" VM_TEST_PROG="$(GUEST)/vm-test-prog" VM_TEST_PLUGINS="$(TARGET)/plugins/fixtures" VM_TEST_SUITES="$(SUITES)" $(as_root) env --default-signal
 # $(call put,FILE,DIRECTORY): copies what has changed; a file that is in use is replaced, not written to.
 put = cmp -s "$(1)" "$(2)/$(notdir $(1))" || install -D -m 755 -t "$(2)" "$(1)"
 
 # The fake VMM and the failpoints are for tests; release builds do not have them.
 workspace := --locked --workspace --features vmd/fake,vmd/failpoints,vm-vmm/fake
 
-.PHONY: setup demo test test-plugins test-full e2e bench lint build agent dev
+.PHONY: setup demo test test-plugins test-full test-nested suites e2e bench lint build agent dev
 # $(call plugins,DIRECTORY): the plugins that come with the daemon, which looks for them beside itself.
 plugins = PLUGINS_TARGET="$(TARGET)/plugins" plugins/build "$(1)/plugins"
 
@@ -69,15 +72,22 @@ lint: setup
 	@for other in sdk plugins; do (cd $$other && cargo fmt --all --check); done
 
 # All of it in one call: cargo then compiles each dependency once, with the features that all crates together want.
-test: lint dev test-plugins
+test: lint dev test-plugins suites
 	@$(call test_env,$(DEV)) cargo test $(workspace) --no-fail-fast
 
 # What plugins decide, natively; that they load and plan what they should is tested in the real host, by plugins/tests.
 test-plugins: setup
 	@for other in sdk plugins; do (cd $$other && cargo test --locked); done
 
-test-full: lint dev test-plugins
+test-full: lint dev test-plugins suites
 	@$(call test_env,$(DEV)) cargo test $(workspace) --no-fail-fast -- --include-ignored
+
+# Built as all tests are; cargo says where it has put them.
+suites: setup
+	@cargo test $(workspace) --no-run --message-format=json-render-diagnostics | tests/nested/collect "$(SUITES)" 'vm-disk.*' 'vm-vmm.*' vm-tests.e2e
+
+test-nested: dev suites
+	@$(call test_env,$(DEV)) cargo test $(workspace) --test nested -- --include-ignored $(T)
 
 e2e: dev
 	@$(call test_env,$(DEV)) cargo test $(workspace) --test e2e -- $(T)
