@@ -10,7 +10,7 @@ pub use vm_types::{
     event::{Event, EventKind},
     image::{ImageRecord, KernelRecord},
     operation::{OperationKind, OperationProgress},
-    vm::{ExitStatus, FailedAt, NetworkMode, RestartPolicy, VmState},
+    vm::{ExitStatus, FailedAt, NetworkMode, RestartPolicy, VmState, VmmKind},
 };
 
 use crate::Problem;
@@ -41,6 +41,8 @@ pub struct CreateVm {
     pub ttl_seconds: Option<u64>,
     /// Stop it after this many seconds without an SSH connection.
     pub idle_stop_seconds: Option<u64>,
+    /// What runs it; the daemon's choice if absent.
+    pub vmm: Option<VmmKind>,
     /// Delete it when the calling process ends.
     pub ephemeral: bool,
     /// Start it in the same operation.

@@ -12,8 +12,8 @@ use ipnet::Ipv4Net;
 use vm_host::Runner;
 use vm_locks::{CreateVm, ImageOps, Initramfs, Lock, LockTable, Network};
 use vm_store::Store;
-use vm_types::{EventKind, InstanceId, Layout, OperationId, VmId, VmName, vm::VmRecord};
-use vm_vmm::Vmm;
+use vm_types::{EventKind, InstanceId, Layout, OperationId, VmId, VmName, vm::{VmRecord, VmmKind}};
+use vm_vmm::{Vmm, Vmms};
 
 use crate::{
     admission::{Ledger, Limits},
@@ -80,8 +80,8 @@ pub struct Parts {
     pub store: Store,
     /// Appliers of effects.
     pub host: Host,
-    /// The VMM driver.
-    pub vmm: Arc<dyn Vmm>,
+    /// The VMM drivers.
+    pub vmm: Vmms,
     /// Host commands.
     pub runner: Arc<dyn Runner>,
     /// Plugins.
@@ -102,7 +102,7 @@ pub(crate) struct Inner {
     pub(crate) settings: Settings,
     pub(crate) store: Store,
     pub(crate) host: Host,
-    pub(crate) vmm: Arc<dyn Vmm>,
+    pub(crate) vmm: Vmms,
     pub(crate) runner: Arc<dyn Runner>,
     pub(crate) hooks: Arc<dyn Hooks>,
     pub(crate) names: Arc<dyn Names>,
@@ -257,9 +257,18 @@ impl Engine {
         &self.inner.layout
     }
 
-    /// The VMM's name, for people.
-    pub fn vmm_name(&self) -> String {
-        self.inner.vmm.kind().to_string()
+    /// What runs a VM that asks for no VMM.
+    pub fn preferred_vmm(&self) -> VmmKind {
+        self.inner.vmm.preferred()
+    }
+
+    /// The driver of the VMM that runs a VM, or else of the one that would.
+    pub(crate) fn vmm_of(&self, cell: &Cell) -> Result<&dyn Vmm, EngineError> {
+        let kind = match cell.live() {
+            Some(live) => live.driver,
+            None => cell.with_record(|record| record.spec.vmm).unwrap_or_else(|| self.preferred_vmm()),
+        };
+        Ok(self.inner.vmm.get(kind)?)
     }
 
     /// The host's boot the daemon lives in.

@@ -55,7 +55,7 @@ impl Bench {
             limits: Default::default(),
         };
         let store = vm_store::Store::open(&layout.database()).unwrap();
-        let vmm = Arc::new(vm_vmm::FakeDriver::new("/nonexistent", []));
+        let vmm = vm_vmm::Vmms::only(vm_vmm::FakeDriver::new("/nonexistent", []));
         let names = Arc::new(NoNames);
         let parts = Parts { layout, settings, store, host, vmm, runner, hooks, names };
         Self { _dir: dir, net, cow, engine: Engine::start(parts).await.unwrap() }
@@ -79,6 +79,7 @@ impl Bench {
             restart: Default::default(),
             idle_stop_seconds: None,
             expires_at: None,
+            vmm: None,
         };
         let record = VmRecord {
             id,

@@ -20,7 +20,7 @@ use vm_types::{
     image::{ImageRecord, KernelRecord},
     vm::{NetworkMode, VmRecord, VmSpec, VmState},
 };
-use vm_vmm::FakeDriver;
+use vm_vmm::{FakeDriver, Vmms};
 
 const IMAGE: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
@@ -101,7 +101,7 @@ impl Bench {
             agent: "/nonexistent".into(),
             limits: Default::default(),
         };
-        let vmm = Arc::new(FakeDriver::new("/nonexistent", []));
+        let vmm = Vmms::only(FakeDriver::new("/nonexistent", []));
         let runner = Arc::new(HostRunner);
         let layout = self.layout();
         let (host, hooks, names) = (self.host(), Arc::new(NoHooks), Arc::new(NoNames));
@@ -134,6 +134,7 @@ fn record(number: u32, complete: bool, wanted_running: bool) -> VmRecord {
             restart: Default::default(),
             idle_stop_seconds: None,
             expires_at: None,
+            vmm: None,
         },
         address: None,
         created_at: 1,

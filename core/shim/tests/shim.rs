@@ -83,6 +83,7 @@ impl Vm {
             console_log_bytes,
             socket_group,
         };
+            vmm: None,
         vm_host::files::write_json(&paths.shim_spec(), 0o600, &spec).unwrap();
         Self { paths, _dir: dir }
     }

@@ -59,6 +59,7 @@ fn vm(number: u64, name: &str) -> VmRecord {
             restart: RestartPolicy::OnFailure,
             idle_stop_seconds: Some(1800),
             expires_at: Some(1_700_100_000),
+            vmm: None,
         },
         address: Some(Ipv4Addr::from(0x0ad5_0002 + u32::try_from(number).unwrap())),
         created_at: 1_700_000_000 + number,

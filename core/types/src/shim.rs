@@ -10,7 +10,11 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ProcessRef, VmId, machine::MachineSpec, vm::ExitStatus};
+use crate::{
+    ProcessRef, VmId,
+    machine::MachineSpec,
+    vm::{ExitStatus, VmmKind},
+};
 
 /// What a shim is told. Sockets and logs are those of [`crate::VmPaths`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +27,9 @@ pub struct ShimSpec {
     pub state_dir: PathBuf,
     /// How to start the VMM.
     pub launch: LaunchPlan,
+    /// The VMM's kind; nothing to the shim, but a daemon that returns controls it by this one's driver.
+    #[serde(default)]
+    pub vmm: Option<VmmKind>,
     /// The machine that `launch` was made of; nothing to the shim, but a daemon that returns learns from it what runs.
     #[serde(default)]
     pub machine: Option<MachineSpec>,

@@ -97,6 +97,9 @@ pub struct VmSpec {
     /// Delete it at this time, seconds since the Unix epoch.
     #[serde(default)]
     pub expires_at: Option<u64>,
+    /// What runs it; the daemon's choice if absent.
+    #[serde(default)]
+    pub vmm: Option<VmmKind>,
 }
 
 /// How a VMM process ended.

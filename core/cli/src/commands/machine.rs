@@ -1,7 +1,7 @@
 //! The options that shape a VM, shared by `run` and `create`.
 
 use clap::{Args, ValueEnum};
-use vm_api::{CreateVm, NetworkMode, RestartPolicy, VmName};
+use vm_api::{CreateVm, NetworkMode, RestartPolicy, VmName, VmmKind};
 
 use crate::{duration, size};
 
@@ -41,6 +41,18 @@ pub(crate) struct MachineArgs {
     /// Stop it after so long without an SSH connection, e.g. 30m
     #[arg(long, value_name = "DURATION", value_parser = duration::seconds)]
     pub(crate) idle_stop: Option<u64>,
+    /// What runs it [default: the daemon's choice, see `vm doctor`]
+    #[arg(long, value_name = "VMM")]
+    pub(crate) vmm: Option<Vmm>,
+}
+
+/// `--vmm`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Vmm {
+    /// Needs hardware virtualisation
+    Firecracker,
+    /// Under KVM, or in software where there is no hardware virtualisation
+    Qemu,
 }
 
 /// `--net`.
@@ -91,6 +103,10 @@ impl MachineArgs {
             restart: self.restart.map(RestartPolicy::from),
             ttl_seconds: self.ttl,
             idle_stop_seconds: self.idle_stop,
+            vmm: self.vmm.map(|vmm| match vmm {
+                Vmm::Firecracker => VmmKind::Firecracker,
+                Vmm::Qemu => VmmKind::Qemu,
+            }),
             ephemeral,
             start,
         }

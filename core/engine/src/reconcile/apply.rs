@@ -11,6 +11,7 @@ use vm_types::{
     Effect, EventKind, Handle, Layer, Observed, ProcessRef, VmId,
     vm::{FailedAt, VmRecord},
 };
+use vm_vmm::Vmm;
 
 use super::{
     plan::{Action, Found, HostFacts, Plan, Processes, Verdict, VmFacts, Wish},
@@ -296,10 +297,13 @@ impl Engine {
         let record: VmRecord = cell.record();
         let paths = cell.paths();
         let since = vm_shim::status(&paths).await.map_or(record.created_at, |status| status.started_at);
-        let machine = vm_shim::spec(&paths).ok().flatten().and_then(|spec| spec.machine);
+        let (kind, machine) =
+            vm_shim::spec(&paths).ok().flatten().map_or((None, None), |spec| (spec.vmm, spec.machine));
+        // A shim that an older daemon started says nothing of it.
+        let driver = kind.or(record.spec.vmm).unwrap_or_else(|| self.preferred_vmm());
         let (cpus, memory_mib) = machine
             .map_or((record.spec.cpus, record.spec.memory_mib), |machine| (machine.cpus, machine.memory_mib));
-        let live = Live { shim, vmm, since, cpus, memory_mib };
+        let live = Live { shim, vmm, driver, since, cpus, memory_mib };
         for entry in cell.scope.entries(ctx).await {
             match &entry.effect {
                 Effect::NameRecord { .. } => self.inner.host.names.add(&entry.effect),
@@ -314,7 +318,7 @@ impl Engine {
                 _ => {}
             }
         }
-        let paused = match self.inner.vmm.pause() {
+        let paused = match self.inner.vmm.get(driver).ok().and_then(Vmm::pause) {
             Some(pause) => pause.is_paused(&paths).await.unwrap_or(false),
             None => false,
         };

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use vm_locks::{Ctx, Held, Lock, LockAfter, Unlocked, Vm};
 use vm_types::{
     Layout, OperationId, ProcessRef, VmId, VmName, VmPaths,
-    vm::{ExitStatus, VmRecord, VmState},
+    vm::{ExitStatus, VmRecord, VmState, VmmKind},
 };
 
 use super::state::{Request, Verdict};
@@ -45,6 +45,8 @@ pub struct Live {
     pub shim: ProcessRef,
     /// The VMM.
     pub vmm: ProcessRef,
+    /// Whose driver controls it.
+    pub driver: VmmKind,
     /// Start, seconds since the Unix epoch.
     pub since: u64,
     /// Virtual CPUs it was started with.
@@ -147,6 +149,8 @@ pub struct View {
     pub state: VmState,
     /// Names of settings that differ between the VM that runs and what it should be.
     pub needs_restart: Vec<String>,
+    /// What runs it now, if anything does.
+    pub driver: Option<VmmKind>,
     /// It is off and nobody works on it: its files stay as they are until the next change.
     pub at_rest: bool,
 }
@@ -297,6 +301,10 @@ impl Cell {
             record: shared.record.clone(),
             state: shared.state(),
             needs_restart: shared.needs_restart(),
+            driver: match &shared.power {
+                Power::On { live, .. } => Some(live.driver),
+                Power::Off { .. } => None,
+            },
             at_rest: shared.activity.is_none() && matches!(shared.power, Power::Off { .. }),
         })
     }

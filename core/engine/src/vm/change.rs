@@ -188,7 +188,7 @@ impl Engine {
                 hint: format!("let it run first: `vm resume {}`", cell.name()),
             });
         }
-        let resize = self.inner.vmm.require_resize()?;
+        let resize = self.vmm_of(cell)?.require_resize()?;
         self.grow_device(ctx, cell, bytes).await?;
         Ok(resize.grow_disk(&cell.paths(), ROOT_SERIAL, bytes).await?)
     }
@@ -210,7 +210,7 @@ impl Engine {
     /// One that is off, or a VMM that cannot do that.
     pub fn pause(&self, cell: Arc<Cell>) -> Result<OperationId, EngineError> {
         start::refuse(&cell, Request::Pause)?;
-        self.inner.vmm.require_pause()?;
+        self.vmm_of(&cell)?.require_pause()?;
         let engine = self.clone();
         let begun = self.operations().begin(
             OperationKind::VmPause,
@@ -220,7 +220,7 @@ impl Engine {
                 let admitted =
                     engine.reserve(ctx, &cell, Request::Pause, Activity::Changing, context.id).await?;
                 if let Admitted::Reserved(_reserved) = admitted {
-                    let paused = engine.inner.vmm.require_pause()?.pause(&cell.paths()).await;
+                    let paused = engine.vmm_of(&cell)?.require_pause()?.pause(&cell.paths()).await;
                     overtaken(&cell, &context, paused.map_err(Into::into))?;
                     let before = cell.paused();
                     cell.lock(ctx).await.set_paused(true);
@@ -263,7 +263,7 @@ impl Engine {
     }
 
     pub(super) async fn let_run(&self, ctx: &mut Ctx<Unlocked>, cell: &Cell) -> Result<(), EngineError> {
-        self.inner.vmm.require_pause()?.resume(&cell.paths()).await?;
+        self.vmm_of(cell)?.require_pause()?.resume(&cell.paths()).await?;
         cell.lock(ctx).await.set_paused(false);
         Ok(())
     }

@@ -9,7 +9,7 @@ use vm_types::{
     image::{ImageRecord, KernelRecord},
     operation::OperationKind,
     plugin::VmFacts,
-    vm::{FailedAt, NetworkMode, Owner, RestartPolicy, VmRecord, VmSpec},
+    vm::{FailedAt, NetworkMode, Owner, RestartPolicy, VmRecord, VmSpec, VmmKind},
 };
 
 use super::{
@@ -45,6 +45,8 @@ pub struct CreateRequest {
     pub ttl_seconds: Option<u64>,
     /// Stop it after this many idle seconds; 0 means never.
     pub idle_stop_seconds: Option<u64>,
+    /// What runs it; the daemon's choice if absent.
+    pub vmm: Option<VmmKind>,
     /// Start it too.
     pub start: bool,
 }
@@ -76,6 +78,9 @@ impl Engine {
     /// What can be told at once: arguments that do not fit, a taken name.
     pub fn create(&self, request: CreateRequest) -> Result<OperationId, EngineError> {
         check(&request)?;
+        if let Some(kind) = request.vmm {
+            self.inner.vmm.get(kind)?;
+        }
         let name = match &request.name {
             Some(name) => name.clone(),
             None => self.make_up_name()?,
@@ -187,6 +192,7 @@ impl Engine {
                 .ttl_seconds
                 .filter(|seconds| *seconds > 0)
                 .map(|ttl| now().saturating_add(ttl)),
+            vmm: request.vmm,
         })
     }
 

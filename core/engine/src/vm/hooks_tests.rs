@@ -11,6 +11,7 @@ use vm_types::{
     Effect,
     operation::OperationKind,
     plan::{HostEffect, Lifetime, MachinePart},
+    vm::VmmKind,
 };
 
 use super::*;
@@ -182,7 +183,7 @@ async fn journaled(cell: &Cell) -> Vec<String> {
 /// This process, which does not end before the test does.
 fn live() -> Live {
     let own = vm_host::process::identify(std::process::id()).unwrap();
-    Live { shim: own, vmm: own, since: 0, cpus: 1, memory_mib: 128 }
+    Live { shim: own, vmm: own, driver: VmmKind::Fake, since: 0, cpus: 1, memory_mib: 128 }
 }
 
 #[tokio::test]

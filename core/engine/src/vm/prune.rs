@@ -174,6 +174,7 @@ mod tests {
             restart: RestartPolicy::No,
             idle_stop_seconds: None,
             expires_at: None,
+            vmm: None,
         };
         VmRecord {
             id: "00112233aabb".parse().unwrap(),

@@ -211,12 +211,18 @@ impl Placed {
         let disk = engine.open_disk(ctx, cell).await?;
         let mut machine = engine.machine(&record, &paths, disk, nics);
         extras.extend_machine(&mut machine);
+        let driver = engine.vmm_of(cell)?;
+        if !driver.unpacks_kernels() {
+            machine.kernel = vm_image::kernel::vmlinux(&engine.inner.layout.kernel(&record.spec.kernel)).await?;
+        }
         let (cpus, memory_mib) = (machine.cpus, machine.memory_mib);
+        let launch = driver.plan(&machine, &paths).await?;
         let spec = ShimSpec {
             vm: record.id.clone(),
             run_dir: paths.run.clone(),
             state_dir: paths.state.clone(),
-            launch: engine.inner.vmm.plan(&machine, &paths).await?,
+            launch,
+            vmm: Some(driver.kind()),
             machine: Some(machine),
             console_log_bytes: engine.inner.settings.console_log_bytes,
             socket_group: engine.inner.settings.socket_group,
@@ -231,7 +237,7 @@ impl Placed {
         let Handle::Processes { shim, vmm, .. } = cell.scope.apply(ctx, shim, Phase::Start).await? else {
             return Err(EngineError::Panicked { detail: "a started shim has no processes".into() });
         };
-        let live = Live { shim, vmm, since: now(), cpus, memory_mib };
+        let live = Live { shim, vmm, driver: driver.kind(), since: now(), cpus, memory_mib };
         Ok(Launched { live, _memory: memory })
     }
 }

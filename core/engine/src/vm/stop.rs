@@ -13,6 +13,7 @@ use vm_locks::{Ctx, Unlocked};
 use vm_types::{
     EventKind, OperationId, guest::control::ShutdownKind, operation::OperationKind, vm::FailedAt,
 };
+use vm_vmm::Vmm;
 
 use super::{
     cell::{Activity, Admitted, Cell, Killing, Live},
@@ -184,7 +185,7 @@ impl Engine {
                 tracing::warn!(vm = %cell.name(), %error, "the guest's agent does not shut down; pressing the power button");
             }
         }
-        match self.inner.vmm.power_button() {
+        match self.inner.vmm.get(live.driver).ok().and_then(Vmm::power_button) {
             Some(button) => {
                 if let Err(error) = button.press(&paths).await {
                     tracing::warn!(vm = %cell.name(), error = %EngineError::from(error).chain(), "no power button");
