@@ -38,7 +38,7 @@ put = cmp -s "$(1)" "$(2)/$(notdir $(1))" || install -D -m 755 -t "$(2)" "$(1)"
 # The fake VMM and the failpoints are for tests; release builds do not have them.
 workspace := --locked --workspace --features vmd/fake,vmd/failpoints,vm-vmm/fake
 
-.PHONY: setup demo test test-plugins test-full test-nested suites e2e bench lint build agent dev
+.PHONY: setup demo test test-plugins test-full test-nested suites e2e bench bench-disks lint build agent dev
 # $(call plugins,DIRECTORY): the plugins that come with the daemon, which looks for them beside itself.
 plugins = PLUGINS_TARGET="$(TARGET)/plugins" plugins/build "$(1)/plugins"
 
@@ -92,9 +92,13 @@ test-nested: dev suites
 e2e: dev
 	@$(call test_env,$(DEV)) cargo test $(workspace) --test e2e -- $(T)
 
+# What a disk costs by each backend, on filesystems of its own.
+bench-disks: setup
+	@$(as_root) cargo test --locked -p vm-disk --test contract -- costs --include-ignored --nocapture --test-threads=1
+
 # The daemon with fakes is optimised as a release is, and kept apart from it. VM_BENCH_ONLY=scale|plugins need no
 # real VM.
-bench: build
+bench: build bench-disks
 	@cargo build --locked --release -p vmd -p vm-vmm -p vm-tests --features vmd/fake,vm-vmm/fake --bins
 	@for file in vm vmd vm-plugin-compile vm-fake-vmm; do $(call put,$(TARGET)/release/$$file,$(BENCH)); done
 	@cargo test --locked --release -p vm-plugin --test host -- --ignored --nocapture measure

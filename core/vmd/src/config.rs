@@ -195,7 +195,7 @@ impl From<AcceleratorName> for Accelerator {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Disk {
-    /// `auto`, `reflink` or `copy`.
+    /// `auto`, `reflink`, `dm-snapshot` or `copy`.
     pub(crate) backend: BackendChoice,
 }
 

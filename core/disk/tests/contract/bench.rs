@@ -194,6 +194,12 @@ impl Bench {
         entries.filter_map(|entry| behind(&entry)).filter(|path| Path::new(path.trim()) == file).count()
     }
 
+    /// What the filesystem has free, all that was written being on it.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        run(Command::new("sync").arg("--file-system").arg(&self.dir)).unwrap();
+        vm_disk::free_bytes(&self.dir).unwrap()
+    }
+
     pub(crate) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.dir).unwrap();
         let mut names: Vec<_> =

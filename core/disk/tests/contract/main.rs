@@ -8,6 +8,7 @@
 mod bench;
 mod cases;
 mod leftovers;
+mod measures;
 
 use bench::{Ground, on};
 
@@ -52,5 +53,31 @@ mod only_snapshots {
     #[test]
     fn devices_of_a_daemon_are_found() {
         on(Ground::Dm, leftovers::devices_of_a_daemon_are_found);
+    }
+}
+
+/// For people: what a disk costs. See `make bench`.
+mod costs {
+    use super::{Ground, measures::what_a_disk_costs, on};
+
+    #[test]
+    #[ignore = "measures"]
+    fn of_copies() {
+        on(Ground::Copy, what_a_disk_costs);
+    }
+    #[test]
+    #[ignore = "measures"]
+    fn of_reflinks_on_xfs() {
+        on(Ground::Xfs, what_a_disk_costs);
+    }
+    #[test]
+    #[ignore = "measures"]
+    fn of_reflinks_on_btrfs() {
+        on(Ground::Btrfs, what_a_disk_costs);
+    }
+    #[test]
+    #[ignore = "measures"]
+    fn of_snapshots() {
+        on(Ground::Dm, what_a_disk_costs);
     }
 }
