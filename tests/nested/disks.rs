@@ -7,7 +7,7 @@ fn disks_in_a_host_with_device_mapper() {
     let host = Host::boot();
     let before = host.traces();
     for suite in host.suites("vm-disk") {
-        host.suite(&suite, "", "");
+        host.suite(&suite, "VM_TEST_REQUIRE_DM=1", "");
     }
     assert_eq!(host.traces(), before, "the suites left something");
     host.attempt(&format!("vm run --rm {BUSYBOX} -- sh -c 'exit 7'")).exits(7);

@@ -30,7 +30,8 @@ fn firecracker() {
     }
     let host = Host::boot();
     let before = host.traces();
-    let path = format!("PATH={}:$PATH", image::FIRECRACKER);
+    let directory = image::FIRECRACKER;
+    let path = format!("PATH={directory}:$PATH VM_FIRECRACKER={directory}/firecracker");
     host.attempt(&format!("export {path}; vm run --rm {BUSYBOX} -- sh -c 'exit 7'")).exits(7);
     host.leaves_nothing(&before);
     host.suite("vm-vmm.contract", &path, "firecracker");
