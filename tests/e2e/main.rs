@@ -6,6 +6,7 @@ mod daemon;
 mod ends;
 mod fakes;
 mod images;
+mod jail;
 mod lifecycle;
 mod network;
 mod overlap;

@@ -7,6 +7,7 @@
 //! [`Scope::apply`] and [`Scope::unwind`] are the only ways to the layers' `apply` and `undo`. An
 //! effect whose `apply` fails or is dropped half way stays in the journal as an intent; unwinding undoes it like an applied one.
 
+pub(crate) mod cgroups;
 mod names;
 mod shims;
 mod tools;
@@ -25,6 +26,7 @@ use vm_net::Net;
 use vm_types::{Effect, EffectId, Handle, Layer, Layout, Observed, VmId, VmName};
 
 pub use self::{
+    cgroups::limitable,
     names::NameTable,
     shims::{FakeShims, HostShims, Shims},
 };
@@ -99,6 +101,7 @@ impl Host {
             | Effect::Disk { .. }
             | Effect::Tool { .. }
             | Effect::NameRecord { .. }
+            | Effect::Cgroup { .. }
             | Effect::Shim { .. } => Ok(Handle::None),
         }
     }
@@ -116,6 +119,7 @@ impl Host {
                 self.names.add(effect);
                 Handle::None
             }
+            Effect::Cgroup { groups, .. } => cgroups::make(groups).map(|()| Handle::None)?,
             Effect::Shim { run_dir, spec } => self.shims.apply(run_dir, spec).await?,
         })
     }
@@ -133,6 +137,7 @@ impl Host {
             // Nothing on the host tells whether a tool was run. Its manifest says that once more is no harm.
             Effect::Tool { .. } => Observed::Absent,
             Effect::NameRecord { .. } => self.names.observe(effect),
+            Effect::Cgroup { groups, .. } => cgroups::observe(groups),
             Effect::Shim { run_dir, .. } => self.shims.observe(run_dir).await,
         })
     }
@@ -147,6 +152,7 @@ impl Host {
                 tools::run(&*self.runner, program, undo).await?;
             }
             Effect::NameRecord { .. } => self.names.remove(effect),
+            Effect::Cgroup { groups, .. } => cgroups::remove(groups).await?,
             Effect::Shim { run_dir, .. } => self.shims.undo(run_dir, handle).await?,
         }
         Ok(())

@@ -22,7 +22,7 @@ use vm_engine::{
 use vm_locks::LockTable;
 use vm_net::FakeNet;
 use vm_types::{
-    Effect, EffectKind, Handle, Layout, Observed, VmId,
+    Cgroup, Effect, EffectKind, Handle, Layout, Observed, VmId,
     plan::{Answer, Chain, Condition, Protocol, Rule, Transport},
 };
 
@@ -129,6 +129,10 @@ fn sample(kind: EffectKind, dir: &Path) -> Effect {
             Effect::Tool { owner: "0123456789ab/p/t".into(), program: "/bin/sh".into(), arguments, undo }
         }
         EffectKind::Tap => Effect::Tap { name: "vtaaaa0001".into(), bridge },
+        EffectKind::Cgroup => Effect::Cgroup {
+            name: "vmd-aaaa-0123456789ab".into(),
+            groups: vec![Cgroup { path: dir.join("cgroup"), settings: Vec::new() }],
+        },
         EffectKind::Shim => Effect::Shim { run_dir: dir.join("run"), spec: dir.join("spec") },
     }
 }

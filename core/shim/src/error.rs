@@ -73,6 +73,30 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// A tap could not be attached to.
+    #[error("could not attach to the tap {name}")]
+    Tap {
+        /// The device.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file or device that the VMM inherits could not be opened.
+    #[error("could not open {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The VMM could not be locked in.
+    #[error("the VMM's jail could not be made: {said}")]
+    Jail {
+        /// What the jail says.
+        said: String,
+        /// Its advice.
+        hint: Option<String>,
+    },
     /// The VMM's program could not be run.
     #[error("could not run the VMM {}", program.display())]
     Spawn {
@@ -119,6 +143,10 @@ impl StartError {
             Self::Ended { .. } | Self::Configure { .. } => {
                 Some("see the VM's vmm.log in its state directory".into())
             }
+            Self::Tap { .. } | Self::Open { .. } => {
+                Some("vmd makes it when it starts a VM; start the VM again, and see `vm doctor`".into())
+            }
+            Self::Jail { hint, .. } => hint.clone(),
             Self::Detach { .. } => None,
         }
     }

@@ -61,6 +61,8 @@ mod tests {
             events: None,
             setup: None,
             last_words: None,
+            inherited: Vec::new(),
+            jail: None,
         };
         let command = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         assert!(runs(&command(&["/usr/bin/vmm", "-a", "b c"]), &launch));

@@ -15,18 +15,20 @@
 //! [`control`] speaks to the guest's agent through it, and [`effect`] is what the engine needs to
 //! apply, observe and undo `Effect::Shim`.
 //!
-//! The shim knows no VMM by name, and touches nothing but the VM's own two directories.
+//! The VMM may be locked into a [`jail`], which the shim's own program puts around it. The shim knows no VMM by name, and touches nothing but the VM's own two directories.
 
 pub mod client;
 pub mod control;
 pub mod effect;
 pub mod error;
 pub mod identity;
+pub mod jail;
 
 mod activity;
 mod console;
 mod events;
 mod halt;
+mod inherit;
 mod lines;
 mod link;
 mod log;

@@ -3,7 +3,10 @@
 use std::{
     fs::{self, File},
     io,
-    os::{fd::AsFd, unix::process::ExitStatusExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
     path::Path,
     process::Stdio,
     time::Duration,
@@ -19,9 +22,17 @@ use nix::{
     unistd,
 };
 use tokio::process::{Child, Command};
-use vm_types::{ProcessRef, shim::LaunchPlan, vm::ExitStatus};
+use vm_types::{
+    ProcessRef,
+    shim::{Inherited, LaunchPlan, ShimFailed, ShimSpec},
+    vm::ExitStatus,
+};
 
-use crate::error::StartError;
+use crate::{
+    error::StartError,
+    inherit,
+    jail::{self, Report},
+};
 
 /// Badness of the shim for the kernel's out-of-memory killer (proc_pid_oom_score_adj(5)): a few MiB of
 /// memory are not worth losing a VM's console and exit status, and with them the VM.
@@ -85,35 +96,71 @@ pub(crate) async fn lock(run_dir: &Path) -> Result<Flock<File>, StartError> {
 }
 
 /// Starts the VMM so that the kernel kills it when this thread ends. To be called on the main thread, which ends last.
-pub(crate) fn spawn(launch: &LaunchPlan) -> Result<(Child, ProcessRef), StartError> {
+pub(crate) fn spawn(spec_path: &Path, launch: &LaunchPlan) -> Result<(Child, ProcessRef), StartError> {
     let failed = |source| StartError::Spawn { program: launch.program.clone(), source };
-    let mut command = Command::new(&launch.program);
-    command
-        .args(&launch.args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    die_with_parent(&mut command);
+    let mut inherited = inherit::open(&launch.inherited)?;
+    let mut report = None;
+    let mut command = match &launch.jail {
+        None => {
+            let mut command = Command::new(&launch.program);
+            command.args(&launch.args);
+            command
+        }
+        Some(_) => {
+            let (end, other) = Report::new().map_err(failed)?;
+            report = Some(end);
+            inherited.push(other);
+            // This very program, also where another has been installed in its place.
+            let mut command = Command::new("/proc/self/exe");
+            command.arg("jail").arg("--spec").arg(spec_path);
+            command
+        }
+    };
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    die_with_parent(&mut command, inherited);
     let child = command.spawn().map_err(failed)?;
+    // With it go this process's own ends of what the VMM has inherited.
+    drop(command);
     let pid = child.id().unwrap_or_default();
     // It is our child and not reaped, so it has a start time even if it has ended already.
     let vmm = vm_host::process::identify_unreaped(pid)
         .ok_or_else(|| failed(io::Error::new(io::ErrorKind::NotFound, "no such process in /proc")))?;
+    if let Some(ShimFailed { error, hint }) = report.map(Report::wait).transpose().map_err(failed)?.flatten()
+    {
+        return Err(StartError::Jail { said: error, hint });
+    }
     tune_oom(pid);
     Ok((child, vmm))
 }
 
-#[expect(unsafe_code, reason = "only between fork and exec can a process ask to die with its parent")]
-fn die_with_parent(command: &mut Command) {
+#[expect(
+    unsafe_code,
+    reason = "only between fork and exec can a process ask to die with its parent, and keep descriptors"
+)]
+fn die_with_parent(command: &mut Command, inherited: Vec<OwnedFd>) {
     let shim = unistd::getpid();
     let ask = move || {
         prctl::set_pdeathsig(Signal::SIGKILL)?;
         // The request concerns only a parent that ends from now on; one that has ended shows as another parent.
-        if unistd::getppid() == shim { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+        if unistd::getppid() != shim {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        inherit::pass_on(&inherited)
     };
-    // SAFETY: the closure makes two system calls and allocates nothing, so it is fit for a forked child.
+    // SAFETY: the closure makes a few system calls and allocates nothing, so it is fit for a forked child.
     unsafe { command.pre_exec(ask) };
+}
+
+/// Takes away what was in the run directory for the VMM alone.
+pub(crate) fn tidy(spec: &ShimSpec) {
+    for inherited in &spec.launch.inherited {
+        if let Inherited::Listener { path } = inherited {
+            let _ = fs::remove_file(path);
+        }
+    }
+    if spec.launch.jail.is_some() {
+        let _ = fs::remove_dir(jail::root(&spec.run_dir));
+    }
 }
 
 /// Protects the shim and not the VMM, which inherited the daemon's value. Lowering needs a privilege; without it

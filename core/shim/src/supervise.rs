@@ -11,7 +11,7 @@
 use std::{
     fs::File,
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -88,7 +88,7 @@ fn run(spec_path: &Path) -> Result<(), StartError> {
         .build()
         .map_err(|source| StartError::Detach { what: "set up an event loop", source })?;
     runtime.block_on(async {
-        let prepared = Prepared::new(spec).await?;
+        let prepared = Prepared::new(spec, spec_path.to_owned()).await?;
         let running = prepared.start().await?;
         running.supervise().await;
         Ok(())
@@ -98,6 +98,7 @@ fn run(spec_path: &Path) -> Result<(), StartError> {
 /// Everything but the VMM.
 struct Prepared {
     spec: ShimSpec,
+    spec_path: PathBuf,
     paths: VmPaths,
     console_log: BoundedLog,
     vmm_log: BoundedLog,
@@ -122,7 +123,7 @@ struct Signals {
 }
 
 impl Prepared {
-    async fn new(spec: ShimSpec) -> Result<Self, StartError> {
+    async fn new(spec: ShimSpec, spec_path: PathBuf) -> Result<Self, StartError> {
         let on = |kind| signal(kind).map_err(|source| StartError::Detach { what: "handle signals", source });
         let signals = Signals {
             terminate: on(SignalKind::terminate())?,
@@ -134,7 +135,7 @@ impl Prepared {
         let record = paths.exit_record();
         vm_host::files::remove_if_there(&record)
             .map_err(|source| StartError::RemoveRecord { path: record, source })?;
-        let log = |path: std::path::PathBuf, bound| {
+        let log = |path: PathBuf, bound| {
             BoundedLog::create(path.clone(), bound).map_err(|source| StartError::CreateLog { path, source })
         };
         let console_log = log(paths.console_log(), spec.console_log_bytes)?;
@@ -153,11 +154,11 @@ impl Prepared {
             vm_host::files::remove_if_there(socket)
                 .map_err(|source| StartError::Socket { path: socket.to_owned(), source })?;
         }
-        Ok(Self { spec, paths, console_log, vmm_log, sockets, signals, lock })
+        Ok(Self { spec, spec_path, paths, console_log, vmm_log, sockets, signals, lock })
     }
 
     async fn start(self) -> Result<Running, StartError> {
-        let (mut child, vmm) = prepare::spawn(&self.spec.launch)?;
+        let (mut child, vmm) = prepare::spawn(&self.spec_path, &self.spec.launch)?;
         let shim = vm_host::process::identify(std::process::id()).ok_or_else(|| StartError::Detach {
             what: "find the shim itself in /proc",
             source: io::ErrorKind::NotFound.into(),
@@ -294,6 +295,7 @@ impl Running {
         // Without a record (a full disk) the daemon sees an unknown end, which is the truth.
         let _ = vm_host::files::write_json(&self.paths.exit_record(), 0o640, &record);
 
+        prepare::tidy(&self.spec);
         // Clients see the end only when the record can be read.
         drop(self.sockets);
         drop(self.console);

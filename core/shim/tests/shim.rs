@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod jail;
+
 use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -78,12 +80,14 @@ impl Vm {
                 events: Some(events),
                 setup: None,
                 last_words: None,
+                inherited: Vec::new(),
+                jail: None,
             },
+            vmm: None,
             machine: None,
             console_log_bytes,
             socket_group,
         };
-            vmm: None,
         vm_host::files::write_json(&paths.shim_spec(), 0o600, &spec).unwrap();
         Self { paths, _dir: dir }
     }

@@ -217,6 +217,13 @@ pub enum Effect {
         /// The bridge it is a port of.
         bridge: String,
     },
+    /// A control group for a VMM: one directory in the unified hierarchy, or one in each of several of version 1.
+    Cgroup {
+        /// The directories' name.
+        name: String,
+        /// The directories and what is set in them.
+        groups: Vec<Cgroup>,
+    },
     /// A VM's shim with the VMM it is parent of; undo kills both.
     Shim {
         /// The VM's run directory, which is in the shim's command line and so identifies it.
@@ -224,6 +231,15 @@ pub enum Effect {
         /// File with the [`crate::shim::ShimSpec`].
         spec: PathBuf,
     },
+}
+
+/// A directory of [`Effect::Cgroup`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroup {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Files in it and what is written to each, in this order.
+    pub settings: Vec<(String, String)>,
 }
 
 impl Effect {
@@ -245,6 +261,7 @@ impl Effect {
             | Self::Tool { .. }
             | Self::Tap { .. }
             | Self::DmSnapshot { .. }
+            | Self::Cgroup { .. }
             | Self::Shim { .. } => false,
         }
     }
@@ -252,7 +269,7 @@ impl Effect {
     /// What it is part of.
     pub fn layer(&self) -> Layer {
         match self {
-            Self::Shim { .. } => Layer::Vmm,
+            Self::Cgroup { .. } | Self::Shim { .. } => Layer::Vmm,
             Self::CowDisk { .. } | Self::Disk { .. } | Self::DmSnapshot { .. } => Layer::Block,
             Self::Sysctl { .. }
             | Self::Bridge { .. }
@@ -287,6 +304,7 @@ impl Effect {
             Self::Disk { path, .. } => format!("disk:{}", path.display()),
             Self::Tool { owner, .. } => format!("tool:{owner}"),
             Self::Tap { name, .. } => format!("tap:{name}"),
+            Self::Cgroup { name, .. } => format!("cgroup:{name}"),
             Self::Shim { run_dir, .. } => format!("shim:{}", run_dir.display()),
         })
     }

@@ -18,7 +18,7 @@ pub mod report;
 pub mod shim;
 pub mod vm;
 
-pub use effect::{Effect, EffectId, EffectKind, Handle, Layer, Observed, ProcessRef};
+pub use effect::{Cgroup, Effect, EffectId, EffectKind, Handle, Layer, Observed, ProcessRef};
 pub use event::{Event, EventKind};
 pub use hook::Hook;
 pub use id::{ImageDigest, InstanceId, KernelId, OperationId, VmId, VmName};

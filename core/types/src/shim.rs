@@ -57,6 +57,75 @@ pub struct LaunchPlan {
     /// How the guest's end is read off its console, for a VMM that has no [`Self::events`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_words: Option<LastWords>,
+    /// What the shim opens for the VMM, which inherits it: the first with the number [`FIRST_INHERITED`], and so on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inherited: Vec<Inherited>,
+    /// What the VMM is locked into; run as the daemon's user, with all that is its, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jail: Option<Jail>,
+}
+
+/// The descriptor of the first of [`LaunchPlan::inherited`]: above what a shim has open when it starts its VMM.
+pub const FIRST_INHERITED: i32 = 100;
+
+/// What a VMM needs and is better given than let open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "inherited", rename_all = "snake_case")]
+pub enum Inherited {
+    /// A Unix socket that listens.
+    Listener {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// A tap device, attached for frames without packet information and with virtio's header.
+    Tap {
+        /// Its name.
+        name: String,
+    },
+    /// A file or device, opened for reading and writing.
+    File {
+        /// Its path.
+        path: PathBuf,
+    },
+}
+
+/// A process of a user of its own, in namespaces of its own, that sees no files but these, and has no capability.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Jail {
+    /// User and group id.
+    pub user: u32,
+    /// Group id of the jails that may read what several VMs share.
+    pub shared_group: u32,
+    /// What there is, at the paths that it has on the host, besides the program itself.
+    pub files: Vec<JailFile>,
+    /// What the VMM takes beyond the guest's memory, in MiB, at most.
+    pub overhead_mib: u64,
+    /// Directories of the control groups to join.
+    #[serde(default)]
+    pub cgroups: Vec<PathBuf>,
+}
+
+/// A file that is seen in a jail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JailFile {
+    /// Absolute.
+    pub path: PathBuf,
+    /// How it is there.
+    pub access: JailAccess,
+}
+
+/// How a file is there in a jail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JailAccess {
+    /// A file, or a directory with all that is in it, to be read by those who may anyhow.
+    System,
+    /// A file that VMs share, to be read: given to the jails' shared group.
+    Shared,
+    /// The VM's own file, to be read and written: given to the jail's user.
+    Own,
+    /// A node of its own, the jail's user's, of the device that the path is a node of.
+    Device,
 }
 
 /// What a kernel says last on its console. A line that contains one of these texts counts, unless more follows on it that is none

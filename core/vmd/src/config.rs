@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use vm_disk::BackendChoice;
 use vm_engine::{Settings, SubnetChoice, admission::Limits};
-use vm_vmm::Accelerator;
+use vm_vmm::{Accelerator, JailUsers};
 
 use crate::plugins::Trust;
 
@@ -159,9 +159,61 @@ pub(crate) struct VmmConfig {
     /// QEMU's, `kvm` or `tcg`; found out if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) accelerator: Option<AcceleratorName>,
+    /// Whether QEMU is locked in: a user of its own, its own files only.
+    pub(crate) jail: JailName,
+    /// User ids for that.
+    jail_users: Users,
     /// The fake VMM's binary; for tests of builds that have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) fake: Option<PathBuf>,
+}
+
+/// Whether VMMs are locked in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum JailName {
+    /// Where the host allows it.
+    #[default]
+    Auto,
+    /// Or they are not started.
+    On,
+    Off,
+}
+
+/// See [`JailUsers`]; written `FIRST-LAST`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+struct Users(JailUsers);
+
+impl Default for Users {
+    /// Above what systemd gives to containers, below what the kernel's signed types cannot count
+    /// (<https://systemd.io/UIDS-GIDS/>).
+    fn default() -> Self {
+        Self(JailUsers { first: 0x7000_0000, last: 0x7FFF_FFFD })
+    }
+}
+
+impl TryFrom<String> for Users {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let ids = text.split_once('-').and_then(|(first, last)| {
+            Some(JailUsers { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? })
+        });
+        match ids {
+            Some(users @ JailUsers { first, last }) if first > 0 && first < last && last < u32::MAX => {
+                Ok(Self(users))
+            }
+            _ => Err(format!(
+                "{text:?} is no range of user ids: use the form \"1879048192-2147483645\", without 0"
+            )),
+        }
+    }
+}
+
+impl From<Users> for String {
+    fn from(Users(JailUsers { first, last }): Users) -> Self {
+        format!("{first}-{last}")
+    }
 }
 
 /// See [`vm_types::vm::VmmKind`].
@@ -365,6 +417,11 @@ impl Config {
         }
     }
 
+    /// User ids for VMs.
+    pub(crate) fn jail_users(&self) -> JailUsers {
+        self.vmm.jail_users.0
+    }
+
     pub(crate) fn subnet(&self) -> SubnetChoice {
         match self.network.subnet {
             Subnet::Auto => SubnetChoice::Auto,
@@ -420,6 +477,16 @@ mod tests {
         let text = toml::to_string_pretty(&Config::default()).unwrap();
         let back = read(&text).unwrap();
         assert_eq!(toml::to_string_pretty(&back).unwrap(), text);
+    }
+
+    #[test]
+    fn a_range_of_users_never_has_root_in_it() {
+        let users = |range: &str| read(&format!("[vmm]\njail_users = \"{range}\""));
+        assert_eq!(users("10-20").unwrap().jail_users(), JailUsers { first: 10, last: 20 });
+        for wrong in ["0-20", "20-10", "10-10", "10", "-", "10-4294967295", "a-b"] {
+            let error = users(wrong).unwrap_err();
+            assert!(vm_types::report::chain(&error).contains("range of user ids"), "{wrong}: {error}");
+        }
     }
 
     #[test]

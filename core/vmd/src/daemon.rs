@@ -15,15 +15,15 @@ use tokio_util::sync::CancellationToken;
 use vm_disk::{DiskError, HostCow};
 use vm_dns::DnsError;
 use vm_engine::{Engine, EngineError, Parts, SubnetChoice, effects::Host};
-use vm_host::{HostRunner, Runner};
+use vm_host::{HostCommand, HostRunner, RunError, Runner};
 use vm_net::HostNet;
 use vm_plugin::{Compiler, Limits};
 use vm_store::{Store, StoreError};
 use vm_types::{Layout, layout::SOCKET_PATH_MAX, vm::VmmKind};
-use vm_vmm::{Accelerator, FirecrackerDriver, QemuDriver, Vmm, Vmms};
+use vm_vmm::{Accelerator, FirecrackerDriver, Jailing, QemuDriver, Vmm, Vmms};
 
 use crate::{
-    config::{Config, DriverName},
+    config::{Config, DriverName, JailName},
     dns::NameService,
     plugins::{self, Facts, Manager, PluginsError, Setup},
     rpc::server::{self, Access, Context},
@@ -31,6 +31,9 @@ use crate::{
 
 /// How long one component may take to compile. Languages that bring their own runtime take longest.
 const COMPILE: Duration = Duration::from_secs(100);
+
+/// How long the trial of a jail may take, which is some twenty system calls.
+const JAIL_TRIAL: Duration = Duration::from_secs(20);
 
 /// Why the daemon could not come up.
 #[derive(Debug, thiserror::Error)]
@@ -224,8 +227,8 @@ pub(crate) async fn vmms(
     let accelerator = config.vmm.accelerator.map(Into::into);
     let firecracker: Arc<dyn Vmm> =
         Arc::new(FirecrackerDriver::new(runner.clone(), config.vmm.firecracker.clone()));
-    let qemu: Arc<dyn Vmm> =
-        Arc::new(QemuDriver::new(runner.clone(), config.vmm.qemu.clone(), accelerator));
+    let qemu = QemuDriver::new(runner.clone(), config.vmm.qemu.clone(), accelerator);
+    let qemu: Arc<dyn Vmm> = Arc::new(qemu.jailed(jailing(config, &**runner).await));
     let (first, why) = match config.vmm.driver {
         DriverName::Firecracker => (VmmKind::Firecracker, "as configured".to_owned()),
         DriverName::Qemu => (VmmKind::Qemu, "as configured".to_owned()),
@@ -242,6 +245,26 @@ pub(crate) async fn vmms(
         _ => Vmms::new(qemu, [firecracker]),
     };
     Ok((vmms, why))
+}
+
+/// How VMMs are locked in, and whether this host lets them be; `None` where they are not to be.
+pub(crate) async fn jailing(config: &Config, runner: &dyn Runner) -> Option<Jailing> {
+    let required = match config.vmm.jail {
+        JailName::Off => return None,
+        JailName::Auto => false,
+        JailName::On => true,
+    };
+    let users = config.jail_users();
+    let own = std::env::current_exe().unwrap_or_default();
+    let trial = HostCommand::new(own).args(["jail", "--try-out"]).arg(users.first.to_string());
+    let obstacle = match runner.run(trial.timeout(JAIL_TRIAL)).await {
+        Ok(_) => None,
+        Err(RunError::Failed { stderr_tail, .. }) => {
+            Some(stderr_tail.trim().trim_start_matches("vmd: ").to_owned())
+        }
+        Err(error) => Some(vm_types::report::chain(&error)),
+    };
+    Some(Jailing { users, required, obstacle })
 }
 
 /// Makes a directory of the daemon's; one that is there must be empty or have one of the daemon's `marks` in it, so that a

@@ -32,6 +32,7 @@ pub(crate) async fn check(layout: &Layout, config: &Config, running: Option<Runn
     let runner: Arc<dyn Runner> = Arc::new(HostRunner);
     let mut findings = vec![privileges(), socket(layout).await, group(config)];
     findings.extend(vmm(config, &runner).await);
+    findings.extend(jail(config, &runner).await);
     findings.push(agent(config));
     findings.extend(TOOLS.iter().map(|(tool, purpose, package)| program(tool, purpose, package)));
     findings.push(tun());
@@ -185,6 +186,37 @@ fn driver_found(found: Result<Availability, VmmError>, kind: VmmKind, needed: bo
         }
         Err(error) => vec![ok(check, format!("cannot be used: {}", vm_types::report::chain(&error)))],
     }
+}
+
+/// Whether QEMU is locked in, and limited.
+async fn jail(config: &Config, runner: &Arc<dyn Runner>) -> Vec<Finding> {
+    let check = "vmm.jail";
+    let Some(jailing) = daemon::jailing(config, &**runner).await else {
+        return vec![ok(check, "off: QEMU runs as the daemon's user and sees all files (vmm.jail is \"off\")")];
+    };
+    if let Some(obstacle) = jailing.obstacle {
+        let (severity, what) = match jailing.required {
+            true => (Severity::Error, "no VM can be started"),
+            false => (Severity::Warning, "QEMU runs as the daemon's user and sees all files"),
+        };
+        let fix = "run vmd as root with all capabilities, on a host that allows namespaces and device nodes";
+        return vec![bad(severity, check, format!("{what}: {obstacle}"), fix)];
+    }
+    let each = "each VM's QEMU has a user, a root and a network namespace of its own, and no capability";
+    let limits = vm_engine::effects::limitable();
+    let missing: Vec<_> =
+        ["memory", "cpu", "pids"].into_iter().filter(|name| !limits.contains(name)).collect();
+    let groups = "vmm.cgroup";
+    let limited = match &missing[..] {
+        [] => ok(groups, "memory, processors and processes of each VMM are limited"),
+        missing => bad(
+            Severity::Warning,
+            groups,
+            format!("VMMs are not limited in {}: there is no control group for it", missing.join(", ")),
+            "mount the control groups writably; in version 2, enable these in /sys/fs/cgroup/cgroup.subtree_control",
+        ),
+    };
+    vec![ok(check, each), limited]
 }
 
 fn agent(config: &Config) -> Finding {

@@ -54,12 +54,31 @@ enum Mode {
         #[arg(long)]
         spec: PathBuf,
     },
+    /// Become a VMM that is locked in (started by the shim).
+    #[command(hide = true)]
+    Jail {
+        /// File with what to do.
+        #[arg(long, required_unless_present = "try_out")]
+        spec: Option<PathBuf>,
+        /// Only find out whether the host allows it, as this user.
+        #[arg(long, value_name = "USER", conflicts_with = "spec")]
+        try_out: Option<u32>,
+    },
 }
 
 pub(crate) fn run() -> ExitCode {
     let options = Options::parse();
     if let Some(Mode::Shim { spec }) = &options.mode {
         return vm_shim::main(spec);
+    }
+    if let Some(Mode::Jail { spec, try_out }) = &options.mode {
+        return match (spec, try_out) {
+            (Some(spec), _) => vm_shim::jail::main(spec),
+            (None, user) => match vm_shim::jail::try_out(user.unwrap_or_default()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error, None),
+            },
+        };
     }
     let filter = EnvFilter::try_from_env("VMD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // Its finer messages have tokens of registries in them.
@@ -102,7 +121,7 @@ pub(crate) fn run() -> ExitCode {
             }
             Err(error) => fail(&error, None),
         },
-        Some(Mode::Shim { .. }) => ExitCode::FAILURE,
+        Some(Mode::Shim { .. } | Mode::Jail { .. }) => ExitCode::FAILURE,
     }
 }
 

@@ -187,6 +187,9 @@ fn disk(error: &DiskError) -> ErrorKind {
         | DiskError::InUse { .. }
         | DiskError::Tool { .. }
         | DiskError::Died { .. }
+        | DiskError::Device { .. }
+        | DiskError::Busy { .. }
+        | DiskError::Invalid { .. }
         | DiskError::Injected { .. } => ErrorKind::HostFailure,
     }
 }
@@ -222,6 +225,7 @@ fn vmm(error: &VmmError) -> ErrorKind {
         VmmError::Unsupported { .. }
         | VmmError::NoDriver { .. }
         | VmmError::TooOld { .. }
+        | VmmError::NoJail { .. }
         | VmmError::NoKvm { .. } => ErrorKind::Unsupported,
         VmmError::NotInstalled { .. } => ErrorKind::NotInstalled,
         VmmError::BadMachine { .. } => ErrorKind::InvalidArgument,

@@ -80,6 +80,14 @@ pub enum VmmError {
         /// What is missing.
         reason: String,
     },
+    /// It was to be locked in, and cannot be.
+    #[error("{} cannot be locked in on this host: {reason}", name(*vmm))]
+    NoJail {
+        /// Which kind.
+        vmm: VmmKind,
+        /// What is in the way.
+        reason: String,
+    },
     /// A drive's image could not be made larger.
     #[error("could not grow {}", path.display())]
     Image {
@@ -186,6 +194,9 @@ impl VmmError {
             Self::NoKvm { .. } => Some(
                 "enable VT-x or AMD-V in the firmware, or nested virtualisation where this host is a VM itself; QEMU works without"
                     .to_owned(),
+            ),
+            Self::NoJail { .. } => Some(
+                "remove what is in the way (`vm doctor` names it), or set vmm.jail in the configuration to \"auto\"".to_owned(),
             ),
             Self::Image { .. } => {
                 Some("check that the state directory is writable and has free space".to_owned())

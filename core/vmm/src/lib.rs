@@ -29,6 +29,6 @@ pub use error::{ControlError, VmmError};
 #[cfg(feature = "fake")]
 pub use fake::{FakeBehaviour, FakeDriver};
 pub use firecracker::FirecrackerDriver;
-pub use qemu::QemuDriver;
+pub use qemu::{JailUsers, Jailing, QemuDriver};
 pub use qmp::QmpError;
 pub use vmms::Vmms;

@@ -1,11 +1,16 @@
 //! QEMU: `q35` under software emulation (TCG), `microvm` under KVM.
 //!
-//! [`command_line`] is pure; [`driver`] looks at the host for it.
+//! [`command_line`] is pure; [`driver`] looks at the host for it. In a `jail` QEMU is another user and sees its own files only.
 
 pub mod command_line;
 mod driver;
+mod jail;
 
 pub use driver::QemuDriver;
+pub use jail::{JailUsers, Jailing};
+
+/// The kernel's own network devices for guests.
+const VHOST_NET: &str = "/dev/vhost-net";
 
 /// The Debian package of the emulator for this host's architecture.
 #[cfg(target_arch = "aarch64")]

@@ -213,10 +213,14 @@ impl Placed {
         extras.extend_machine(&mut machine);
         let driver = engine.vmm_of(cell)?;
         if !driver.unpacks_kernels() {
-            machine.kernel = vm_image::kernel::vmlinux(&engine.inner.layout.kernel(&record.spec.kernel)).await?;
+            machine.kernel =
+                vm_image::kernel::vmlinux(&engine.inner.layout.kernel(&record.spec.kernel)).await?;
         }
         let (cpus, memory_mib) = (machine.cpus, machine.memory_mib);
-        let launch = driver.plan(&machine, &paths).await?;
+        let mut launch = driver.plan(&machine, &paths).await?;
+        if let Some(jail) = &mut launch.jail {
+            engine.limit(ctx, cell, jail, &machine).await?;
+        }
         let spec = ShimSpec {
             vm: record.id.clone(),
             run_dir: paths.run.clone(),

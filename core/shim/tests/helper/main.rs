@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   shim-test-helper shim --spec FILE --run-dir DIR
+//!   shim-test-helper jail --spec FILE
 //!   shim-test-helper daemon SPEC DIR         starts a shim, prints its ShimStarted, waits to be killed
 //!   shim-test-helper vmm STEP...             see `vmm`
 //! ```
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
         ["shim", "--spec", spec, "--run-dir", _] => vm_shim::main(Path::new(spec)),
+        ["jail", "--spec", spec] => vm_shim::jail::main(Path::new(spec)),
         ["daemon", spec, run_dir] => daemon(spec, run_dir),
         ["vmm", steps @ ..] => vmm(steps),
         other => panic!("no such part: {other:?}"),
@@ -55,6 +57,7 @@ fn daemon(spec: &str, run_dir: &str) -> ExitCode {
 /// `tell=SOCKET LINE` (greets the first client of an event socket and sends it the line when it has said that it listens),
 /// `api=SOCKET PATH` (a control socket that takes requests, tells them on the console and refuses one to this path, until it has
 /// taken one to `/actions`),
+/// `see=PATH` (tells whether it is there), `write=PATH` (tries to), `greet=NUMBER` (the first client of an inherited listener),
 /// `dead=SOCKET` (a vsock device whose guest answers nothing, beside the next steps),
 /// `guest=SOCKET` (a guest; an ssh stream that says `!` makes it drop the session), `deaf=SOCKET` (ignores its first hello).
 fn vmm(steps: &[&str]) -> ExitCode {
@@ -108,6 +111,16 @@ fn vmm(steps: &[&str]) -> ExitCode {
                 let (socket, refused) = value.split_once(' ').unwrap();
                 api(&StdListener::bind(socket).unwrap(), refused, &mut stdout);
             }
+            "see" => writeln!(stdout, "{value}: {}", Path::new(value).exists()).unwrap(),
+            "write" => {
+                let done =
+                    std::fs::OpenOptions::new().write(true).open(value).and_then(|mut file| file.write(b"x"));
+                writeln!(stdout, "write {value}: {:?}", done.map_err(|error| error.kind())).unwrap();
+            }
+            "greet" => {
+                let listener = inherited(value.parse().unwrap());
+                listener.accept().unwrap().0.write_all(b"hello\n").unwrap();
+            }
             "dead" => {
                 let listener = StdListener::bind(value).unwrap();
                 std::thread::spawn(move || listener.incoming().map(std::mem::forget).for_each(drop));
@@ -126,6 +139,12 @@ fn vmm(steps: &[&str]) -> ExitCode {
         stdout.flush().unwrap();
     }
     ExitCode::SUCCESS
+}
+
+#[expect(unsafe_code, reason = "an inherited descriptor is known by its number alone")]
+fn inherited(number: i32) -> StdListener {
+    // SAFETY: the shim has opened it for this process, in which nothing else owns it.
+    unsafe { std::os::fd::FromRawFd::from_raw_fd(number) }
 }
 
 /// Takes requests as a VMM's API does.

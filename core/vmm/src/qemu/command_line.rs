@@ -9,8 +9,10 @@ use vm_types::{
     VmPaths,
     guest::CHANNEL_PORT,
     machine::{Drive, MachineSpec, Nic},
+    shim::{FIRST_INHERITED, Inherited},
 };
 
+use super::VHOST_NET;
 use crate::{
     Accelerator, VmmError,
     checks::{self, path as text},
@@ -24,6 +26,8 @@ pub struct Host {
     pub accelerator: Accelerator,
     /// Whether the kernel can do a network interface's work (`/dev/vhost-net` opens).
     pub vhost_net: bool,
+    /// Whether QEMU may open nothing of the host's but what its jail shows, and so is given sockets and taps open.
+    pub jailed: bool,
 }
 
 /// The serial console of the guest architecture, which is the host's.
@@ -42,13 +46,17 @@ const KERNEL_ARGUMENTS: &[&str] = &[
 /// The check counts timer interrupts in a loop that a busy host can starve under emulation, and ends in a panic.
 const KERNEL_ARGUMENTS_TCG: &[&str] = if cfg!(target_arch = "x86_64") { &["no_timer_check"] } else { &[] };
 
-/// The arguments, without the program.
+/// The arguments, without the program, and what QEMU is to inherit for them.
 ///
 /// # Errors
 /// [`VmmError::BadMachine`] naming what QEMU could not be told.
-pub fn arguments(machine: &MachineSpec, paths: &VmPaths, host: Host) -> Result<Vec<String>, VmmError> {
+pub fn arguments(
+    machine: &MachineSpec,
+    paths: &VmPaths,
+    host: Host,
+) -> Result<(Vec<String>, Vec<Inherited>), VmmError> {
     checks::size(machine)?;
-    let mut line = CommandLine::default();
+    let mut line = CommandLine { jailed: host.jailed, ..CommandLine::default() };
     line.flag("-nodefaults");
     line.flag("-no-user-config");
     // A guest that resets ends its VMM; whether it is started again is the engine's decision.
@@ -72,13 +80,13 @@ pub fn arguments(machine: &MachineSpec, paths: &VmPaths, host: Host) -> Result<V
 
     line.option("-chardev", "stdio,id=console,signal=off");
     line.option("-serial", "chardev:console");
-    line.option("-chardev", listening("qmp", "VMM socket path", &paths.vmm_sock())?);
+    line.listening("qmp", "VMM socket path", &paths.vmm_sock())?;
     line.option("-mon", "chardev=qmp,mode=control");
     // A second monitor, which the shim holds for as long as the VMM lives: clients of the first come and go.
-    line.option("-chardev", listening("events", "event socket path", &paths.events_sock())?);
+    line.listening("events", "event socket path", &paths.events_sock())?;
     line.option("-mon", "chardev=events,mode=control");
     line.option("-device", "virtio-serial-pci,id=serial,disable-legacy=on,max_ports=2");
-    line.option("-chardev", listening("channel", "channel socket path", &paths.channel_sock())?);
+    line.listening("channel", "channel socket path", &paths.channel_sock())?;
     line.option("-device", format!("virtserialport,bus=serial.0,nr=1,chardev=channel,name={CHANNEL_PORT}"));
     line.option("-device", "virtio-rng-pci,disable-legacy=on");
     // Tells a panic from a reset; by QEMU's default action it ends the VMM at once.
@@ -93,7 +101,7 @@ pub fn arguments(machine: &MachineSpec, paths: &VmPaths, host: Host) -> Result<V
     if let Some(cid) = machine.vsock_cid {
         line.option("-device", format!("vhost-vsock-pci,disable-legacy=on,guest-cid={cid}"));
     }
-    Ok(line.0)
+    Ok((line.arguments, line.inherited))
 }
 
 /// Machine, accelerator and CPU model.
@@ -150,14 +158,23 @@ fn add_nic(line: &mut CommandLine, number: usize, nic: &Nic, host: Host) -> Resu
     checks::nic(nic)?;
     let Nic { tap, mac } = nic;
     // Only KVM can hand interrupts from the kernel's vhost thread to the guest without QEMU in between.
-    let vhost = if host.vhost_net && host.accelerator == Accelerator::Kvm { "on" } else { "off" };
-    line.option("-netdev", format!("tap,id=net{number},ifname={tap},script=no,downscript=no,vhost={vhost}"));
+    let vhost = host.vhost_net && host.accelerator == Accelerator::Kvm;
+    let on = if vhost { "on" } else { "off" };
+    let backend = if host.jailed {
+        let tap = line.inherit(Inherited::Tap { name: tap.clone() });
+        match vhost {
+            true => {
+                let device = line.inherit(Inherited::File { path: VHOST_NET.into() });
+                format!("fd={tap},vhost=on,vhostfd={device}")
+            }
+            false => format!("fd={tap},vhost=off"),
+        }
+    } else {
+        format!("ifname={tap},script=no,downscript=no,vhost={on}")
+    };
+    line.option("-netdev", format!("tap,id=net{number},{backend}"));
     line.option("-device", format!("virtio-net-pci,netdev=net{number},mac={mac},disable-legacy=on,romfile="));
     Ok(())
-}
-
-fn listening(id: &str, what: &'static str, socket: &Path) -> Result<String, VmmError> {
-    Ok(format!("socket,id={id},path={},server=on,wait=off", escape(&text(what, socket)?)))
 }
 
 /// A comma ends a value unless it is doubled.
@@ -166,20 +183,44 @@ fn escape(value: &str) -> String {
 }
 
 #[derive(Default)]
-struct CommandLine(Vec<String>);
+struct CommandLine {
+    arguments: Vec<String>,
+    inherited: Vec<Inherited>,
+    jailed: bool,
+}
 
 impl CommandLine {
     fn flag(&mut self, flag: &str) {
-        self.0.push(flag.to_owned());
+        self.arguments.push(flag.to_owned());
     }
+
     fn option(&mut self, option: &str, value: impl Into<String>) {
-        self.0.push(option.to_owned());
-        self.0.push(value.into());
+        self.arguments.push(option.to_owned());
+        self.arguments.push(value.into());
+    }
+
+    /// The number of a descriptor that QEMU will have.
+    fn inherit(&mut self, what: Inherited) -> usize {
+        self.inherited.push(what);
+        FIRST_INHERITED as usize + self.inherited.len() - 1
+    }
+
+    /// A character device behind a socket that listens.
+    fn listening(&mut self, id: &str, what: &'static str, socket: &Path) -> Result<(), VmmError> {
+        let path = text(what, socket)?;
+        let place = match self.jailed {
+            true => format!("fd={}", self.inherit(Inherited::Listener { path: socket.to_owned() })),
+            false => format!("path={}", escape(&path)),
+        };
+        self.option("-chardev", format!("socket,id={id},{place},server=on,wait=off"));
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn machine() -> MachineSpec {
@@ -201,7 +242,7 @@ mod tests {
     }
 
     fn args(machine: &MachineSpec, accelerator: Accelerator) -> Vec<String> {
-        arguments(machine, &paths(), Host { accelerator, vhost_net: true }).unwrap()
+        arguments(machine, &paths(), Host { accelerator, vhost_net: true, jailed: false }).unwrap().0
     }
 
     /// Values of all occurrences of an option.
@@ -242,9 +283,29 @@ mod tests {
         let kvm = args(&machine(), Accelerator::Kvm);
         assert_eq!((values(&kvm, "-accel"), values(&kvm, "-cpu")), (vec!["kvm"], vec!["host"]));
         assert!(values(&kvm, "-netdev")[0].ends_with("vhost=on"));
-        let without = Host { accelerator: Accelerator::Kvm, vhost_net: false };
-        let line = arguments(&machine(), &paths(), without).unwrap();
+        let without = Host { accelerator: Accelerator::Kvm, vhost_net: false, jailed: false };
+        let line = arguments(&machine(), &paths(), without).unwrap().0;
         assert!(values(&line, "-netdev")[0].ends_with("vhost=off"));
+    }
+
+    #[test]
+    fn a_jailed_qemu_opens_no_socket_and_no_tap_itself() {
+        let host = Host { accelerator: Accelerator::Kvm, vhost_net: true, jailed: true };
+        let (line, inherited) = arguments(&machine(), &paths(), host).unwrap();
+        let sockets = values(&line, "-chardev");
+        assert!(sockets.contains(&"socket,id=qmp,fd=100,server=on,wait=off"), "{sockets:?}");
+        assert!(sockets.contains(&"socket,id=channel,fd=102,server=on,wait=off"), "{sockets:?}");
+        assert_eq!(values(&line, "-netdev"), ["tap,id=net0,fd=103,vhost=on,vhostfd=104"]);
+        let listener = |path: PathBuf| Inherited::Listener { path };
+        let paths = paths();
+        let expected = [
+            listener(paths.vmm_sock()),
+            listener(paths.events_sock()),
+            listener(paths.channel_sock()),
+            Inherited::Tap { name: "vt3f2a0001".to_owned() },
+            Inherited::File { path: VHOST_NET.into() },
+        ];
+        assert_eq!(inherited, expected);
     }
 
     #[test]
@@ -282,7 +343,7 @@ mod tests {
         for (part, change) in cases {
             let mut machine = machine();
             change(&mut machine);
-            let host = Host { accelerator: Accelerator::Tcg, vhost_net: false };
+            let host = Host { accelerator: Accelerator::Tcg, vhost_net: false, jailed: false };
             let error = arguments(&machine, &paths(), host).unwrap_err();
             assert!(matches!(error, VmmError::BadMachine { what, .. } if what == part), "{part}: {error}");
             assert!(error.hint().unwrap().contains(part));

@@ -1,6 +1,11 @@
 //! The driver: what QEMU and this host offer.
 
-use std::{env, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use vm_host::Runner;
@@ -11,7 +16,10 @@ use vm_types::{
     vm::VmmKind,
 };
 
-use super::command_line::{self, Host};
+use super::{
+    command_line::{self, Host},
+    jail::Jailing,
+};
 use crate::{
     Accelerator, Availability, Pause, PowerButton, Resize, Vmm, VmmError,
     control::{self, QmpControls},
@@ -28,6 +36,7 @@ pub struct QemuDriver {
     runner: Arc<dyn Runner>,
     program: PathBuf,
     accelerator: Option<Accelerator>,
+    jailing: Option<Jailing>,
 }
 
 impl QemuDriver {
@@ -35,7 +44,24 @@ impl QemuDriver {
     /// (KVM where the hardware has it, else TCG, if absent).
     pub fn new(runner: Arc<dyn Runner>, program: Option<PathBuf>, accelerator: Option<Accelerator>) -> Self {
         let program = program.unwrap_or_else(|| format!("qemu-system-{}", env::consts::ARCH).into());
-        Self { runner, program, accelerator }
+        Self { runner, program, accelerator, jailing: None }
+    }
+
+    /// The same, with QEMU locked in.
+    #[must_use]
+    pub fn jailed(mut self, jailing: Option<Jailing>) -> Self {
+        self.jailing = jailing;
+        self
+    }
+
+    /// How a QEMU of this program is locked in; `None` where it is not, and need not be.
+    fn jailing(&self, program: &Path) -> Result<Option<&Jailing>, VmmError> {
+        let Some(jailing) = &self.jailing else { return Ok(None) };
+        match jailing.obstacle(program) {
+            None => Ok(Some(jailing)),
+            Some(reason) if jailing.required => Err(VmmError::NoJail { vmm: KIND, reason }),
+            Some(_) => Ok(None),
+        }
     }
 
     fn accelerator(&self) -> (Accelerator, String) {
@@ -70,16 +96,19 @@ impl Vmm for QemuDriver {
 
     async fn plan(&self, machine: &MachineSpec, paths: &VmPaths) -> Result<LaunchPlan, VmmError> {
         let (accelerator, _) = self.accelerator();
-        let host = Host { accelerator, vhost_net: opens("/dev/vhost-net") };
+        let program = self.program()?;
+        let jailing = self.jailing(&program)?;
+        let host = Host { accelerator, vhost_net: opens(super::VHOST_NET), jailed: jailing.is_some() };
+        let (args, inherited) = command_line::arguments(machine, paths, host)?;
         Ok(LaunchPlan {
-            program: self.program()?,
-            args: command_line::arguments(machine, paths, host)?,
+            jail: jailing.map(|jailing| jailing.jail(&program, machine, accelerator)),
+            program,
+            args,
             channel: ChannelEndpoint::VirtioSerial { socket: paths.channel_sock() },
             events: Some(paths.events_sock()),
             setup: None,
             last_words: None,
-            inherited: Vec::new(),
-            jail: None,
+            inherited,
         })
     }
 

@@ -151,6 +151,8 @@ impl Floor {
             events: None,
             setup: None,
             last_words: None,
+            inherited: Vec::new(),
+            jail: None,
         };
         // A tap of its own, beside those that the daemon makes and removes for the other runs.
         if launch.args.iter().any(|word| word.contains("ifname=")) {
