@@ -12,7 +12,10 @@ use ipnet::Ipv4Net;
 use vm_host::Runner;
 use vm_locks::{CreateVm, ImageOps, Initramfs, Lock, LockTable, Network};
 use vm_store::Store;
-use vm_types::{EventKind, InstanceId, Layout, OperationId, VmId, VmName, vm::{VmRecord, VmmKind}};
+use vm_types::{
+    EventKind, InstanceId, Layout, OperationId, VmId, VmName,
+    vm::{VmRecord, VmmKind},
+};
 use vm_vmm::{Vmm, Vmms};
 
 use crate::{

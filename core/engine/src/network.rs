@@ -7,7 +7,12 @@ use ipnet::Ipv4Net;
 use vm_locks::{Ctx, Unlocked};
 use vm_types::Effect;
 
-use crate::{Engine, EngineError, engine::SubnetChoice, journal::Phase, vm::cell::Cell};
+use crate::{
+    Engine, EngineError,
+    engine::SubnetChoice,
+    journal::{Entry, Phase},
+    vm::cell::Cell,
+};
 
 /// The name service's port (RFC 1035, section 4.2).
 const DNS: u16 = 53;
@@ -140,7 +145,29 @@ impl Engine {
         Ok(Network { subnet, gateway, resolvers, search, mtu: mtu? })
     }
 
-    /// Has the host's own resolver ask our name service about our domains. A host where that fails works without.
+    /// Has the host's own resolver know the domains that there are now, where the bridge is up: they change with the plugins,
+    /// and the bridge stays.
+    pub async fn domains_changed(&self) {
+        let engine = self.clone();
+        let tell = async move |mut ctx: Ctx<Unlocked>| {
+            let mut one_at_a_time = ctx.lock(&engine.inner.network).await;
+            let up = |entries: &[Entry]| {
+                entries.iter().find_map(|entry| match &entry.effect {
+                    Effect::Bridge { name, address } => Some((name.clone(), *address)),
+                    _ => None,
+                })
+            };
+            let ctx = one_at_a_time.ctx();
+            let Some((bridge, address)) = engine.inner.host_scope.look(ctx, up).await else { return };
+            if engine.inner.names.bridge_up(address.addr(), address.trunc()).await.is_some() {
+                engine.tell_host_of_names(ctx, bridge, address.addr()).await;
+            }
+        };
+        self.locks().root("domains of VMs", tell).await;
+    }
+
+    /// Has the host's own resolver ask our name service about our domains, and about no others. A host where that fails works
+    /// without.
     async fn tell_host_of_names<L: vm_locks::Level>(
         &self,
         ctx: &mut Ctx<L>,
@@ -149,13 +176,23 @@ impl Engine {
     ) where
         vm_locks::Journal: vm_locks::LockAfter<L>,
     {
-        let domains = self.inner.names.domains();
-        if domains.is_empty() {
-            return;
-        }
+        let scope = &self.inner.host_scope;
         let server = SocketAddr::new(gateway.into(), DNS);
-        let effect = Effect::LinkDns { link: bridge, server, domains };
-        if let Err(error) = self.inner.host_scope.apply(ctx, effect, Phase::Host).await {
+        let effect = Effect::LinkDns { link: bridge, server, domains: self.inner.names.domains() };
+        let unlike = |entries: &[Entry]| {
+            entries.iter().any(|entry| entry.effect.id() == effect.id() && entry.effect != effect)
+        };
+        let told = async {
+            // What was told before of this link would stay, for it is the same effect.
+            if scope.look(ctx, unlike).await {
+                scope.unwind_these(ctx, &[effect.id()]).await?;
+            }
+            if !matches!(&effect, Effect::LinkDns { domains, .. } if domains.is_empty()) {
+                scope.apply(ctx, effect.clone(), Phase::Host).await?;
+            }
+            Ok::<_, EngineError>(())
+        };
+        if let Err(error) = told.await {
             tracing::warn!(error = %error.chain(), "the host's resolver was not told of the VMs' names");
         }
     }
@@ -181,4 +218,86 @@ fn gateway(subnet: Ipv4Net) -> Result<Ipv4Addr, EngineError> {
 
 fn exhausted(subnet: Ipv4Net) -> EngineError {
     EngineError::AddressesExhausted { subnet: subnet.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+    use vm_disk::FakeCow;
+
+    use super::*;
+    use crate::{
+        ports::{GuestNames, Names, NoHooks},
+        testing::Bench,
+    };
+
+    /// A name service with these domains that can listen or not.
+    #[derive(Debug)]
+    struct Zones(Mutex<Vec<String>>, bool);
+
+    #[async_trait]
+    impl Names for Zones {
+        async fn bridge_up(&self, gateway: Ipv4Addr, _: Ipv4Net) -> Option<GuestNames> {
+            self.1.then(|| GuestNames { servers: vec![gateway.into()], search: self.domains() })
+        }
+        fn domains(&self) -> Vec<String> {
+            self.0.lock().unwrap().clone()
+        }
+        async fn bridge_down(&self) {}
+    }
+
+    async fn bench(listens: bool) -> (Bench, Arc<Zones>) {
+        let zones = Arc::new(Zones(Mutex::default(), listens));
+        (Bench::with(Arc::new(NoHooks), 0, FakeCow::new(), zones.clone()).await, zones)
+    }
+
+    /// What the host's resolver has been told.
+    fn told(bench: &Bench) -> Vec<Vec<String>> {
+        let domains = |effect| match effect {
+            Effect::LinkDns { domains, .. } => Some(domains),
+            _ => None,
+        };
+        bench.net.effects().into_iter().filter_map(domains).collect()
+    }
+
+    async fn change(bench: &Bench, zones: &Zones, domains: &[&str]) {
+        *zones.0.lock().unwrap() = domains.iter().map(|&domain| domain.to_owned()).collect();
+        bench.engine.domains_changed().await;
+    }
+
+    async fn up(bench: &Bench) {
+        let locks = bench.engine.locks();
+        locks
+            .root("test", async |mut ctx| bench.engine.ensure_network(&mut ctx).await.map(drop))
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_hosts_resolver_follows_the_domains_while_the_bridge_is_up() {
+        let (bench, zones) = bench(true).await;
+        change(&bench, &zones, &["early"]).await;
+        assert!(told(&bench).is_empty(), "there is no bridge yet");
+        change(&bench, &zones, &[]).await;
+        up(&bench).await;
+        assert!(told(&bench).is_empty(), "there are no domains");
+        change(&bench, &zones, &["vm"]).await;
+        assert_eq!(told(&bench), [["vm"]]);
+        change(&bench, &zones, &["vm", "lab"]).await;
+        assert_eq!(told(&bench), [["vm", "lab"]]);
+        up(&bench).await;
+        assert_eq!(told(&bench), [["vm", "lab"]]);
+        change(&bench, &zones, &[]).await;
+        assert!(told(&bench).is_empty(), "the last component is gone");
+    }
+
+    #[tokio::test]
+    async fn the_hosts_resolver_is_not_sent_where_nobody_answers() {
+        let (bench, zones) = bench(false).await;
+        up(&bench).await;
+        change(&bench, &zones, &["vm"]).await;
+        assert!(told(&bench).is_empty());
+    }
 }

@@ -12,7 +12,7 @@ use vm_types::{
 use crate::{
     Engine, Parts, Settings, SubnetChoice,
     effects::{FakeShims, Host},
-    ports::{Hooks, NoNames},
+    ports::{Hooks, Names, NoNames},
     vm::cell::Cell,
 };
 
@@ -29,6 +29,15 @@ impl Bench {
     }
 
     pub(crate) async fn over(hooks: Arc<dyn Hooks>, tap_pool: usize, cow: FakeCow) -> Self {
+        Self::with(hooks, tap_pool, cow, Arc::new(NoNames)).await
+    }
+
+    pub(crate) async fn with(
+        hooks: Arc<dyn Hooks>,
+        tap_pool: usize,
+        cow: FakeCow,
+        names: Arc<dyn Names>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let layout = Layout { run: root.join("run"), state: root.join("state"), config: root.join("config") };
@@ -56,7 +65,6 @@ impl Bench {
         };
         let store = vm_store::Store::open(&layout.database()).unwrap();
         let vmm = vm_vmm::Vmms::only(vm_vmm::FakeDriver::new("/nonexistent", []));
-        let names = Arc::new(NoNames);
         let parts = Parts { layout, settings, store, host, vmm, runner, hooks, names };
         Self { _dir: dir, net, cow, engine: Engine::start(parts).await.unwrap() }
     }

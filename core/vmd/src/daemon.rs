@@ -211,10 +211,7 @@ pub(crate) fn compiler() -> PathBuf {
 }
 
 /// The VMM drivers of the configuration, and why the first is.
-pub(crate) async fn vmms(
-    config: &Config,
-    runner: &Arc<dyn Runner>,
-) -> Result<(Vmms, String), DaemonError> {
+pub(crate) async fn vmms(config: &Config, runner: &Arc<dyn Runner>) -> Result<(Vmms, String), DaemonError> {
     #[cfg(feature = "fake")]
     if let Some(program) = &config.vmm.fake {
         let fake = vm_vmm::FakeDriver::new(program.clone(), Vec::new());

@@ -82,7 +82,13 @@ impl NameService {
         let names = self.clone();
         tokio::spawn(async move {
             while changes.changed().await.is_ok() {
+                let before = names.domains();
                 active = names.take_first(&plugins, active).await;
+                if names.domains() != before
+                    && let Some(engine) = names.0.engine.get()
+                {
+                    engine.domains_changed().await;
+                }
             }
         });
     }

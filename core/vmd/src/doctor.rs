@@ -192,7 +192,10 @@ fn driver_found(found: Result<Availability, VmmError>, kind: VmmKind, needed: bo
 async fn jail(config: &Config, runner: &Arc<dyn Runner>) -> Vec<Finding> {
     let check = "vmm.jail";
     let Some(jailing) = daemon::jailing(config, &**runner).await else {
-        return vec![ok(check, "off: QEMU runs as the daemon's user and sees all files (vmm.jail is \"off\")")];
+        return vec![ok(
+            check,
+            "off: QEMU runs as the daemon's user and sees all files (vmm.jail is \"off\")",
+        )];
     };
     if let Some(obstacle) = jailing.obstacle {
         let (severity, what) = match jailing.required {
@@ -408,7 +411,9 @@ fn backend(layout: &Layout, config: &Config) -> Finding {
     match HostCow::probe(config.disk.backend, directory, directory) {
         Ok(cow) => {
             let what = match vm_disk::Cow::backend(&cow) {
-                vm_disk::Backend::Reflink => "reflink: a VM's disk is made at once and takes no space at first",
+                vm_disk::Backend::Reflink => {
+                    "reflink: a VM's disk is made at once and takes no space at first"
+                }
                 vm_disk::Backend::DmSnapshot => {
                     "dm-snapshot: a VM's disk is made at once and holds what differs from its image"
                 }
