@@ -20,15 +20,15 @@ fn create(world: &World, name: &str, start: bool) {
 }
 
 fn status(pid: i32, key: &str) -> String {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("a process that runs has a status");
     let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
     line.split_ascii_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// A file of a VM's control group, wherever its controller is.
 fn limit(world: &World, vm: &str, names: [&str; 2]) -> Option<PathBuf> {
-    let id = world.ask(&["show", vm])["id"].as_str().unwrap().to_owned();
-    let name = format!("vmd-{}-{id}", world.instance().unwrap());
+    let id = world.ask(&["show", vm])["id"].as_str().expect("a VM has an id").to_owned();
+    let name = format!("vmd-{}-{id}", world.instance().expect("there is a daemon"));
     fn find(directory: &Path, name: &str, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -33,11 +33,32 @@ fn firecracker() {
     let directory = image::FIRECRACKER;
     let path = format!("PATH={directory}:$PATH VM_FIRECRACKER={directory}/firecracker");
     host.attempt(&format!("export {path}; vm run --rm {BUSYBOX} -- sh -c 'exit 7'")).exits(7);
+    ends_by_force(&host, &path);
     host.leaves_nothing(&before);
     host.suite("vm-vmm.contract", &path, "firecracker");
     host.suite("vm-tests.e2e", &format!("{path} {}", end_to_end()), END_TO_END);
     assert_eq!(host.traces(), before);
     host.end();
+}
+
+/// Whatever is killed, the VM can be started and deleted, and no trace of it stays.
+fn ends_by_force(host: &Host, path: &str) {
+    host.run(&format!("export {path}; vm create --name forced {BUSYBOX} --start"));
+    host.run("vm show forced --json")
+        .must("it is run by Firecracker", |shown| shown.json()["vmm"].as_str() == Some("firecracker"));
+    for (what, victim) in [
+        ("the daemon", "pgrep -x vmd"),
+        ("the shim", "pgrep -f '^[^ ]*vmd shim '"),
+        ("Firecracker", "pgrep -x firecracker"),
+    ] {
+        say(&format!("nested: {what} is killed"));
+        host.run(&format!("kill -9 $({victim}) && export {path} && vm ls"));
+        if what != "the daemon" {
+            host.wait("its end is known", "vm show forced --json | grep -vq '\"state\": *\"running\"'");
+            host.run(&format!("export {path}; vm start forced"));
+        }
+        host.run("vm ssh forced true");
+    }
 }
 
 /// What the end-to-end tests want to be told.

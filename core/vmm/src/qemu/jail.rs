@@ -20,7 +20,7 @@ const TRIPLET: &str = if cfg!(target_arch = "aarch64") { "aarch64-linux-gnu" } e
 /// Where QEMU's firmware is, below `share`; links lead from the first to the others.
 const FIRMWARE: [&str; 3] = ["qemu", "seabios", "ipxe"];
 /// What QEMU takes beyond the guest's memory, in MiB, at most: its own, devices' buffers, threads' stacks. Measured with the
-/// guest idle: 60 under KVM.
+/// guest idle: 40 under TCG.
 const OVERHEAD: u64 = 256;
 /// What software emulation takes for translated code, in MiB, at most (QEMU's own limit; accel/tcg/region.c).
 const TRANSLATED: u64 = 1024;
