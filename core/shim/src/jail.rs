@@ -284,7 +284,17 @@ fn show(file: &JailFile, root: &Path, jail: &Jail) -> Result<(), JailError> {
     if path.is_dir() {
         make_directories(&inside, root)?;
     } else {
-        fs::File::create(&inside).map_err(place("show", path))?;
+        // Never one that is there: it may be the file itself, shown already.
+        match fs::File::options().write(true).create_new(true).open(&inside) {
+            Ok(_) => {}
+            // Below a directory of the system's that is shown.
+            Err(error)
+                if matches!(access, JailAccess::System) && error.kind() == io::ErrorKind::AlreadyExists =>
+            {
+                return Ok(());
+            }
+            Err(error) => return Err(place("show", path)(error)),
+        }
     }
     mount(Some(path), &inside, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(place("show", path))?;
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | fixed;

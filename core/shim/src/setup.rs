@@ -4,7 +4,7 @@ use std::{process::ExitStatus, time::Duration};
 
 use tokio::{
     process::Child,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use vm_host::{HttpClient, HttpError};
 use vm_types::shim::Setup;
@@ -15,6 +15,8 @@ use crate::error::StartError;
 const LISTEN: Duration = Duration::from_secs(20);
 /// How long each request may take. The last one makes the guest's memory and reads its kernel, from a cold disk at worst.
 const REQUEST: Duration = Duration::from_secs(60);
+/// How long all of it may take.
+const WHOLE: Duration = Duration::from_secs(90);
 /// Pause between attempts to reach the VMM, from the first to the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
@@ -23,9 +25,13 @@ pub(crate) async fn configure(setup: &Setup, vmm: &mut Child) -> Result<(), Star
     // Cancel-safe: the VMM's end is kept by `Child`; of requests to a VMM that has ended, nothing matters.
     tokio::select! {
         biased;
-        made = make(setup) => made.map_err(|source| StartError::Configure { source }),
+        made = timeout(WHOLE, make(setup)) => made.unwrap_or_else(|_| Err(late())).map_err(|source| StartError::Configure { source }),
         ended = vmm.wait() => Err(StartError::Ended { status: ended.map_or_else(|error| error.to_string(), said) }),
     }
+}
+
+fn late() -> HttpError {
+    HttpError::TimedOut { request: "all that configures the VMM".to_owned(), millis: WHOLE.as_millis() }
 }
 
 async fn make(setup: &Setup) -> Result<(), HttpError> {

@@ -240,7 +240,8 @@ impl Running {
         let (kill, mut kills) = mpsc::channel(4);
         let halt = self.last_words.clone().map(|said| {
             let endpoint = self.spec.launch.channel.clone();
-            tokio::spawn(halt::watch(endpoint, self.about.vmm.pid, said, kill.clone()))
+            let paused = self.spec.launch.last_words.as_ref().and_then(|words| words.paused.clone());
+            tokio::spawn(halt::watch(endpoint, paused, self.about.vmm.pid, said, kill.clone()))
         });
         let tasks = TaskTracker::new();
         let ending = CancellationToken::new();

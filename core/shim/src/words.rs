@@ -7,7 +7,7 @@ use vm_types::shim::{GuestEnd, LastWords};
 const LINE: usize = 512;
 /// How many lines may follow on the last words: drivers report that they go down, too. More than that, and they were none, but
 /// something that only showed them.
-const AFTERWARDS: u8 = 16;
+const AFTERWARDS: u8 = 64;
 
 /// Listens to the console.
 pub(crate) struct Listener {
@@ -26,8 +26,9 @@ impl Listener {
     /// Takes the next part of the console's output.
     pub(crate) fn hear(&mut self, bytes: &[u8]) {
         for part in bytes.split_inclusive(|byte| matches!(byte, b'\n' | b'\r')) {
-            let room = LINE.saturating_sub(self.line.len());
-            self.line.extend_from_slice(&part[..part.len().min(room)]);
+            // Of a long line the end counts: a program may have left the cursor behind words of its own.
+            self.line.extend_from_slice(&part[part.len().saturating_sub(LINE)..]);
+            self.line.drain(..self.line.len().saturating_sub(LINE));
             if part.ends_with(b"\n") || part.ends_with(b"\r") {
                 self.judge();
                 self.line.clear();
@@ -41,9 +42,10 @@ impl Listener {
         let says = |texts: &[String]| texts.iter().any(|text| line.contains(text.as_str()));
         let before = *self.said.borrow();
         let now = match before {
-            Some(GuestEnd::Panic) => before,
             _ if line.is_empty() => before,
             _ if says(&self.words.panic) => Some(GuestEnd::Panic),
+            // What follows from a panic that has just been.
+            Some(GuestEnd::Panic) if says(&self.words.reboot) || says(&self.words.power_off) => before,
             _ if says(&self.words.power_off) => Some(GuestEnd::PowerOff),
             // A reset may be the way in which a machine is switched off.
             None if says(&self.words.reboot) => Some(GuestEnd::Reboot),
@@ -53,8 +55,10 @@ impl Listener {
             }
             _ => None,
         };
-        if now != before {
+        if now.is_some() {
             self.left = AFTERWARDS;
+        }
+        if now != before {
             self.said.send_replace(now);
         }
     }
@@ -73,6 +77,7 @@ mod tests {
             ],
             reboot: vec!["reboot: Restarting".into()],
             panic: vec!["Kernel panic".into()],
+            paused: None,
         };
         let (mut listener, heard) = Listener::new(words);
         for part in parts {
@@ -101,7 +106,11 @@ mod tests {
             heard(&[old, &"line\n".repeat(100), "reboot: Restarting system\n"]),
             Some(GuestEnd::Reboot)
         );
+        // A panic that was only shown is no panic when the machine is switched off later.
+        let shown = "Kernel panic - not syncing: of last week\n";
+        assert_eq!(heard(&[shown, &"line\n".repeat(100), old]), Some(GuestEnd::PowerOff));
         // However long a line is, it costs no more than a little memory.
+        assert_eq!(heard(&[&".".repeat(5000), "[1] reboot: System halted\n"]), Some(GuestEnd::PowerOff));
         assert_eq!(heard(&[&"x".repeat(1 << 20), "\n", old]), Some(GuestEnd::PowerOff));
     }
 }

@@ -127,6 +127,21 @@ async fn a_vmm_that_is_locked_in_dies_with_its_shim() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_named_twice_fails_the_start_and_keeps_what_is_in_it() {
+    if !may_lock_in() {
+        return;
+    }
+    let files = tempfile::tempdir().unwrap();
+    let disk = files.path().join("disk");
+    std::fs::write(&disk, "of value").unwrap();
+    let vm = Vm::new(&["hang"]).locked_in(&[(&disk, JailAccess::Own), (&disk, JailAccess::Own)]);
+    let launched = client::launch(&helper(), &vm.paths.shim_spec(), &vm.paths.run, LIMIT).await;
+    let Err(ShimError::Refused { error, .. }) = launched else { panic!("{launched:?}") };
+    assert!(error.contains("disk"), "{error}");
+    assert_eq!(std::fs::read_to_string(&disk).unwrap(), "of value");
+}
+
+#[tokio::test]
 async fn a_jail_that_cannot_be_made_is_a_start_that_failed_with_its_words() {
     if !may_lock_in() {
         return;

@@ -262,6 +262,7 @@ async fn a_console_tells_how_a_guest_ended_whose_vmm_does_not() {
                 power_off: vec!["System halted".to_owned()],
                 reboot: vec!["Restarting system".to_owned()],
                 panic: vec!["Kernel panic".to_owned()],
+                paused: None,
             });
         })
     };

@@ -138,6 +138,22 @@ pub struct LastWords {
     pub reboot: Vec<String>,
     /// The kernel panicked. What follows of that, follows from it.
     pub panic: Vec<String>,
+    /// How the VMM says that the guest is paused, which then is not dead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Paused>,
+}
+
+/// A question to a VMM's own socket, by HTTP, and the answer that means that its guest is paused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paused {
+    /// The VMM's control socket.
+    pub socket: PathBuf,
+    /// What is to be got, e.g. `/`.
+    pub path: String,
+    /// Where in the answer (RFC 6901).
+    pub pointer: String,
+    /// What is there then.
+    pub value: String,
 }
 
 /// HTTP requests to a VMM's own socket, made by the shim in this order as soon as the VMM listens. The first that is refused

@@ -222,8 +222,8 @@ pub(crate) async fn vmms(config: &Config, runner: &Arc<dyn Runner>) -> Result<(V
         return Err(DaemonError::NoFake);
     }
     let accelerator = config.vmm.accelerator.map(Into::into);
-    let firecracker: Arc<dyn Vmm> =
-        Arc::new(FirecrackerDriver::new(runner.clone(), config.vmm.firecracker.clone()));
+    let firecracker = FirecrackerDriver::new(runner.clone(), config.vmm.firecracker.clone());
+    let firecracker: Arc<dyn Vmm> = Arc::new(firecracker.only_in_a_jail(config.vmm.jail == JailName::On));
     let qemu = QemuDriver::new(runner.clone(), config.vmm.qemu.clone(), accelerator);
     let qemu: Arc<dyn Vmm> = Arc::new(qemu.jailed(jailing(config, &**runner).await));
     let (first, why) = match config.vmm.driver {
@@ -252,15 +252,20 @@ pub(crate) async fn jailing(config: &Config, runner: &dyn Runner) -> Option<Jail
         JailName::On => true,
     };
     let users = config.jail_users();
-    let own = std::env::current_exe().unwrap_or_default();
-    let trial = HostCommand::new(own).args(["jail", "--try-out"]).arg(users.first.to_string());
+    // This very program, also where its file has been replaced.
+    let trial = HostCommand::new("/proc/self/exe").args(["jail", "--try-out"]).arg(users.first.to_string());
     let obstacle = match runner.run(trial.timeout(JAIL_TRIAL)).await {
         Ok(_) => None,
+        // That the host is busy is no reason to run VMs unlocked; what is in the way then fails their starts.
+        Err(RunError::TimedOut { .. }) => None,
         Err(RunError::Failed { stderr_tail, .. }) => {
             Some(stderr_tail.trim().trim_start_matches("vmd: ").to_owned())
         }
         Err(error) => Some(vm_types::report::chain(&error)),
     };
+    if let Some(obstacle) = &obstacle {
+        tracing::warn!(%obstacle, "VMMs cannot be locked in");
+    }
     Some(Jailing { users, required, obstacle })
 }
 

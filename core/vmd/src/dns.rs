@@ -68,7 +68,9 @@ impl NameService {
     /// daemon's instance, so that several daemons do not meet. Where that cannot be had, only guests are served.
     pub(crate) async fn attach(&self, engine: Engine, asked: Option<SocketAddr>) {
         let address = asked.unwrap_or_else(|| own_loopback(engine.instance().as_str()));
-        let _ = self.0.engine.set(engine);
+        let _ = self.0.engine.set(engine.clone());
+        // They may have changed while the engine began, unseen by it and by whoever follows them.
+        engine.domains_changed().await;
         if let Err(error) = self.0.server.listen(address).await {
             let error = vm_types::report::chain(&error);
             tracing::warn!(%address, error, "the host itself is not served with names");

@@ -12,7 +12,12 @@ use vm_net::{HostNet, Net};
 use vm_types::{Layout, layout::SOCKET_PATH_MAX, vm::VmmKind};
 use vm_vmm::{Accelerator, Availability, VmmError};
 
-use crate::{config::Config, daemon, dns::NameService, plugins::Manager};
+use crate::{
+    config::{Config, JailName},
+    daemon,
+    dns::NameService,
+    plugins::Manager,
+};
 
 /// Less than this on the state directory's disk is worth a warning: an image and a few disks.
 const LITTLE_SPACE: u64 = 4 << 30;
@@ -151,6 +156,14 @@ async fn vmm(config: &Config, runner: &Arc<dyn Runner>) -> Vec<Finding> {
     };
     let preferred = vmms.preferred();
     let mut findings = vec![ok(check, format!("{preferred} runs VMs: {why}"))];
+    if preferred == VmmKind::Firecracker && config.vmm.jail != JailName::Off {
+        findings.push(bad(
+            Severity::Warning,
+            "vmm.firecracker.jail",
+            "Firecracker is not locked in: it runs as the daemon's user and sees all files",
+            "set vmm.driver to \"qemu\", or vmm.jail to \"on\", which has QEMU run VMs",
+        ));
+    }
     for kind in [VmmKind::Firecracker, VmmKind::Qemu, VmmKind::Fake] {
         if let Ok(driver) = vmms.get(kind) {
             findings.extend(driver_found(driver.availability().await, kind, kind == preferred));

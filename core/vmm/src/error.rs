@@ -196,7 +196,7 @@ impl VmmError {
                     .to_owned(),
             ),
             Self::NoJail { .. } => Some(
-                "remove what is in the way (`vm doctor` names it), or set vmm.jail in the configuration to \"auto\"".to_owned(),
+                "remove what is in the way (`vm doctor` names it), use QEMU, or set vmm.jail in the configuration to \"auto\"".to_owned(),
             ),
             Self::Image { .. } => {
                 Some("check that the state directory is writable and has free space".to_owned())

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    ffi::OsString,
     fs::{self, File},
     io,
     os::{
@@ -117,7 +116,7 @@ fn sysfs(index: u32) -> PathBuf {
 
 /// Which loop devices may be of which file, as sysfs had it once.
 #[derive(Debug)]
-pub(crate) struct Listed(HashMap<OsString, Vec<u32>>);
+pub(crate) struct Listed(HashMap<PathBuf, Vec<u32>>);
 
 impl Listed {
     /// Looks at all of them.
@@ -127,17 +126,21 @@ impl Listed {
             let index = entry.file_name().to_str().and_then(|name| name.strip_prefix("loop")?.parse().ok());
             let Some(index) = index else { continue };
             let Ok(file) = fs::read_to_string(sysfs(index).join("loop/backing_file")) else { continue };
-            if let Some(name) = Path::new(file.trim_end_matches('\n')).file_name() {
-                listed.entry(name.to_owned()).or_default().push(index);
-            }
+            listed.entry(end(Path::new(file.trim_end_matches('\n')))).or_default().push(index);
         }
         Ok(Self(listed))
     }
 
-    /// By the file's last name: a path may be shown as another mount namespace has it.
     fn of(&self, path: &Path) -> &[u32] {
-        path.file_name().and_then(|name| self.0.get(name)).map_or(&[], Vec::as_slice)
+        self.0.get(&end(path)).map_or(&[], Vec::as_slice)
     }
+}
+
+/// The last two names of a path, which may be shown as another mount namespace has it. All deltas have the same last name.
+fn end(path: &Path) -> PathBuf {
+    let mut names: Vec<_> = path.components().rev().take(2).collect();
+    names.reverse();
+    names.into_iter().collect()
 }
 
 /// `None` for one that is detached, or just being.

@@ -238,7 +238,8 @@ impl Dm {
         let origin = disk.origin();
         let below = disk.info(control, &origin)?;
         let resume = |name: &str| control.resume(name).map_err(|source| disk.failed("let go on", source));
-        if below.is_some_and(|below| below.suspended && (below.live || below.loaded)) {
+        // Before the disk on it: neither may be larger than what it stands on.
+        if below.is_some_and(|below| below.loaded || (below.suspended && below.live)) {
             resume(&origin)?;
         }
         if top.suspended {

@@ -23,6 +23,18 @@ fn dmsetup(arguments: &[&str]) {
     run(Command::new("dmsetup").args(["--noudevsync", "--noudevrules"]).args(arguments)).unwrap();
 }
 
+/// Gives a device a table that counts from its next resume on: the same, and more of its last target.
+fn load_larger(name: &str) {
+    let shown = Command::new("dmsetup").args(["table", name]).output().unwrap();
+    let table = String::from_utf8(shown.stdout).unwrap();
+    let (before, last) = table.trim_end().rsplit_once('\n').map_or(("", table.trim_end()), |both| both);
+    let mut words: Vec<_> = last.split(' ').map(str::to_owned).collect();
+    words[1] = (words[1].parse::<u64>().unwrap() + BASE_BYTES / 512).to_string();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), format!("{before}\n{}\n", words.join(" ")).trim_start()).unwrap();
+    dmsetup(&["load", name, file.path().to_str().unwrap()]);
+}
+
 pub(crate) async fn a_disk_in_use_grows(bench: &Bench) {
     let disk = bench.disk(1, BASE_BYTES);
     bench.make(&disk).await.unwrap();
@@ -86,6 +98,31 @@ pub(crate) async fn what_a_killed_daemon_left_is_named_completed_and_removed(ben
             }
             bench.stop(&disk).await.unwrap();
             assert_eq!(bench.cow.observe(effect).await.unwrap(), Observed::Absent, "{what}");
+            assert_eq!(bench.devices(), [""; 0], "{what}");
+        }
+    }
+    // Killed while the disk grew.
+    let states: [(&str, &dyn Fn()); 3] = [
+        ("a larger origin to come", &|| load_larger(&origin)),
+        ("both larger to come", &|| {
+            load_larger(&origin);
+            load_larger(name);
+        }),
+        ("both larger to come, the snapshot held back", &|| {
+            load_larger(&origin);
+            load_larger(name);
+            dmsetup(&["suspend", "--nolockfs", name]);
+        }),
+    ];
+    for (what, leave) in states {
+        for complete in [true, false] {
+            bench.start(&disk).await.unwrap();
+            leave();
+            if complete {
+                bench.start(&disk).await.expect(what);
+                assert_eq!(disk.read(0, 4096), block(1, 4096), "{what}");
+            }
+            bench.stop(&disk).await.expect(what);
             assert_eq!(bench.devices(), [""; 0], "{what}");
         }
     }

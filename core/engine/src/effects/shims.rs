@@ -13,8 +13,8 @@ use vm_host::process;
 use vm_shim::ShimError;
 use vm_types::{Handle, Observed, ProcessRef, VmPaths};
 
-/// How long a shim may take to start its VMM.
-const START: Duration = Duration::from_secs(30);
+/// How long a shim may take to start its VMM: longer than it gives itself, so that it can say what went wrong.
+const START: Duration = Duration::from_secs(120);
 /// How long a killed shim and VMM may take to end.
 const END: Duration = Duration::from_secs(30);
 

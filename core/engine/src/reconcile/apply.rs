@@ -9,7 +9,7 @@ use std::{
 use vm_locks::{Ctx, Unlocked};
 use vm_types::{
     Effect, EventKind, Handle, Layer, Observed, ProcessRef, VmId,
-    vm::{FailedAt, VmRecord},
+    vm::{FailedAt, VmRecord, VmmKind},
 };
 use vm_vmm::Vmm;
 
@@ -299,8 +299,12 @@ impl Engine {
         let since = vm_shim::status(&paths).await.map_or(record.created_at, |status| status.started_at);
         let (kind, machine) =
             vm_shim::spec(&paths).ok().flatten().map_or((None, None), |spec| (spec.vmm, spec.machine));
-        // A shim that an older daemon started says nothing of it.
-        let driver = kind.or(record.spec.vmm).unwrap_or_else(|| self.preferred_vmm());
+        // A shim that an older daemon started says nothing of it; those knew QEMU alone, and the fake.
+        let former = || match self.inner.vmm.get(VmmKind::Qemu) {
+            Ok(_) => VmmKind::Qemu,
+            Err(_) => self.preferred_vmm(),
+        };
+        let driver = kind.or(record.spec.vmm).unwrap_or_else(former);
         let (cpus, memory_mib) = machine
             .map_or((record.spec.cpus, record.spec.memory_mib), |machine| (machine.cpus, machine.memory_mib));
         let live = Live { shim, vmm, driver, since, cpus, memory_mib };

@@ -78,18 +78,20 @@ impl Engine {
         for cell in up {
             let is_delta =
                 self.inner.host.cow.backend() == Backend::DmSnapshot || cell.paths().disk_delta().exists();
-            if !is_delta || told.given_up.contains(cell.id()) {
+            if !is_delta {
                 continue;
             }
             match self.inner.host.cow.fill(&self.device_of(cell.id())).await {
                 Ok(Some(fill)) if fill.invalid => {
-                    told.given_up.insert(cell.id().clone());
+                    if !told.given_up.insert(cell.id().clone()) {
+                        continue;
+                    }
                     let message = "its disk had no room on the host and was given up: free some space there, then stop and \
                                    start the VM; what was written before is there";
                     tracing::error!(vm = %cell.name(), "{message}");
                     self.event(EventKind::DiskFailed, &cell, None, message.to_owned());
                 }
-                Ok(_) => {}
+                Ok(_) => drop(told.given_up.remove(cell.id())),
                 Err(error) => tracing::warn!(vm = %cell.name(), %error, "its disk cannot be looked at"),
             }
         }

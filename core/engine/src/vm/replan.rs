@@ -187,6 +187,8 @@ impl Engine {
             let ctx = &mut ctx;
             let mut holders = Vec::new();
             for cell in engine.all() {
+                // A start that has begun asks the plugins there were then, and may plan still.
+                cell.free().await;
                 let entries = cell.scope.entries(ctx).await;
                 let is_disk = |effect: &Effect| effect.layer() == Layer::Block;
                 let theirs = entries.iter().any(|entry| {

@@ -217,12 +217,30 @@ impl Manager {
         name: &str,
         enabled: bool,
     ) -> Result<Arc<Entry>, PluginsError> {
+        self.switch(name, enabled, enabled).await
+    }
+
+    /// Enables a plugin that was disabled for a moment. One that has failed too often is that still.
+    ///
+    /// # Errors
+    /// As of [`Self::set_enabled`].
+    pub(crate) async fn enable_again(self: &Arc<Self>, name: &str) -> Result<Arc<Entry>, PluginsError> {
+        self.switch(name, true, false).await
+    }
+
+    async fn switch(
+        self: &Arc<Self>,
+        name: &str,
+        enabled: bool,
+        pardon: bool,
+    ) -> Result<Arc<Entry>, PluginsError> {
         let (manager, name) = (self.clone(), name.to_owned());
         whole(async move {
             let _one = manager.changing.lock().await;
             let old = manager.find(&name)?;
             if let Some(plugin) = old.loaded()
                 && enabled
+                && pardon
             {
                 manager.store.plugins().set_failures(&name, None).await?;
                 plugin.enable();
@@ -233,8 +251,10 @@ impl Manager {
             let record = PluginRecord { enabled, ..old.record.clone() };
             let entry = manager.reloaded(&old, record).await?;
             manager.store.plugins().set_enabled(&name, enabled).await?;
-            if enabled {
+            if pardon {
                 manager.store.plugins().set_failures(&name, None).await?;
+            } else if let Some(plugin) = entry.loaded() {
+                manager.recall_failures(plugin).await?;
             }
             manager.put(entry);
             manager.find(&name)
@@ -302,6 +322,10 @@ impl Manager {
                 return Err(PluginsError::Changed { name });
             }
             manager.store.plugins().set_config(&name, &entry.record.config).await?;
+            // It may have failed once too often while its new configuration was thought over.
+            if let Some(plugin) = entry.loaded() {
+                manager.recall_failures(plugin).await?;
+            }
             manager.put(entry);
             manager.find(&name)
         })

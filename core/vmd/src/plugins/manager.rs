@@ -210,7 +210,7 @@ impl Manager {
     }
 
     /// Has a plugin that failed too often before the daemon came up be that still.
-    async fn recall_failures(&self, plugin: &Plugin) -> Result<(), PluginsError> {
+    pub(super) async fn recall_failures(&self, plugin: &Plugin) -> Result<(), PluginsError> {
         if let Some(PluginFailures { failures, last }) = self.store.plugins().failures(plugin.name()).await? {
             plugin.disable(Disabled { failures, last });
         }

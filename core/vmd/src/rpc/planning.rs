@@ -132,7 +132,7 @@ impl Context {
             Err(error) => Err(Arc::new(error)),
         };
         if let Err(error) = undone {
-            if was_enabled && let Err(error) = self.plugins.set_enabled(name, true).await {
+            if was_enabled && let Err(error) = self.plugins.enable_again(name).await {
                 tracing::warn!(plugin = name, "stays disabled: {}", vm_types::report::chain(&error));
             }
             return Err(PluginsError::Undo(error));

@@ -39,12 +39,35 @@ pub struct FirecrackerDriver {
     runner: Arc<dyn Runner>,
     program: PathBuf,
     kvm: fn() -> Verdict,
+    must_be_jailed: bool,
 }
 
 impl FirecrackerDriver {
     /// A driver for `program` (`firecracker` in PATH if absent).
     pub fn new(runner: Arc<dyn Runner>, program: Option<PathBuf>) -> Self {
-        Self { runner, program: program.unwrap_or_else(|| "firecracker".into()), kvm: kvm::probe }
+        Self {
+            runner,
+            program: program.unwrap_or_else(|| "firecracker".into()),
+            kvm: kvm::probe,
+            must_be_jailed: false,
+        }
+    }
+
+    /// The same, where no VMM may run that is not locked in, as this one cannot be.
+    #[must_use]
+    pub fn only_in_a_jail(mut self, must_be: bool) -> Self {
+        self.must_be_jailed = must_be;
+        self
+    }
+
+    fn refuse_without_jail(&self) -> Result<(), VmmError> {
+        let reason = || {
+            "it runs as the daemon's user and sees all files (there is no `jailer` around it yet)".to_owned()
+        };
+        match self.must_be_jailed {
+            true => Err(VmmError::NoJail { vmm: KIND, reason: reason() }),
+            false => Ok(()),
+        }
     }
 
     /// The same, wherever it is: for what needs no guest to run.
@@ -76,6 +99,7 @@ impl Vmm for FirecrackerDriver {
 
     async fn availability(&self) -> Result<Availability, VmmError> {
         let version = self.version(&program::locate(KIND, &self.program)?).await?;
+        self.refuse_without_jail()?;
         match (self.kvm)() {
             Verdict::Hardware { reason } => {
                 Ok(Availability { version: version.to_string(), accelerator: Accelerator::Kvm, reason })
@@ -90,6 +114,7 @@ impl Vmm for FirecrackerDriver {
     }
 
     async fn plan(&self, machine: &MachineSpec, paths: &VmPaths) -> Result<LaunchPlan, VmmError> {
+        self.refuse_without_jail()?;
         let program = program::locate(KIND, &self.program)?;
         let version = self.version(&program).await?;
         let setup = requests::setup(machine, paths, version)?;
@@ -118,7 +143,7 @@ impl Vmm for FirecrackerDriver {
             channel: ChannelEndpoint::Vsock { socket, port: CHANNEL_VSOCK_PORT },
             events: None,
             setup: Some(setup),
-            last_words: Some(requests::last_words()),
+            last_words: Some(requests::last_words(&paths.vmm_sock())),
             inherited: Vec::new(),
             jail: None,
         })
@@ -215,6 +240,8 @@ mod tests {
         let old = driver("Firecracker v1.6.0\n").availability().await.unwrap_err();
         assert!(matches!(old, VmmError::TooOld { needed: "1.7.0", .. }), "{old}");
         assert!(old.hint().unwrap().contains("1.7.0"));
+        let unlocked = driver("Firecracker v1.13.2\n").only_in_a_jail(true).availability().await.unwrap_err();
+        assert!(matches!(unlocked, VmmError::NoJail { .. }) && unlocked.hint().is_some(), "{unlocked}");
         let mut driver = driver("Firecracker v1.13.2\n");
         driver.kvm = || Verdict::Missing { reason: "no svm".to_owned() };
         let error = driver.availability().await.unwrap_err();

@@ -1,12 +1,15 @@
 //! A machine as requests to Firecracker's API, made from the machine alone
 //! (<https://github.com/firecracker-microvm/firecracker/blob/main/src/firecracker/swagger/firecracker.yaml>).
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use vm_types::{
     VmPaths,
     guest::kernel_args,
     machine::{Drive, MachineSpec, Nic},
-    shim::{ApiRequest, LastWords, Setup},
+    shim::{ApiRequest, LastWords, Paused, Setup},
+    vm::VmmKind,
 };
 
 use super::Version;
@@ -40,6 +43,13 @@ const KERNEL_ARGUMENTS: &[&str] = &[
 /// [`VmmError::BadMachine`] naming what Firecracker could not be told.
 pub fn setup(machine: &MachineSpec, paths: &VmPaths, version: Version) -> Result<Setup, VmmError> {
     checks::size(machine)?;
+    if machine.vsock_cid.is_some() {
+        // Its host end is a Unix socket, and the agent's channel already.
+        return Err(VmmError::Unsupported {
+            vmm: VmmKind::Firecracker,
+            what: "a vsock device of the host's own",
+        });
+    }
     if machine.cpus > CPUS_MAX {
         return Err(bad("number of CPUs", &machine.cpus.to_string(), "32 at most under Firecracker"));
     }
@@ -67,7 +77,7 @@ pub fn setup(machine: &MachineSpec, paths: &VmPaths, version: Version) -> Result
     requests.push(put(
         "/vsock",
         json!({
-            "guest_cid": machine.vsock_cid.unwrap_or(GUEST_CID),
+            "guest_cid": GUEST_CID,
             "uds_path": text("channel socket path", &paths.channel_sock())?,
         }),
     ));
@@ -79,7 +89,7 @@ pub fn setup(machine: &MachineSpec, paths: &VmPaths, version: Version) -> Result
 }
 
 /// What a Linux guest of this machine says last. Its kernel has no way to switch off, says so in this or that way and halts.
-pub fn last_words() -> LastWords {
+pub fn last_words(socket: &Path) -> LastWords {
     let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
     LastWords {
         power_off: texts(&[
@@ -90,6 +100,12 @@ pub fn last_words() -> LastWords {
         ]),
         reboot: texts(&["reboot: Restarting system", "reboot: machine restart"]),
         panic: texts(&["Kernel panic - not syncing"]),
+        paused: Some(Paused {
+            socket: socket.to_owned(),
+            path: "/".to_owned(),
+            pointer: "/state".to_owned(),
+            value: "Paused".to_owned(),
+        }),
     }
 }
 

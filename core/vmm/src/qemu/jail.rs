@@ -22,6 +22,8 @@ const FIRMWARE: [&str; 3] = ["qemu", "seabios", "ipxe"];
 /// What QEMU takes beyond the guest's memory, in MiB, at most: its own, devices' buffers, threads' stacks. Measured with the
 /// guest idle: 40 under TCG.
 const OVERHEAD: u64 = 256;
+/// Page tables for the guest's memory, the host's and the processor's own, are charged too: one part of this many.
+const PAGE_TABLES: u64 = 128;
 /// What software emulation takes for translated code, in MiB, at most (QEMU's own limit; accel/tcg/region.c).
 const TRANSLATED: u64 = 1024;
 
@@ -94,7 +96,9 @@ impl Jailing {
             user: self.users.of(&machine.vm),
             shared_group: self.users.first,
             files,
-            overhead_mib: OVERHEAD + if accelerator == Accelerator::Tcg { TRANSLATED } else { 0 },
+            overhead_mib: OVERHEAD
+                + machine.memory_mib / PAGE_TABLES
+                + if accelerator == Accelerator::Tcg { TRANSLATED } else { 0 },
             cgroups: Vec::new(),
         }
     }
