@@ -12,7 +12,7 @@ use vm_tests::{
 };
 
 /// What QEMU may take beyond its guest's memory under emulation and, at least, under KVM.
-const OVERHEAD_MIB: std::ops::RangeInclusive<u64> = 256..=1280;
+const OVERHEAD_MIB: std::ops::RangeInclusive<u64> = 258..=1282;
 
 fn create(world: &World, name: &str, start: bool) {
     let arguments = ["create", "--name", name, "--image", fixtures::BUSYBOX, "--memory", "256M", "--start"];
