@@ -108,7 +108,7 @@ async fn a_machine_is_told_as_the_api_wants_it() {
         kernel_args: Vec::new(),
         drives: vec![drive("root", false), drive("p.my-data", true)],
         nics: vec![Nic { tap: "vt0".to_owned(), mac: "02:00:00:00:00:01".to_owned() }],
-        vsock_cid: Some(77),
+        vsock_cid: None,
     };
     let plan = driver().plan(&machine, &place.paths).await.unwrap();
     let (api, setup) = (Api::read(), plan.setup.unwrap());

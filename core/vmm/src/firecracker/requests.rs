@@ -229,6 +229,13 @@ mod tests {
     }
 
     #[test]
+    fn a_vsock_device_of_the_hosts_own_is_refused() {
+        let machine = MachineSpec { vsock_cid: Some(77), ..machine() };
+        let error = setup(&machine, &paths(), Version::OLDEST).unwrap_err();
+        assert!(matches!(error, VmmError::Unsupported { .. }) && error.hint().is_some(), "{error}");
+    }
+
+    #[test]
     fn what_firecracker_cannot_be_told_is_refused_by_name() {
         type Change = fn(&mut MachineSpec);
         let cases: [(&str, Change); 8] = [
