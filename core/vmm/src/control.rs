@@ -1,13 +1,16 @@
 //! What drivers of VMMs that speak QMP do with it.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use vm_types::{VmPaths, vm::VmmKind};
 
 use crate::{
-    QmpError, VmmError,
+    ControlError, QmpError, VmmError,
     driver::CONTROL_TIMEOUT,
     qmp::{self, Qmp},
 };
@@ -15,18 +18,30 @@ use crate::{
 /// What virtio drives are counted in, in bytes (virtio 1.2, section 5.2.4).
 pub(crate) const SECTOR: u64 = 512;
 /// Between two attempts to reach a VMM that is starting, from the first to the longest.
-pub(crate) const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
+const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
 
 /// Ends when QMP is answered on the VMM's control socket.
 pub(crate) async fn wait_up(vmm: VmmKind, paths: &VmPaths, within: Duration) -> Result<(), VmmError> {
-    let socket = paths.vmm_sock();
+    let ask = |socket: PathBuf, left| async move { Qmp::connect(&socket, left).await.map(drop) };
+    let passing = |error: &QmpError| error.is_nobody() || matches!(error, QmpError::HungUp { .. });
+    wait_answer(vmm, paths.vmm_sock(), within, ask, passing).await
+}
+
+/// Ends when `ask`, which is told how long it may take, has had an answer on the VMM's control socket. Not listening yet, or gone
+/// the moment it was reached, which are `passing`, may pass until the deadline.
+pub(crate) async fn wait_answer<E: Into<ControlError>, F: Future<Output = Result<(), E>>>(
+    vmm: VmmKind,
+    socket: PathBuf,
+    within: Duration,
+    ask: impl Fn(PathBuf, Duration) -> F,
+    passing: impl Fn(&E) -> bool,
+) -> Result<(), VmmError> {
     let deadline = Instant::now() + within;
     let mut retry = RETRY.0;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match Qmp::connect(&socket, left).await {
-            Ok(_) => return Ok(()),
-            // Not listening yet, or gone the moment it was reached; either may pass until the deadline.
+        match ask(socket.clone(), left).await {
+            Ok(()) => return Ok(()),
             Err(source) if left <= retry || !passing(&source) => {
                 let (millis, source) = (within.as_millis(), source.into());
                 return Err(VmmError::NotUp { vmm, socket, millis, source });
@@ -35,10 +50,6 @@ pub(crate) async fn wait_up(vmm: VmmKind, paths: &VmPaths, within: Duration) -> 
         }
         retry = (retry * 2).min(RETRY.1);
     }
-}
-
-fn passing(error: &QmpError) -> bool {
-    error.is_nobody() || matches!(error, QmpError::HungUp { .. })
 }
 
 /// Runs one command on a connection of its own.

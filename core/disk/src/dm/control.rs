@@ -61,8 +61,6 @@ pub(crate) struct Info {
     /// As `st_rdev` has it.
     pub(crate) dev: u64,
     pub(crate) uuid: String,
-    /// How many have it open, devices on top of it included.
-    pub(crate) users: i32,
     pub(crate) suspended: bool,
     /// It has a table.
     pub(crate) live: bool,
@@ -214,7 +212,6 @@ impl Answer {
             // The kernel's huge_encode_dev.
             dev: libc::makedev(((dev >> 8) & 0xfff) as u32, ((dev & 0xff) | ((dev >> 12) & 0xf_ff00)) as u32),
             uuid: text(&self.buffer[UUID]),
-            users: u32_at(&self.buffer, 24) as i32,
             suspended: self.flags & SUSPENDED != 0,
             live: self.flags & ACTIVE_PRESENT != 0,
             loaded: self.flags & INACTIVE_PRESENT != 0,

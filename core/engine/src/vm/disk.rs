@@ -12,7 +12,10 @@ use crate::{Engine, EngineError, journal::Phase};
 impl Engine {
     /// What the disk of a new VM is made by.
     pub(super) fn new_disk(&self, record: &VmRecord, paths: &VmPaths) -> Effect {
-        let delta = self.inner.host.cow.backend() == Backend::DmSnapshot;
+        self.disk_of(record, paths, self.inner.host.cow.backend() == Backend::DmSnapshot)
+    }
+
+    fn disk_of(&self, record: &VmRecord, paths: &VmPaths, delta: bool) -> Effect {
         Effect::CowDisk {
             base: self.inner.layout.image_rootfs(&record.spec.image),
             path: if delta { paths.disk_delta() } else { paths.disk() },
@@ -60,14 +63,8 @@ impl Engine {
         cell: &Cell,
         bytes: u64,
     ) -> Result<(), EngineError> {
-        let (record, paths) = (cell.record(), cell.paths());
         let delta = self.disk_device(ctx, cell).await.is_some();
-        let disk = Effect::CowDisk {
-            base: self.inner.layout.image_rootfs(&record.spec.image),
-            path: if delta { paths.disk_delta() } else { paths.disk() },
-            size_bytes: record.spec.disk_bytes,
-            delta,
-        };
+        let disk = self.disk_of(&cell.record(), &cell.paths(), delta);
         Ok(self.inner.host.cow.grow(&disk, bytes).await?)
     }
 

@@ -3,20 +3,19 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Seek, SeekFrom},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
 use vm_host::{HttpClient, HttpError};
 use vm_types::{VmPaths, vm::VmmKind};
 
 use super::requests::drive_id;
 use crate::{
     ControlError, Pause, PowerButton, Resize, VmmError,
-    control::{RETRY, SECTOR},
+    control::{SECTOR, wait_answer},
     driver::CONTROL_TIMEOUT,
 };
 
@@ -28,30 +27,11 @@ pub(super) struct Controls;
 
 /// Ends when the API is answered on the VMM's control socket.
 pub(super) async fn wait_up(paths: &VmPaths, within: Duration) -> Result<(), VmmError> {
-    let socket = paths.vmm_sock();
-    let deadline = Instant::now() + within;
-    let mut retry = RETRY.0;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match version(&socket, left).await {
-            Ok(_) => return Ok(()),
-            // Not listening yet, or gone the moment it was reached; either may pass until the deadline.
-            Err(source) if left <= retry || !passing(&source) => {
-                let (millis, source) = (within.as_millis(), source.into());
-                return Err(VmmError::NotUp { vmm: KIND, socket, millis, source });
-            }
-            Err(_) => sleep(retry).await,
-        }
-        retry = (retry * 2).min(RETRY.1);
-    }
-}
-
-fn passing(error: &HttpError) -> bool {
-    error.is_nobody() || matches!(error, HttpError::Broken { .. })
-}
-
-async fn version(socket: &Path, limit: Duration) -> Result<Value, HttpError> {
-    HttpClient::connect(socket, limit).await?.request("GET", "/version", None).await
+    let ask = |socket: PathBuf, left| async move {
+        HttpClient::connect(&socket, left).await?.request("GET", "/version", None).await.map(drop)
+    };
+    let passing = |error: &HttpError| error.is_nobody() || matches!(error, HttpError::Broken { .. });
+    wait_answer(KIND, paths.vmm_sock(), within, ask, passing).await
 }
 
 /// Makes one request on a connection of its own.
