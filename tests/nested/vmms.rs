@@ -54,7 +54,7 @@ fn ends_by_force(host: &Host, path: &str) {
         say(&format!("nested: {what} is killed"));
         host.run(&format!("kill -9 $({victim}) && export {path} && vm ls"));
         if what != "the daemon" {
-            host.wait("its end is known", "! vm show forced --json | grep -q '\"state\": *\"running\"'");
+            host.wait("it has ended", "vm show forced --json | grep -Eq '\"state\": *\"(stopped|failed)\"'");
             host.run(&format!("export {path}; vm start forced"));
         }
         host.run("vm ssh forced true");
