@@ -15,7 +15,7 @@ fn qemu_with_kvm() {
     let before = host.traces();
     host.attempt(&format!("vm run --rm {BUSYBOX} -- sh -c 'exit 7'")).exits(7);
     host.leaves_nothing(&before);
-    host.suite("vm-vmm.contract", "", "qemu");
+    host.suite("vm-vmm.contract", "", "--exact qemu_keeps_the_contract");
     host.suite("vm-tests.e2e", &end_to_end(), END_TO_END);
     assert_eq!(host.traces(), before);
     host.end();
@@ -35,7 +35,7 @@ fn firecracker() {
     host.attempt(&format!("export {path}; vm run --rm {BUSYBOX} -- sh -c 'exit 7'")).exits(7);
     ends_by_force(&host, &path);
     host.leaves_nothing(&before);
-    host.suite("vm-vmm.contract", &path, "firecracker");
+    host.suite("vm-vmm.contract", &path, "--exact firecracker_keeps_the_contract");
     host.suite("vm-tests.e2e", &format!("{path} {}", end_to_end()), END_TO_END);
     assert_eq!(host.traces(), before);
     host.end();

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use vm_store::{Store, StoreError};
 use vm_types::{
     ImageDigest, KernelId, Layout,
-    image::{ImageRecord, KernelRecord},
+    image::{ImageConfig, ImageRecord, KernelRecord},
 };
 
 use crate::{World, namespaces::Network, programs};
@@ -212,6 +212,10 @@ pub fn plant_tiny(state: &Path) {
                 used_bytes: 4096,
                 created_at: 0,
                 source: "tests".into(),
+                config: ImageConfig::default(),
+                origin: None,
+                registered: None,
+                kernel: None,
             };
             store.images().put(image).await?;
             let kernel = KernelRecord {

@@ -11,7 +11,7 @@ use vm_image::{ProgressSink, Reference, kernel, rootfs};
 use vm_locks::{Ctx, Unlocked};
 use vm_types::{
     KernelId, OperationId,
-    image::{ImageRecord, KernelRecord},
+    image::{ImageConfig, ImageRecord, KernelRecord},
     operation::OperationKind,
 };
 
@@ -242,6 +242,10 @@ impl Engine {
             used_bytes: built.used_bytes,
             created_at: unix_seconds(),
             source,
+            config: ImageConfig::default(),
+            origin: None,
+            registered: None,
+            kernel: None,
         };
         self.inner.store.images().put(record.clone()).await?;
         Ok(self.inner.store.images().by_digest(record.digest.hex()).await?.unwrap_or(record))

@@ -17,7 +17,7 @@ use vm_net::{FakeNet, Net};
 use vm_store::Store;
 use vm_types::{
     Effect, EventKind, Handle, Layout, VmId,
-    image::{ImageRecord, KernelRecord},
+    image::{ImageConfig, ImageRecord, KernelRecord},
     vm::{NetworkMode, VmRecord, VmSpec, VmState},
 };
 use vm_vmm::{FakeDriver, Vmms};
@@ -68,6 +68,10 @@ impl Bench {
             used_bytes: 1,
             created_at: 1,
             source: "test".into(),
+            config: ImageConfig::default(),
+            origin: None,
+            registered: None,
+            kernel: None,
         };
         store.images().put(image).await.unwrap();
         let kernel = KernelRecord {
@@ -91,6 +95,7 @@ impl Bench {
             default_cpus: 1,
             default_memory_mib: 128,
             default_disk_bytes: 1 << 20,
+            default_disk_limits: Default::default(),
             start_timeout: Duration::from_secs(10),
             stop_grace: Duration::from_secs(1),
             console_log_bytes: 1 << 16,
@@ -128,6 +133,7 @@ fn record(number: u32, complete: bool, wanted_running: bool) -> VmRecord {
             cpus: 1,
             memory_mib: 128,
             disk_bytes: 1 << 20,
+            disk_limits: Default::default(),
             network: NetworkMode::Nat,
             labels: Default::default(),
             owner: None,

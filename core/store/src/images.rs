@@ -1,14 +1,31 @@
 //! The image catalogue.
 
 use rusqlite::{OptionalExtension, Row, Transaction, params};
-use vm_types::{ImageDigest, VmName, image::ImageRecord};
+use serde::{Deserialize, Serialize};
+use vm_types::{
+    ImageDigest, KernelId, VmName,
+    image::{ImageConfig, ImageOrigin, ImageRecord, RegisteredFile},
+};
 
 use crate::{
     Store, StoreError,
-    rows::{beyond, doing, is_hex_prefix, parse, to_i64, to_u64},
+    rows::{beyond, doing, from_json, is_hex_prefix, parse, to_i64, to_json, to_u64},
 };
 
 const READ: &str = "read images";
+
+/// What nothing is looked up by; a column of JSON.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Details {
+    config: ImageConfig,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin: Option<ImageOrigin>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registered: Option<RegisteredFile>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel: Option<KernelId>,
+}
 
 /// Images and the references they go by.
 #[derive(Debug, Clone, Copy)]
@@ -22,19 +39,27 @@ impl Images<'_> {
     /// The database failing.
     pub async fn put(&self, image: ImageRecord) -> Result<(), StoreError> {
         const ACTION: &str = "add an image";
+        let details = Details {
+            config: image.config,
+            origin: image.origin,
+            registered: image.registered,
+            kernel: image.kernel,
+        };
+        let details = to_json("images.details", &details)?;
         self.0
             .transaction(ACTION, move |t| {
                 t.execute(
-                    "INSERT INTO images (digest, size_bytes, used_bytes, created_at, source)
-                     VALUES (?1, ?2, ?3, ?4, ?5)
+                    "INSERT INTO images (digest, size_bytes, used_bytes, created_at, source, details)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)
                      ON CONFLICT (digest) DO UPDATE SET size_bytes = excluded.size_bytes,
-                        used_bytes = excluded.used_bytes, source = excluded.source",
+                        used_bytes = excluded.used_bytes, source = excluded.source, details = excluded.details",
                     params![
                         image.digest.as_str(),
                         to_i64(image.size_bytes),
                         to_i64(image.used_bytes),
                         to_i64(image.created_at),
-                        image.source
+                        image.source,
+                        details
                     ],
                 )
                 .map_err(doing(ACTION))?;
@@ -159,7 +184,7 @@ fn select(
     values: &[&dyn rusqlite::ToSql],
 ) -> Result<Vec<ImageRecord>, StoreError> {
     let text = format!(
-        "SELECT digest, size_bytes, used_bytes, created_at, source FROM images WHERE {condition}
+        "SELECT digest, size_bytes, used_bytes, created_at, source, details FROM images WHERE {condition}
          ORDER BY created_at DESC, digest"
     );
     let mut statement = t.prepare_cached(&text).map_err(doing(READ))?;
@@ -180,6 +205,7 @@ fn image(t: &Transaction<'_>, row: &Row<'_>) -> Result<ImageRecord, StoreError> 
         .query_map([&digest], |row| row.get(0))
         .and_then(Iterator::collect::<Result<Vec<String>, _>>)
         .map_err(doing(READ))?;
+    let details: Details = from_json("images.details", row.get(5).map_err(doing(READ))?)?;
     Ok(ImageRecord {
         digest: parse("images.digest", digest)?,
         references,
@@ -187,5 +213,9 @@ fn image(t: &Transaction<'_>, row: &Row<'_>) -> Result<ImageRecord, StoreError> 
         used_bytes: to_u64(row.get(2).map_err(doing(READ))?),
         created_at: to_u64(row.get(3).map_err(doing(READ))?),
         source: row.get(4).map_err(doing(READ))?,
+        config: details.config,
+        origin: details.origin,
+        registered: details.registered,
+        kernel: details.kernel,
     })
 }

@@ -100,6 +100,8 @@ const STEPS: &[M<'static>] = &[
         last     TEXT NOT NULL
     ) STRICT;",
     ),
+    // A column of JSON: what nothing is looked up by.
+    M::up("ALTER TABLE images ADD COLUMN details TEXT NOT NULL DEFAULT '{}';"),
 ];
 
 /// Brings a database up to our schema; one that is beyond it is left alone.

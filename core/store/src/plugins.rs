@@ -11,7 +11,7 @@ use vm_types::VmId;
 
 use crate::{
     Store, StoreError,
-    rows::{doing, to_i64, to_u64},
+    rows::{doing, from_json, to_i64, to_json, to_u64},
 };
 
 const READ: &str = "read plugins";
@@ -84,8 +84,7 @@ impl Plugins<'_> {
                          source = excluded.source, enabled = excluded.enabled, granted = excluded.granted,
                          config = excluded.config, position = excluded.position,
                          installed_at = excluded.installed_at, signature = excluded.signature";
-                let files = serde_json::to_string(&plugin.files)
-                    .map_err(|source| StoreError::Encode { what: "plugins.files", source })?;
+                let files = to_json("plugins.files", &plugin.files)?;
                 let values = params![
                     plugin.name,
                     plugin.digest,
@@ -323,28 +322,20 @@ fn apply(t: &Transaction<'_>, plugin: &str, change: &StateChange) -> rusqlite::R
     .map(|_| ())
 }
 
-fn json<T: serde::de::DeserializeOwned>(what: &'static str, text: String) -> Result<T, StoreError> {
-    serde_json::from_str(&text).map_err(|source| StoreError::BadValue {
-        what,
-        value: text,
-        source: Box::new(source),
-    })
-}
-
 fn record(row: &Row<'_>) -> Result<PluginRecord, StoreError> {
     let text = |index| row.get::<_, String>(index).map_err(doing(READ));
     Ok(PluginRecord {
         name: text(0)?,
         digest: text(1)?,
-        files: json("plugins.files", text(2)?)?,
+        files: from_json("plugins.files", text(2)?)?,
         source: text(3)?,
         enabled: row.get(4).map_err(doing(READ))?,
-        granted: json("plugins.granted", text(5)?)?,
-        config: json("plugins.config", text(6)?)?,
+        granted: from_json("plugins.granted", text(5)?)?,
+        config: from_json("plugins.config", text(6)?)?,
         position: row.get(7).map_err(doing(READ))?,
         installed_at: to_u64(row.get(8).map_err(doing(READ))?),
         signature: match row.get::<_, Option<String>>(9).map_err(doing(READ))? {
-            Some(text) => json("plugins.signature", text)?,
+            Some(text) => from_json("plugins.signature", text)?,
             None => None,
         },
     })

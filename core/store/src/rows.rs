@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use rusqlite::{ErrorCode, ffi};
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::StoreError;
 
@@ -18,6 +19,20 @@ where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
     value.parse().map_err(|error| StoreError::BadValue { what, value, source: Box::new(error) })
+}
+
+/// Reads a column of JSON.
+pub(crate) fn from_json<T: DeserializeOwned>(what: &'static str, text: String) -> Result<T, StoreError> {
+    serde_json::from_str(&text).map_err(|source| StoreError::BadValue {
+        what,
+        value: text,
+        source: Box::new(source),
+    })
+}
+
+/// Writes one.
+pub(crate) fn to_json<T: Serialize>(what: &'static str, value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|source| StoreError::Encode { what, source })
 }
 
 /// SQLite integers are signed; sizes and times are below 2⁶³.

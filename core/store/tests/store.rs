@@ -14,8 +14,8 @@ use std::{
 use vm_store::{Store, StoreError, meta};
 use vm_types::{
     ProcessRef, VmId,
-    image::{ImageRecord, KernelRecord},
-    vm::{FailedAt, NetworkMode, Owner, RestartPolicy, VmRecord, VmSpec},
+    image::{ImageConfig, ImageOrigin, ImageRecord, KernelRecord, RegisteredFile},
+    vm::{DiskLimits, FailedAt, NetworkMode, Owner, RestartPolicy, VmRecord, VmSpec},
 };
 
 fn image(digit: char, references: &[&str]) -> ImageRecord {
@@ -26,6 +26,10 @@ fn image(digit: char, references: &[&str]) -> ImageRecord {
         used_bytes: 300 << 20,
         created_at: 1_700_000_000,
         source: "test".to_owned(),
+        config: ImageConfig::default(),
+        origin: None,
+        registered: None,
+        kernel: None,
     }
 }
 
@@ -50,6 +54,7 @@ fn vm(number: u64, name: &str) -> VmRecord {
             cpus: 2,
             memory_mib: 1024,
             disk_bytes: 8 << 30,
+            disk_limits: DiskLimits { bytes_per_second: Some(1 << 20), operations_per_second: None },
             network: NetworkMode::Nat,
             labels: [("team".to_owned(), "core".to_owned())].into(),
             owner: Some(Owner {
@@ -74,6 +79,30 @@ async fn filled(path: &Path) -> Store {
     store.images().put(image('a', &["debian:bookworm"])).await.unwrap();
     store.kernels().put(kernel('b', "6.1.0-37-cloud-amd64", true)).await.unwrap();
     store
+}
+
+#[tokio::test]
+async fn what_an_image_is_made_of_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    let mut whole = image('a', &["localhost:5000/app:1"]);
+    whole.config.env = vec!["A=b c".into()];
+    whole.config.entrypoint = vec!["/app".into()];
+    whole.origin = Some(ImageOrigin {
+        manifest: Some("sha256:aa".into()),
+        config: whole.digest.to_string(),
+        layers: Vec::new(),
+        history: Vec::new(),
+    });
+    whole.registered = Some(RegisteredFile {
+        path: "/x.ext4".into(),
+        size_bytes: 1,
+        modified_nanos: -2,
+        inode: 3,
+    });
+    whole.kernel = Some("0123456789ab".parse().unwrap());
+    store.images().put(whole.clone()).await.unwrap();
+    assert_eq!(store.images().by_digest("aaaa").await.unwrap(), Some(whole));
 }
 
 #[tokio::test]

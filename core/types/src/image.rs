@@ -1,5 +1,7 @@
 //! Images and kernels as the catalogue knows them.
 
+use std::{collections::BTreeMap, path::PathBuf};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +10,8 @@ use crate::{ImageDigest, KernelId};
 /// A bootable root filesystem in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageRecord {
-    /// SHA-256 of the root filesystem's source (the tar stream).
+    /// What identifies it: of an image from a registry, a layout or docker's archive the digest of its configuration; of a root
+    /// filesystem's tarball the SHA-256 of the tar stream; of a registered file the SHA-256 of the file.
     pub digest: ImageDigest,
     /// The names it goes by, e.g. `debian:bookworm`.
     pub references: Vec<String>,
@@ -20,6 +23,94 @@ pub struct ImageRecord {
     pub created_at: u64,
     /// Where it came from, for people, e.g. `mmdebstrap bookworm`.
     pub source: String,
+    /// What its maker has settled.
+    #[serde(default)]
+    pub config: ImageConfig,
+    /// What it was made of; absent where that was one tarball or file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<ImageOrigin>,
+    /// The file of the host's that it is, where it is not the store's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registered: Option<RegisteredFile>,
+    /// The kernel that VMs of it boot if they name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelId>,
+}
+
+/// How commands are run in an image
+/// (<https://github.com/opencontainers/image-spec/blob/v1.1.0/config.md>).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ImageConfig {
+    /// `NAME=VALUE`, in the image's order.
+    pub env: Vec<String>,
+    /// Where commands run; the user's home if absent.
+    pub working_dir: Option<String>,
+    /// Who runs them: `USER`, `UID`, `USER:GROUP` or `UID:GID`; root if absent.
+    pub user: Option<String>,
+    /// What every command is put behind, and what is run where no command is given.
+    pub entrypoint: Vec<String>,
+    /// What is put behind the entry point where no command is given.
+    pub cmd: Vec<String>,
+    /// Notes of its maker.
+    pub labels: BTreeMap<String, String>,
+    /// What it listens on, e.g. `80/tcp`.
+    pub exposed_ports: Vec<String>,
+}
+
+/// Of what an image was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageOrigin {
+    /// Digest of its manifest, as registries know it; absent for docker's archives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
+    /// Digest of its configuration, e.g. `sha256:…`.
+    pub config: String,
+    /// The lowest first.
+    pub layers: Vec<ImageLayer>,
+    /// How it came to be, the oldest step first.
+    #[serde(default)]
+    pub history: Vec<ImageStep>,
+}
+
+/// One layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageLayer {
+    /// Digest of the layer as it is kept, e.g. `sha256:…`.
+    pub digest: String,
+    /// Digest of its tar stream.
+    pub diff_id: String,
+    /// Bytes, as it is kept.
+    pub size_bytes: u64,
+    /// E.g. `application/vnd.oci.image.layer.v1.tar+gzip`.
+    pub media_type: String,
+}
+
+/// A step of an image's making.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ImageStep {
+    /// When (RFC 3339).
+    pub created: Option<String>,
+    /// By what command.
+    pub created_by: Option<String>,
+    /// What its maker says of it.
+    pub comment: Option<String>,
+    /// It made no layer.
+    pub empty_layer: bool,
+}
+
+/// A file that is used where it is, and as it was when it was registered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RegisteredFile {
+    /// Absolute, without symbolic links.
+    pub path: PathBuf,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Last change of the content, nanoseconds since the Unix epoch.
+    pub modified_nanos: i64,
+    /// Its number on its filesystem.
+    pub inode: u64,
 }
 
 /// A kernel in the store.
