@@ -49,6 +49,20 @@ pub enum ImageError {
         /// Why.
         source: io::Error,
     },
+    /// A file that was to be registered holds no root filesystem that can be used.
+    #[error("{} cannot be registered: {reason}", path.display())]
+    NotAFilesystem {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A registered file is not what it was.
+    #[error("{} has changed since it was registered", path.display())]
+    RegisteredChanged {
+        /// Which file.
+        path: PathBuf,
+    },
     /// The archive ends in the middle.
     #[error("the archive is truncated{}", after(last))]
     TruncatedArchive {
@@ -179,6 +193,16 @@ impl ImageError {
             | Self::ReadArchive { source } => return io_hint(source),
             Self::ToolOutput { .. } | Self::Worker { .. } => {
                 "this is a defect of vmd or of the tool: please report it with the daemon's log".into()
+            }
+            Self::NotAFilesystem { .. } => {
+                "give a file with one ext4 filesystem and nothing else, which is not mounted; `e2fsck -f FILE` mends one that \
+                 was not unmounted, `vm image import` takes a tarball"
+                    .into()
+            }
+            Self::RegisteredChanged { .. } => {
+                "put the former file back, or register it anew: vm image register FILE --name NAME; `vm image promote` keeps \
+                 a copy that nobody changes"
+                    .into()
             }
             Self::TruncatedArchive { .. } => {
                 "fetch or export the archive again; a complete one ends with two empty blocks".into()

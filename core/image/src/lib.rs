@@ -18,6 +18,7 @@ mod error;
 pub mod kernel;
 mod progress;
 pub mod reference;
+pub mod registered;
 pub mod rootfs;
 mod scratch;
 

@@ -60,9 +60,10 @@ fn plugins_kind(error: &PluginsError) -> ErrorKind {
             ErrorKind::NotFound
         }
         PluginsError::Installed { .. } => ErrorKind::AlreadyExists,
-        PluginsError::Source { .. } | PluginsError::Grant { .. } | PluginsError::Order(_) => {
-            ErrorKind::InvalidArgument
-        }
+        PluginsError::Source { .. }
+        | PluginsError::Grant { .. }
+        | PluginsError::Twice { .. }
+        | PluginsError::Order(_) => ErrorKind::InvalidArgument,
         PluginsError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             ErrorKind::NotFound
         }
@@ -198,6 +199,8 @@ fn image(error: &ImageError) -> ErrorKind {
     match error {
         ImageError::InvalidReference { .. } | ImageError::UnknownSuite { .. } => ErrorKind::InvalidArgument,
         ImageError::TruncatedArchive { .. }
+        | ImageError::NotAFilesystem { .. }
+        | ImageError::RegisteredChanged { .. }
         | ImageError::CorruptArchive { .. }
         | ImageError::RefusedEntry { .. }
         | ImageError::NotAKernel { .. }

@@ -132,7 +132,9 @@ impl Listed {
     }
 
     fn of(&self, path: &Path) -> &[u32] {
-        self.0.get(&end(path)).map_or(&[], Vec::as_slice)
+        // A registered image's base is a symbolic link; the kernel knows the file.
+        let real = fs::canonicalize(path);
+        self.0.get(&end(real.as_deref().unwrap_or(path))).map_or(&[], Vec::as_slice)
     }
 }
 
