@@ -337,8 +337,11 @@ impl Manager {
         let manager = self.clone();
         whole(async move {
             let _one = manager.changing.lock().await;
-            for name in &names {
+            for (place, name) in names.iter().enumerate() {
                 manager.find(name)?;
+                if names[..place].contains(name) {
+                    return Err(PluginsError::Twice { name: name.clone() });
+                }
             }
             let mut entries: Vec<_> = manager.others("").collect();
             for entry in &mut entries {

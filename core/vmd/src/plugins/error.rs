@@ -30,6 +30,8 @@ pub(crate) enum PluginsError {
     Digest { what: &'static str, found: String, expected: String },
     #[error("there is no grant {given} to give")]
     Grant { given: String, there: String },
+    #[error("plugin {name} is named twice in the order")]
+    Twice { name: String },
     #[error("plugin {name} was changed by somebody else meanwhile")]
     Changed { name: String },
     #[error(transparent)]
@@ -81,6 +83,7 @@ impl PluginsError {
             Self::Large { .. } => "files for guests belong into an image, or are fetched by the guest".into(),
             Self::Digest { .. } => "it has changed since it was shown: look at it again".into(),
             Self::Grant { there, .. } => format!("it asks for: {there}"),
+            Self::Twice { name } => format!("name each once, {name} where it is to be called"),
             Self::Changed { name } => format!("look at it with `vm plugin show {name}` and try again"),
             Self::Engine(error) => return error.hint(),
             Self::Undo(error) => return error.hint(),

@@ -345,6 +345,9 @@ async fn the_order_is_the_operators_and_a_circle_is_refused() {
     assert_eq!(manager.order(vec!["c".to_owned(), "b".to_owned()]).await.unwrap(), ["c", "b", "a"]);
     let circle = manager.order(vec!["a".to_owned(), "b".to_owned()]).await.unwrap_err();
     assert!(matches!(circle, PluginsError::Order(_)), "{circle}");
+    let twice = manager.order(["c", "b", "c"].map(str::to_owned).into()).await.unwrap_err();
+    assert!(matches!(&twice, PluginsError::Twice { name } if name == "c"), "{twice}");
+    assert!(twice.hint().is_some_and(|hint| hint.contains("once")));
     let more = bench.source("from", "d", "only-preflight", "after = [\"a\"]\nbefore = [\"b\"]");
     assert!(matches!(manager.install(params(&more)).await.unwrap_err(), PluginsError::Order(_)));
     drop(manager);
