@@ -5,6 +5,7 @@
 //! of version 1 it lies below the daemon's own group, whose limits so hold for it too.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -12,7 +13,7 @@ use std::{
 
 use nix::unistd::{AccessFlags, access};
 use tokio::time::{Instant, sleep};
-use vm_types::{Cgroup, Observed};
+use vm_types::{Cgroup, Effect, InstanceId, Observed, VmId};
 
 use crate::EngineError;
 
@@ -56,6 +57,11 @@ pub(crate) fn group(name: &str, limits: Limits) -> Vec<Cgroup> {
         }
     }
     groups
+}
+
+/// What the group of a VM's VMM is called.
+pub(crate) fn name(instance: &InstanceId, vm: &str) -> String {
+    format!("vmd-{instance}-{vm}")
 }
 
 /// What VMMs can be limited in here, of `memory`, `cpu` and `pids`.
@@ -135,10 +141,11 @@ impl Controller {
     }
 }
 
-/// Makes a group with its settings; one that is there gets them anew.
+/// Makes a group with its settings; one that is there gets them anew. A setting that the kernel refuses is left out, and the others
+/// hold: a quota of version 1 cannot be more than that of the group above it, which then is the limit all the same.
 ///
 /// # Errors
-/// A directory, or a setting that the kernel refuses.
+/// A directory that cannot be made.
 pub(super) fn make(groups: &[Cgroup]) -> Result<(), EngineError> {
     for Cgroup { path, settings } in groups {
         match fs::create_dir(path) {
@@ -150,10 +157,13 @@ pub(super) fn make(groups: &[Cgroup]) -> Result<(), EngineError> {
         for (file, value) in settings {
             let path = path.join(file);
             // Not created: a file that is not there is a limit that is not kept.
-            let written = fs::OpenOptions::new().write(true).open(&path);
-            written
-                .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
-                .map_err(|source| EngineError::File { action: "write", path, source })?;
+            let written = fs::OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()));
+            if let Err(error) = written {
+                tracing::warn!(setting = %path.display(), value, %error, "a limit of a VMM is refused, and left out");
+            }
         }
     }
     Ok(())
@@ -165,6 +175,36 @@ pub(super) fn observe(groups: &[Cgroup]) -> Observed {
         true => Observed::Present(vm_types::Handle::None),
         false => Observed::Absent,
     }
+}
+
+/// Groups of a daemon's VMMs that are there and in which nothing is.
+pub(crate) fn empty(instance: &InstanceId) -> Vec<Effect> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let places = places(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"));
+    let parents: BTreeSet<_> = places.into_iter().map(|controller| controller.parent).collect();
+    empty_below(parents, instance)
+}
+
+fn empty_below(parents: impl IntoIterator<Item = PathBuf>, instance: &InstanceId) -> Vec<Effect> {
+    let mut found: BTreeMap<VmId, Vec<Cgroup>> = BTreeMap::new();
+    let prefix = name(instance, "");
+    for entry in parents.into_iter().filter_map(|parent| fs::read_dir(parent).ok()).flatten().flatten() {
+        let id = entry.file_name().to_str().and_then(|name| name.strip_prefix(&prefix)?.parse().ok());
+        if let Some(id) = id.filter(|_| is_empty(&entry.path())) {
+            found.entry(id).or_default().push(Cgroup { path: entry.path(), settings: Vec::new() });
+        }
+    }
+    let effect = |(id, groups): (VmId, _)| Effect::Cgroup { name: name(instance, id.as_str()), groups };
+    found.into_iter().map(effect).collect()
+}
+
+/// Whether a group has neither processes nor groups below it. What cannot be looked at is not said to be empty.
+fn is_empty(group: &Path) -> bool {
+    let no_process = fs::read(group.join("cgroup.procs")).is_ok_and(|processes| processes.is_empty());
+    let below = |entry: io::Result<fs::DirEntry>| {
+        !entry.is_ok_and(|it| it.file_type().is_ok_and(|kind| !kind.is_dir()))
+    };
+    no_process && fs::read_dir(group).is_ok_and(|mut entries| !entries.any(below))
 }
 
 /// Removes a group, waiting for processes that have been killed to leave it.
@@ -238,18 +278,54 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_limit_that_cannot_be_set_is_an_error_and_the_group_can_be_removed() {
+    async fn a_group_can_be_removed_also_when_it_is_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let group = Cgroup {
-            path: dir.path().join("group"),
-            settings: vec![("memory.max".to_owned(), "1".to_owned())],
-        };
-        let groups = [group];
-        let error = make(&groups).unwrap_err();
-        assert!(matches!(&error, EngineError::File { path, .. } if path.ends_with("memory.max")), "{error}");
+        let groups = [Cgroup { path: dir.path().join("group"), settings: Vec::new() }];
+        make(&groups).unwrap();
         assert_eq!(observe(&groups), Observed::Present(vm_types::Handle::None));
         remove(&groups).await.unwrap();
         assert_eq!(observe(&groups), Observed::Absent);
         remove(&groups).await.unwrap();
+        let nowhere = [Cgroup { path: dir.path().join("no/group"), settings: Vec::new() }];
+        let error = make(&nowhere).unwrap_err();
+        assert!(matches!(&error, EngineError::File { action: "create", .. }), "{error}");
+    }
+
+    #[test]
+    fn a_limit_that_is_refused_takes_no_other_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let setting = |file: &str| (file.to_owned(), "12345".to_owned());
+        // A directory cannot be written to, as little as a file that is not there.
+        fs::create_dir(dir.path().join("cpu.cfs_quota_us")).unwrap();
+        fs::write(dir.path().join("pids.max"), "max").unwrap();
+        let settings = vec![setting("cpu.cfs_quota_us"), setting("memory.max"), setting("pids.max")];
+        make(&[Cgroup { path: dir.path().into(), settings }]).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("pids.max")).unwrap(), "12345");
+        assert!(!dir.path().join("memory.max").exists());
+    }
+
+    #[test]
+    fn empty_groups_of_one_daemon_are_found_in_all_hierarchies() {
+        let dir = tempfile::tempdir().unwrap();
+        let instance: InstanceId = "3f2a".parse().unwrap();
+        let group = |hierarchy: &str, name: &str, processes: &str| {
+            let path = dir.path().join(hierarchy).join(name);
+            fs::create_dir_all(&path).unwrap();
+            fs::write(path.join("cgroup.procs"), processes).unwrap();
+            path
+        };
+        let memory = group("memory", "vmd-3f2a-00000000000a", "");
+        let cpu = group("cpu", "vmd-3f2a-00000000000a", "");
+        group("cpu", "vmd-3f2a-00000000000b", "17\n");
+        group("cpu", "vmd-3f2b-00000000000c", "");
+        group("cpu", "vmd-3f2a-operators-own", "");
+        fs::create_dir(group("cpu", "vmd-3f2a-00000000000d", "").join("below")).unwrap();
+        fs::create_dir(dir.path().join("cpu/vmd-3f2a-00000000000e")).unwrap();
+        let parents = ["cpu", "gone", "memory"].map(|name| dir.path().join(name));
+        let found = empty_below(parents, &instance);
+        let [Effect::Cgroup { name, groups }] = &found[..] else { panic!("{found:?}") };
+        assert_eq!(name, "vmd-3f2a-00000000000a");
+        let paths: Vec<_> = groups.iter().map(|group| &group.path).collect();
+        assert_eq!(paths, [&cpu, &memory]);
     }
 }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Engine, EngineError,
-    effects::Scope,
+    effects::{Scope, cgroups},
     journal::{Entry, Phase},
     vm::{
         cell::{Cell, Live},
@@ -152,6 +152,7 @@ impl Engine {
         Found {
             network,
             disks: disks.collect(),
+            cgroups: cgroups::empty(&self.inner.instance),
             shims: self.inner.host.shims.running(),
             run_directories: vms_in(&layout.run.join("vms"), ""),
             state_directories: vms_in(&layout.state.join("vms"), ""),

@@ -57,6 +57,8 @@ pub struct Found {
     pub network: Vec<Effect>,
     /// Disks of VMs that are put together, whole or in part.
     pub disks: Vec<(VmId, Effect)>,
+    /// Control groups of VMMs in which nothing is.
+    pub cgroups: Vec<Effect>,
     /// Run directories of shims that run.
     pub shims: Vec<PathBuf>,
     /// VMs that have a run directory.
@@ -258,6 +260,7 @@ fn orphans(
             orphans.push(shim);
         }
     }
+    orphans.extend(host.found.cgroups.iter().filter(|group| !journaled.contains(&group.id())).cloned());
     // Taps first: a bridge goes after its ports. Under a VM that is up nothing is taken away but taps that nobody has.
     let (taps, rest): (Vec<_>, Vec<_>) =
         host.found.network.iter().partition(|effect| matches!(effect, Effect::Tap { .. }));

@@ -271,6 +271,15 @@ fn device(vm: &VmId) -> Effect {
     Effect::DmSnapshot { name: format!("vmd-3f2a-{vm}"), base: "/base".into(), delta, node, size_bytes: 1 }
 }
 
+fn cgroup(vm: &VmId, memory: &str) -> Effect {
+    let name = format!("vmd-3f2a-{vm}");
+    let settings = vec![("memory.max".to_owned(), memory.to_owned())];
+    Effect::Cgroup {
+        groups: vec![vm_types::Cgroup { path: format!("/sys/fs/cgroup/{name}").into(), settings }],
+        name,
+    }
+}
+
 fn reclaimed(vms: &[VmFacts], found: Found) -> Vec<Effect> {
     let host = HostFacts { found, ..Default::default() };
     let actions = plan(vms, &host).actions.into_iter();
@@ -285,11 +294,11 @@ fn reclaimed(vms: &[VmFacts], found: Found) -> Vec<Effect> {
 #[test]
 fn what_no_journal_has_is_reclaimed_and_what_one_has_is_not() {
     let (live, off, gone) = (id(1), id(2), id(3));
-    let vms = [
-        facts(&live, true, started(&live, Step::Applied, BOOT), Processes::Live),
-        facts(&off, false, made(&off), Processes::Gone),
-    ];
+    let mut journal = started(&live, Step::Applied, BOOT);
+    journal.push(entry(cgroup(&live, "1000"), Phase::Start, Step::Applied, BOOT));
+    let vms = [facts(&live, true, journal, Processes::Live), facts(&off, false, made(&off), Processes::Gone)];
     let found = Found {
+        cgroups: [&live, &gone].map(|vm| cgroup(vm, "max")).into(),
         network: vec![bridge(), tap(1), tap(7)],
         disks: [&live, &off, &gone].map(|vm| (vm.clone(), device(vm))).into(),
         shims: [&live, &gone].map(|vm| layout().vm(vm).run).into(),
@@ -299,6 +308,7 @@ fn what_no_journal_has_is_reclaimed_and_what_one_has_is_not() {
     // The bridge stays, unknown as it is: a VM that is up stands on it.
     let expected = [
         shim(&gone),
+        cgroup(&gone, "max"),
         device(&off),
         device(&gone),
         tap(7),

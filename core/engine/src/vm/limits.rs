@@ -30,7 +30,7 @@ impl Engine {
         jail: &mut Jail,
         machine: &MachineSpec,
     ) -> Result<(), EngineError> {
-        let name = format!("vmd-{}-{}", self.instance(), cell.id());
+        let name = cgroups::name(self.instance(), cell.id().as_str());
         let mut memory_bytes = (machine.memory_mib + jail.overhead_mib) << 20;
         // What is written to a disk in memory is the writer's memory, and cannot be taken back from it.
         let in_memory = machine.drives.iter().filter(|drive| is_in_memory(&drive.path));
