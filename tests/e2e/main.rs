@@ -8,6 +8,7 @@ mod fakes;
 mod images;
 mod jail;
 mod lifecycle;
+mod limits;
 mod network;
 mod overlap;
 mod plugins;

@@ -31,6 +31,10 @@ pub struct CreateVm {
     pub memory_mib: Option<u64>,
     /// Root disk in bytes.
     pub disk_bytes: Option<u64>,
+    /// The most bytes that it reads from and writes to its root disk in a second, 4096 or more; 0 means any number.
+    pub disk_bytes_per_second: Option<u64>,
+    /// The most reads and writes of its root disk in a second; 0 means any number.
+    pub disk_operations_per_second: Option<u64>,
     /// How it reaches the network.
     pub network: Option<NetworkMode>,
     /// Free-form labels.
@@ -67,6 +71,11 @@ pub struct SetVm {
     pub memory_mib: Option<u64>,
     /// Root disk in bytes; it only grows, also while the VM runs.
     pub disk_bytes: Option<u64>,
+    /// The most bytes read from and written to the root disk in a second, 4096 or more; 0 means any number. A running VM has
+    /// it after its next start.
+    pub disk_bytes_per_second: Option<u64>,
+    /// The most reads and writes of the root disk in a second; 0 means any number. A running VM has it after its next start.
+    pub disk_operations_per_second: Option<u64>,
     /// Labels to add or replace; null removes one.
     pub labels: BTreeMap<String, Option<String>>,
     /// Restart policy.
@@ -82,7 +91,7 @@ pub struct SetVm {
 pub struct VmChanged {
     /// The VM now.
     pub vm: VmInfo,
-    /// Names of the changed settings that a restart will bring: `cpus`, `memory`.
+    /// Names of the changed settings that a restart will bring: `cpus`, `memory`, `disk-bandwidth`, `disk-iops`.
     pub needs_restart: Vec<String>,
 }
 
@@ -136,6 +145,12 @@ pub struct VmInfo {
     /// Bytes its root disk takes on the host. In a listing, this is up to a second old while the VM is up or worked on; of one
     /// that is off, it is looked at again after each change of the VM, and then ever more rarely.
     pub disk_used_bytes: u64,
+    /// The most bytes that it reads from and writes to its root disk in a second.
+    #[serde(default)]
+    pub disk_bytes_per_second: Option<u64>,
+    /// The most reads and writes of its root disk in a second.
+    #[serde(default)]
+    pub disk_operations_per_second: Option<u64>,
     /// How it reaches the network.
     pub network: NetworkMode,
     /// Its address, where it has a network.
@@ -148,7 +163,7 @@ pub struct VmInfo {
     pub expires_at: Option<u64>,
     /// Stopped after this many idle seconds.
     pub idle_stop_seconds: Option<u64>,
-    /// Settings that a running VM will have only after its next start: `cpus`, `memory`.
+    /// Settings that a running VM will have only after its next start: `cpus`, `memory`, `disk-bandwidth`, `disk-iops`.
     pub needs_restart: Vec<String>,
     /// Deleted when the process that made it ends.
     pub ephemeral: bool,
@@ -427,7 +442,7 @@ mod tests {
         serde_json::from_value(serde_json::json!({
             "id": "0123456789ab", "name": name, "state": "stopped", "last_exit": {"code": 1}, "image": "debian",
             "image_digest": digest, "kernel": "0123456789ab", "cpus": 1, "memory_mib": 64, "disk_bytes": 1 << 30,
-            "disk_used_bytes": 512, "network": "nat", "address": "10.0.0.2", "labels": {"a": "\"b\"\n"},
+            "disk_used_bytes": 512, "disk_bytes_per_second": 1 << 20, "network": "nat", "address": "10.0.0.2", "labels": {"a": "\"b\"\n"},
             "restart": "on-failure", "expires_at": null, "idle_stop_seconds": 5, "needs_restart": ["cpus"],
             "ephemeral": false, "created_at": 1, "vmm": "fake",
         }))

@@ -14,7 +14,7 @@ use vm_locks::{CreateVm, ImageOps, Initramfs, Lock, LockTable, Network};
 use vm_store::Store;
 use vm_types::{
     EventKind, InstanceId, Layout, OperationId, VmId, VmName,
-    vm::{VmRecord, VmmKind},
+    vm::{DiskLimits, VmRecord, VmmKind},
 };
 use vm_vmm::{Vmm, Vmms};
 
@@ -52,6 +52,8 @@ pub struct Settings {
     pub default_memory_mib: u64,
     /// Root disk in bytes of a VM that names none.
     pub default_disk_bytes: u64,
+    /// How fast a root disk may be used where nothing is asked for.
+    pub default_disk_limits: DiskLimits,
     /// How long a guest may take until its agent answers.
     pub start_timeout: Duration,
     /// How long a guest gets to shut down.

@@ -13,6 +13,7 @@ pub mod change;
 pub mod create;
 mod delete;
 mod disk;
+mod disk_limits;
 pub(crate) mod ended;
 mod expire;
 mod fill;
@@ -26,6 +27,7 @@ pub(crate) mod start;
 pub mod state;
 mod stop;
 
+pub use disk_limits::LimitsRequest;
 pub use hooks::HookReport;
 pub use replan::Answer;
 pub(crate) use vm_host::clock::unix_seconds as now;

@@ -94,12 +94,8 @@ async fn what_an_image_is_made_of_is_kept() {
         layers: Vec::new(),
         history: Vec::new(),
     });
-    whole.registered = Some(RegisteredFile {
-        path: "/x.ext4".into(),
-        size_bytes: 1,
-        modified_nanos: -2,
-        inode: 3,
-    });
+    whole.registered =
+        Some(RegisteredFile { path: "/x.ext4".into(), size_bytes: 1, modified_nanos: -2, inode: 3 });
     whole.kernel = Some("0123456789ab".parse().unwrap());
     store.images().put(whole.clone()).await.unwrap();
     assert_eq!(store.images().by_digest("aaaa").await.unwrap(), Some(whole));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::VmId;
+use crate::{VmId, vm::DiskLimits};
 
 /// Everything a VMM driver needs to know to plan a launch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub struct Drive {
     pub path: PathBuf,
     /// Attached without write access.
     pub read_only: bool,
+    /// How fast the guest may use it.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_none")]
+    pub limits: DiskLimits,
 }
 
 /// A virtio network interface behind a tap.

@@ -62,6 +62,24 @@ pub struct Owner {
     pub boot_id: String,
 }
 
+/// How fast a guest may use its disk; without a limit, as fast as the host's is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DiskLimits {
+    /// Bytes read and written in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+    /// Reads and writes in a second, whatever their size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations_per_second: Option<u64>,
+}
+
+impl DiskLimits {
+    /// Whether nothing is limited.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What a VM should be. Intent; kept in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VmSpec {
@@ -79,6 +97,9 @@ pub struct VmSpec {
     pub memory_mib: u64,
     /// Size of the root disk in bytes.
     pub disk_bytes: u64,
+    /// How fast the root disk may be used.
+    #[serde(default)]
+    pub disk_limits: DiskLimits,
     /// How it reaches the network.
     pub network: NetworkMode,
     /// Free-form labels.
@@ -228,4 +249,26 @@ pub struct VmRecord {
     pub wanted_running: bool,
     /// The last failure, shown until the next success.
     pub failure: Option<(FailedAt, String)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Drive;
+
+    #[test]
+    fn what_was_written_before_disks_had_limits_has_none() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let spec: VmSpec = serde_json::from_value(serde_json::json!({
+            "name": "web", "image_reference": "debian", "image": digest, "kernel": "0123456789ab", "cpus": 1,
+            "memory_mib": 64, "disk_bytes": 1 << 30, "network": "nat",
+        }))
+        .unwrap();
+        assert!(spec.disk_limits.is_none());
+        let text = r#"{"serial": "root", "path": "/d", "read_only": false}"#;
+        let drive: Drive = serde_json::from_str(text).unwrap();
+        assert!(drive.limits.is_none());
+        // And an older daemon, which would not know them, reads what has none.
+        assert!(!serde_json::to_string(&drive).unwrap().contains("limits"));
+    }
 }

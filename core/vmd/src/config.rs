@@ -10,6 +10,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use vm_disk::BackendChoice;
 use vm_engine::{Settings, SubnetChoice, admission::Limits};
+use vm_types::vm::DiskLimits;
 use vm_vmm::{Accelerator, JailUsers};
 
 use crate::plugins::Trust;
@@ -80,6 +81,10 @@ struct Vm {
     cpus: u32,
     memory_mib: u64,
     disk_mib: u64,
+    /// A second; 0: no limit.
+    disk_bandwidth_kib: u64,
+    /// A second; 0: no limit.
+    disk_iops: u64,
     start_timeout_seconds: u64,
     stop_grace_seconds: u64,
     console_log_kib: u64,
@@ -301,6 +306,8 @@ impl Default for Vm {
             cpus: 2,
             memory_mib: 1024,
             disk_mib: 8 * 1024,
+            disk_bandwidth_kib: 0,
+            disk_iops: 0,
             start_timeout_seconds: 120,
             stop_grace_seconds: 60,
             console_log_kib: 1024,
@@ -340,6 +347,8 @@ fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         ("vm.cpus", config.vm.cpus.into(), 1, 255),
         ("vm.memory_mib", config.vm.memory_mib, 64, 1 << 24),
         ("vm.disk_mib", config.vm.disk_mib, 64, 1 << 24),
+        ("vm.disk_bandwidth_kib", config.vm.disk_bandwidth_kib, 0, 1 << 30),
+        ("vm.disk_iops", config.vm.disk_iops, 0, 1_000_000_000),
         ("vm.start_timeout_seconds", config.vm.start_timeout_seconds, 1, 3600),
         ("vm.stop_grace_seconds", config.vm.stop_grace_seconds, 0, 3600),
         ("vm.console_log_kib", config.vm.console_log_kib, 16, 1 << 20),
@@ -441,6 +450,7 @@ impl Config {
             default_cpus: self.vm.cpus,
             default_memory_mib: self.vm.memory_mib,
             default_disk_bytes: self.vm.disk_mib << 20,
+            default_disk_limits: self.disk_limits(),
             start_timeout: Duration::from_secs(self.vm.start_timeout_seconds),
             stop_grace: Duration::from_secs(self.vm.stop_grace_seconds),
             console_log_bytes: self.vm.console_log_kib << 10,
@@ -450,6 +460,14 @@ impl Config {
             socket_group,
             agent: self.agent(),
             limits: self.limits(),
+        }
+    }
+
+    fn disk_limits(&self) -> DiskLimits {
+        let (kib, iops) = (self.vm.disk_bandwidth_kib, self.vm.disk_iops);
+        DiskLimits {
+            bytes_per_second: (kib > 0).then_some(kib << 10),
+            operations_per_second: (iops > 0).then_some(iops),
         }
     }
 
@@ -507,11 +525,22 @@ mod tests {
     }
 
     #[test]
+    fn zero_is_no_limit_of_a_disks_speed() {
+        let limits = |text| read(text).unwrap().disk_limits();
+        assert_eq!(limits(""), DiskLimits::default());
+        assert_eq!(limits("[vm]\ndisk_bandwidth_kib = 0\ndisk_iops = 0"), DiskLimits::default());
+        let expected = DiskLimits { bytes_per_second: Some(10 << 20), operations_per_second: Some(300) };
+        assert_eq!(limits("[vm]\ndisk_bandwidth_kib = 10240\ndisk_iops = 300"), expected);
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (text, part) in [
             ("version = 2\nnew = 1", "version 2"),
             ("[vm]\nmemry_mib = 5", "memry_mib"),
             ("[vm]\nmemory_mib = 5", "vm.memory_mib is 5"),
+            ("[vm]\ndisk_bandwidth_kib = 2000000000", "vm.disk_bandwidth_kib is 2000000000"),
+            ("[vm]\ndisk_iops = -1", "disk_iops"),
             ("[limits]\nmemory_overcommit = 0.0", "limits.memory_overcommit is 0"),
             ("[limits]\nmemory_overcommit = nan", "limits.memory_overcommit is NaN"),
             ("[limits]\nmemory_overcommit = 16.5", "limits.memory_overcommit is 16.5"),

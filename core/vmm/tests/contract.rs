@@ -42,6 +42,7 @@ fn place() -> Place {
             serial: "root".to_owned(),
             path: file("disk,d", &[0; 4096]),
             read_only: false,
+            limits: Default::default(),
         }],
         nics: Vec::new(),
         vsock_cid: None,

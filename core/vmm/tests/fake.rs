@@ -185,7 +185,12 @@ async fn its_root_grows_with_its_drive() {
     let mut fake = Fake::new(FakeBehaviour::default());
     let path = fake.paths.state.join("disk");
     std::fs::write(&path, [0; 4096]).unwrap();
-    fake.machine.drives.push(Drive { serial: "root".to_owned(), path, read_only: false });
+    fake.machine.drives.push(Drive {
+        serial: "root".to_owned(),
+        path,
+        read_only: false,
+        limits: Default::default(),
+    });
     let (_running, mut control) = fake.up().await;
     let grow = Request::GrowRoot { drive_bytes: 8192 };
     assert!(matches!(control.ask(&grow).await, Reply::Error { code, .. } if code == "root.grow"));

@@ -15,6 +15,7 @@ use vm_types::{
     VmPaths,
     machine::{Drive, MachineSpec, Nic},
     shim::ApiRequest,
+    vm::DiskLimits,
 };
 use vm_vmm::{FirecrackerDriver, Vmm, contract::tiny};
 
@@ -98,7 +99,9 @@ fn the_description_tells_right_from_wrong() {
 #[tokio::test]
 async fn a_machine_is_told_as_the_api_wants_it() {
     let place = Place::new();
-    let drive = |serial: &str, read_only| Drive { serial: serial.to_owned(), path: "/d".into(), read_only };
+    let limits = DiskLimits { bytes_per_second: Some(1 << 20), operations_per_second: Some(100) };
+    let drive =
+        |serial: &str, read_only| Drive { serial: serial.to_owned(), path: "/d".into(), read_only, limits };
     let machine = MachineSpec {
         vm: "0123456789ab".parse().unwrap(),
         cpus: 2,

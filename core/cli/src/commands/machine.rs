@@ -26,6 +26,12 @@ pub(crate) struct MachineArgs {
     /// Root disk, e.g. 10G
     #[arg(long, value_name = "SIZE", value_parser = size::disk_bytes)]
     pub(crate) disk: Option<u64>,
+    /// The most bytes it reads and writes on its root disk in a second, e.g. 100M, or unlimited
+    #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
+    pub(crate) disk_bandwidth: Option<u64>,
+    /// The most reads and writes on its root disk in a second, e.g. 500, or unlimited
+    #[arg(long, value_name = "N", value_parser = iops)]
+    pub(crate) disk_iops: Option<u64>,
     /// How the VM reaches the network
     #[arg(long, value_name = "MODE")]
     pub(crate) net: Option<Net>,
@@ -95,6 +101,8 @@ impl MachineArgs {
             cpus: self.cpus,
             memory_mib: self.memory,
             disk_bytes: self.disk,
+            disk_bytes_per_second: self.disk_bandwidth,
+            disk_operations_per_second: self.disk_iops,
             network: self.net.map(|net| match net {
                 Net::Nat => NetworkMode::Nat,
                 Net::None => NetworkMode::None,
@@ -111,6 +119,35 @@ impl MachineArgs {
             start,
         }
     }
+}
+
+/// How `--disk-bandwidth` and `--disk-iops` name no limit; 0 in requests.
+pub(crate) const UNLIMITED: &str = "unlimited";
+
+/// Bytes a second.
+pub(crate) fn bandwidth(text: &str) -> Result<u64, String> {
+    if text == UNLIMITED {
+        return Ok(0);
+    }
+    size::disk_bytes(text).map_err(|error| match error {
+        _ if text == "0" => nothing("0"),
+        size::SizeError::TooSmall(text) => nothing(&text),
+        error => error.to_string(),
+    })
+}
+
+/// Operations a second.
+pub(crate) fn iops(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        _ if text == UNLIMITED => Ok(0),
+        Ok(0) => Err(nothing(text)),
+        Ok(operations) => Ok(operations),
+        Err(_) => Err(format!("{text:?} is not a number; write for example 500, or {UNLIMITED}")),
+    }
+}
+
+fn nothing(text: &str) -> String {
+    format!("with {text} a disk could not be used at all; no limit is {UNLIMITED}")
 }
 
 pub(crate) fn label(text: &str) -> Result<(String, String), String> {

@@ -6,7 +6,7 @@ use clap::Args;
 use vm_api::{RestartPolicy, SetVm, VmChanged, VmInfo, rpc::VmClient};
 
 use super::{
-    machine::{Restart, label},
+    machine::{Restart, UNLIMITED, bandwidth, iops, label},
     show::policy,
 };
 use crate::{
@@ -21,8 +21,8 @@ use crate::{
 
 /// Change a VM
 ///
-/// Says what has changed. CPUs and memory of a VM that is up change with its next start; all else does at once. A disk only
-/// grows.
+/// Says what has changed. CPUs, memory and the disk's limits of a VM that is up change with its next start; all else does at
+/// once. A disk only grows.
 #[derive(Debug, Args)]
 pub(crate) struct SetArgs {
     /// Name or id
@@ -36,6 +36,12 @@ pub(crate) struct SetArgs {
     /// Root disk, e.g. 20G
     #[arg(long, value_name = "SIZE", value_parser = size::disk_bytes)]
     disk: Option<u64>,
+    /// The most bytes it reads and writes on its root disk in a second, e.g. 100M, or unlimited
+    #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
+    disk_bandwidth: Option<u64>,
+    /// The most reads and writes on its root disk in a second, e.g. 500, or unlimited
+    #[arg(long, value_name = "N", value_parser = iops)]
+    disk_iops: Option<u64>,
     /// Label to add or replace; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
@@ -84,6 +90,8 @@ impl SetArgs {
             cpus: self.cpus,
             memory_mib: self.memory,
             disk_bytes: self.disk,
+            disk_bytes_per_second: self.disk_bandwidth,
+            disk_operations_per_second: self.disk_iops,
             labels,
             restart: self.restart.map(RestartPolicy::from),
             ttl_seconds: self.ttl,
@@ -92,8 +100,8 @@ impl SetArgs {
         if params == SetVm::default() {
             return Err(CliError::Usage {
                 message: "nothing to change is given".to_owned(),
-                hint: "give one of --cpus, --memory, --disk, --label, --unlabel, --restart, --ttl, --idle-stop; \
-                       `vm show` tells how it is"
+                hint: "give one of --cpus, --memory, --disk, --disk-bandwidth, --disk-iops, --label, --unlabel, --restart, \
+                       --ttl, --idle-stop; `vm show` tells how it is"
                     .to_owned(),
             });
         }
@@ -110,12 +118,27 @@ fn text(before: &VmInfo, changed: &VmChanged) -> String {
     };
     let size = |mib: u64| human(mib << 20);
     let idle = |seconds: Option<u64>| seconds.map_or_else(|| "never".to_owned(), duration::human);
+    let unlimited = || UNLIMITED.to_owned();
+    let speed = |limit: Option<u64>| limit.map_or_else(unlimited, |bytes| format!("{}/s", human(bytes)));
+    let number = |limit: Option<u64>| limit.map_or_else(unlimited, |limit| limit.to_string());
     let expires = (before.expires_at != after.expires_at)
         .then(|| after.expires_at.map_or_else(|| "never".to_owned(), until));
     let mut text = facts([
         ("cpus", line("cpus", before.cpus.to_string(), after.cpus.to_string())),
         ("memory", line("memory", size(before.memory_mib), size(after.memory_mib))),
         ("disk", line("disk", human(before.disk_bytes), human(after.disk_bytes))),
+        (
+            "disk bandwidth",
+            line("disk-bandwidth", speed(before.disk_bytes_per_second), speed(after.disk_bytes_per_second)),
+        ),
+        (
+            "disk iops",
+            line(
+                "disk-iops",
+                number(before.disk_operations_per_second),
+                number(after.disk_operations_per_second),
+            ),
+        ),
         ("labels", labels(&before.labels, &after.labels)),
         ("restart", line("restart", policy(before.restart).to_owned(), policy(after.restart).to_owned())),
         ("expires", expires),

@@ -43,6 +43,7 @@ fn text(vm: &VmInfo) -> String {
         ("cpus", Some(vm.cpus.to_string())),
         ("memory", Some(human(vm.memory_mib << 20))),
         ("disk", Some(format!("{}, {} used", human(vm.disk_bytes), human(vm.disk_used_bytes)))),
+        ("disk limits", disk_limits(vm)),
         ("network", Some(network.to_owned())),
         ("address", vm.address.map(|address| address.to_string())),
         ("labels", (!labels.is_empty()).then(|| labels.join(", "))),
@@ -66,6 +67,13 @@ pub(crate) fn policy(policy: RestartPolicy) -> &'static str {
         RestartPolicy::OnFailure => "on-failure",
         RestartPolicy::Always => "always",
     }
+}
+
+fn disk_limits(vm: &VmInfo) -> Option<String> {
+    let bytes = vm.disk_bytes_per_second.map(|bytes| format!("{}/s", human(bytes)));
+    let operations = vm.disk_operations_per_second.map(|operations| format!("{operations} operations/s"));
+    let limits: Vec<_> = bytes.into_iter().chain(operations).collect();
+    (!limits.is_empty()).then(|| limits.join(", "))
 }
 
 fn needs_restart(vm: &VmInfo) -> Option<String> {

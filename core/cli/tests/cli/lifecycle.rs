@@ -23,6 +23,8 @@ pub(crate) fn vm(number: u8, name: &str) -> VmInfo {
         memory_mib: 1024,
         disk_bytes: 8 << 30,
         disk_used_bytes: 1 << 30,
+        disk_bytes_per_second: None,
+        disk_operations_per_second: None,
         network: NetworkMode::Nat,
         address: None,
         labels: BTreeMap::new(),
@@ -71,20 +73,31 @@ fn a_vm_is_made_with_its_policies() {
     let mut answers = answers(&[]);
     answers.ends.insert(("vm.create", "*"), End::Result(json!(vm(1, "web"))));
     let stub = Stub::new(&host, answers);
-    let line = "create --name web --restart on-failure --ttl 1h30m --idle-stop 30m";
+    let line = "create --name web --restart on-failure --ttl 1h30m --idle-stop 30m --disk-bandwidth 1.5M --disk-iops 500";
     assert_eq!(stdout(&host.run(line), 0), "web\n");
     let asked = &stub.asked_for("vm.create")[0][1];
     assert_eq!(asked["restart"], "on-failure");
     assert_eq!((&asked["ttl_seconds"], &asked["idle_stop_seconds"]), (&json!(5400), &json!(1800)));
+    let limits =
+        |asked: &Value| (asked["disk_bytes_per_second"].clone(), asked["disk_operations_per_second"].clone());
+    assert_eq!(limits(asked), (json!(3 << 19), json!(500)));
     stdout(&host.run("create"), 0);
     let asked = &stub.asked_for("vm.create")[1][1];
     assert_eq!((&asked["restart"], &asked["ttl_seconds"]), (&Value::Null, &Value::Null));
+    assert_eq!(limits(asked), (Value::Null, Value::Null));
+    stdout(&host.run("create --disk-bandwidth unlimited --disk-iops unlimited"), 0);
+    assert_eq!(limits(&stub.asked_for("vm.create")[2][1]), (json!(0), json!(0)));
 
     for (line, reason) in [
         ("create --ttl 0", "too short"),
         ("create --ttl 90", "write for example 90s"),
         ("run --idle-stop 30M -- true", "M is a month"),
         ("create --restart maybe", "on-failure"),
+        ("create --disk-bandwidth 0", "no limit is unlimited"),
+        ("run --disk-bandwidth 0M -- true", "no limit is unlimited"),
+        ("create --disk-bandwidth 100", "write for example 512M"),
+        ("create --disk-iops 0", "no limit is unlimited"),
+        ("create --disk-iops 5k", "write for example 500"),
     ] {
         let text = stderr(&host.run(line), 2);
         assert!(text.contains(reason), "{line}: {text}");
@@ -96,6 +109,7 @@ fn a_change_is_told_with_what_needs_a_restart() {
     let host = Host::new();
     let mut answers = answers(&["web"]);
     answers.vms[0].labels = BTreeMap::from([("old".to_owned(), "1".to_owned())]);
+    answers.vms[0].disk_operations_per_second = Some(500);
     let changed = VmChanged {
         vm: VmInfo {
             cpus: 4,
@@ -103,21 +117,24 @@ fn a_change_is_told_with_what_needs_a_restart() {
             labels: BTreeMap::from([("team".to_owned(), "core".to_owned())]),
             restart: RestartPolicy::Always,
             idle_stop_seconds: Some(1800),
+            disk_bytes_per_second: Some(100 << 20),
             ..vm(1, "web")
         },
-        needs_restart: vec!["cpus".to_owned()],
+        needs_restart: vec!["cpus".to_owned(), "disk-bandwidth".to_owned()],
     };
     answers.ends.insert(("vm.set", "web"), End::Result(json!(changed)));
     let stub = Stub::new(&host, answers);
     let line = "set web --cpus 4 --disk 20G --label team=core --unlabel old --restart always --idle-stop 30m \
-                --ttl never";
+                --ttl never --disk-bandwidth 100M --disk-iops unlimited";
     assert_eq!(
         stdout(&host.run(line), 0),
-        "cpus:      1 -> 4, after a restart\n\
-         disk:      8G -> 20G\n\
-         labels:    team=core, old removed\n\
-         restart:   no -> always\n\
-         idle stop: never -> 30m\n\
+        "cpus:           1 -> 4, after a restart\n\
+         disk:           8G -> 20G\n\
+         disk bandwidth: unlimited -> 100M/s, after a restart\n\
+         disk iops:      500 -> unlimited\n\
+         labels:         team=core, old removed\n\
+         restart:        no -> always\n\
+         idle stop:      never -> 30m\n\
          \n\
          web needs a restart: vm restart web\n"
     );
@@ -126,7 +143,8 @@ fn a_change_is_told_with_what_needs_a_restart() {
     assert_eq!(asked[0], "000000000001");
     let expected = json!({
         "cpus": 4, "memory_mib": null, "disk_bytes": 20_u64 << 30, "labels": {"team": "core", "old": null},
-        "restart": "always", "ttl_seconds": 0, "idle_stop_seconds": 1800,
+        "restart": "always", "ttl_seconds": 0, "idle_stop_seconds": 1800, "disk_bytes_per_second": 100 << 20,
+        "disk_operations_per_second": 0,
     });
     assert_eq!(asked[1], expected);
     let document = parse(stdout(&host.run("set web --cpus 4 --json"), 0).as_bytes());
@@ -236,6 +254,8 @@ fn listings_tell_the_policies() {
     answers.vms[0].state = VmState::Paused { pid: 7, since: 1_700_000_000 };
     answers.vms[0].needs_restart = vec!["cpus".to_owned(), "memory".to_owned()];
     answers.vms[0].restart = RestartPolicy::OnFailure;
+    answers.vms[0].disk_bytes_per_second = Some(3 << 19);
+    answers.vms[0].disk_operations_per_second = Some(500);
     answers.vms[0].idle_stop_seconds = Some(5400);
     answers.vms[1].expires_at = Some(1);
     let _stub = Stub::new(&host, answers);
@@ -247,6 +267,7 @@ fn listings_tell_the_policies() {
     for fact in [
         "paused, up since",
         "restart:       on-failure",
+        "disk limits:   1.5M/s, 500 operations/s",
         "expires:       in ",
         "idle stop:     after 1h 30m without a connection",
         "needs restart: for cpus, memory: vm restart a",
@@ -254,5 +275,6 @@ fn listings_tell_the_policies() {
         assert!(text.contains(fact), "{fact}: {text}");
     }
     let shown: VmInfo = serde_json::from_slice(&host.run("show a --json").stdout).unwrap();
-    assert_eq!(shown.idle_stop_seconds, Some(5400));
+    assert_eq!((shown.idle_stop_seconds, shown.disk_bytes_per_second), (Some(5400), Some(3 << 19)));
+    assert!(!stdout(&host.run("show b"), 0).contains("disk limits"));
 }

@@ -306,9 +306,13 @@ impl Engine {
             Err(_) => self.preferred_vmm(),
         };
         let driver = kind.or(record.spec.vmm).unwrap_or_else(former);
-        let (cpus, memory_mib) = machine
-            .map_or((record.spec.cpus, record.spec.memory_mib), |machine| (machine.cpus, machine.memory_mib));
-        let live = Live { shim, vmm, driver, since, cpus, memory_mib };
+        let spec = &record.spec;
+        let (cpus, memory_mib, disk_limits) =
+            machine.map_or((spec.cpus, spec.memory_mib, spec.disk_limits), |machine| {
+                let root = machine.drives.first();
+                (machine.cpus, machine.memory_mib, root.map(|drive| drive.limits).unwrap_or_default())
+            });
+        let live = Live { shim, vmm, driver, since, cpus, memory_mib, disk_limits };
         for entry in cell.scope.entries(ctx).await {
             match &entry.effect {
                 Effect::NameRecord { .. } => self.inner.host.names.add(&entry.effect),

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use vm_locks::{Ctx, Held, Lock, LockAfter, Unlocked, Vm};
 use vm_types::{
     Layout, OperationId, ProcessRef, VmId, VmName, VmPaths,
-    vm::{ExitStatus, VmRecord, VmState, VmmKind},
+    vm::{DiskLimits, ExitStatus, VmRecord, VmState, VmmKind},
 };
 
 use super::state::{Request, Verdict};
@@ -53,6 +53,8 @@ pub struct Live {
     pub cpus: u32,
     /// Memory it was started with, MiB.
     pub memory_mib: u64,
+    /// How fast it was started to use its root disk at most.
+    pub disk_limits: DiskLimits,
 }
 
 /// Whether a VMM runs.
@@ -96,7 +98,13 @@ impl Shared {
     fn needs_restart(&self) -> Vec<String> {
         let Power::On { live, .. } = &self.power else { return Vec::new() };
         let spec = &self.record.spec;
-        let changed = [("cpus", live.cpus != spec.cpus), ("memory", live.memory_mib != spec.memory_mib)];
+        let (had, has) = (live.disk_limits, spec.disk_limits);
+        let changed = [
+            ("cpus", live.cpus != spec.cpus),
+            ("memory", live.memory_mib != spec.memory_mib),
+            ("disk-bandwidth", had.bytes_per_second != has.bytes_per_second),
+            ("disk-iops", had.operations_per_second != has.operations_per_second),
+        ];
         changed.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned()).collect()
     }
 }

@@ -12,6 +12,7 @@ use vm_types::{
 use super::{
     cell::{Activity, Admitted, Cell},
     create::{check_shape, check_times},
+    disk_limits::LimitsRequest,
     guest::ROOT_SERIAL,
     now, start,
     state::Request,
@@ -33,6 +34,8 @@ pub struct SetRequest {
     pub memory_mib: Option<u64>,
     /// Bytes; only ever more.
     pub disk_bytes: Option<u64>,
+    /// Of the root disk; a running VM has them after its next start.
+    pub disk_limits: LimitsRequest,
     /// `None` removes a label.
     pub labels: BTreeMap<String, Option<String>>,
     /// See there.
@@ -52,6 +55,7 @@ impl SetRequest {
         if let Some(memory_mib) = self.memory_mib {
             spec.memory_mib = memory_mib;
         }
+        spec.disk_limits = self.disk_limits.over(spec.disk_limits);
         for (label, value) in &self.labels {
             match value {
                 Some(value) => drop(spec.labels.insert(label.clone(), value.clone())),
@@ -84,6 +88,8 @@ fn differences(before: &VmSpec, after: &VmSpec) -> Vec<&'static str> {
         ("cpus", before.cpus != after.cpus),
         ("memory", before.memory_mib != after.memory_mib),
         ("disk", before.disk_bytes != after.disk_bytes),
+        ("disk-bandwidth", before.disk_limits.bytes_per_second != after.disk_limits.bytes_per_second),
+        ("disk-iops", before.disk_limits.operations_per_second != after.disk_limits.operations_per_second),
         ("labels", before.labels != after.labels),
         ("restart", before.restart != after.restart),
         ("ttl", before.expires_at != after.expires_at),
@@ -102,6 +108,7 @@ impl Engine {
     pub fn set(&self, cell: Arc<Cell>, request: SetRequest) -> Result<OperationId, EngineError> {
         check_shape(request.cpus, request.memory_mib, request.disk_bytes)?;
         check_times([request.ttl_seconds, request.idle_stop_seconds])?;
+        request.disk_limits.check()?;
         let has = cell.with_record(|record| record.spec.disk_bytes);
         if let Some(wanted) = request.disk_bytes.filter(|wanted| *wanted < has) {
             return Err(EngineError::InvalidArgument {

@@ -14,6 +14,7 @@ use vm_types::{
 
 use super::{
     cell::{Activity, Cell, Reserved},
+    disk_limits::LimitsRequest,
     now,
 };
 use crate::{Engine, EngineError, admission::Reservation, journal::Phase, keys, ops::OpContext};
@@ -33,6 +34,8 @@ pub struct CreateRequest {
     pub memory_mib: Option<u64>,
     /// Bytes.
     pub disk_bytes: Option<u64>,
+    /// Of the root disk.
+    pub disk_limits: LimitsRequest,
     /// NAT if absent.
     pub network: Option<NetworkMode>,
     /// Free-form.
@@ -183,6 +186,7 @@ impl Engine {
             cpus: request.cpus.unwrap_or(settings.default_cpus),
             memory_mib: request.memory_mib.unwrap_or(settings.default_memory_mib),
             disk_bytes,
+            disk_limits: request.disk_limits.over(settings.default_disk_limits),
             network: request.network.unwrap_or_default(),
             labels: request.labels,
             owner: request.owner,
@@ -313,7 +317,8 @@ fn fresh_id() -> Result<VmId, EngineError> {
 
 fn check(request: &CreateRequest) -> Result<(), EngineError> {
     check_shape(request.cpus, request.memory_mib, request.disk_bytes)?;
-    check_times([request.ttl_seconds, request.idle_stop_seconds])
+    check_times([request.ttl_seconds, request.idle_stop_seconds])?;
+    request.disk_limits.check()
 }
 
 /// Bounds of times in seconds.

@@ -183,7 +183,15 @@ async fn journaled(cell: &Cell) -> Vec<String> {
 /// This process, which does not end before the test does.
 fn live() -> Live {
     let own = vm_host::process::identify(std::process::id()).unwrap();
-    Live { shim: own, vmm: own, driver: VmmKind::Fake, since: 0, cpus: 1, memory_mib: 128 }
+    Live {
+        shim: own,
+        vmm: own,
+        driver: VmmKind::Fake,
+        since: 0,
+        cpus: 1,
+        memory_mib: 128,
+        disk_limits: Default::default(),
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use vm_types::{
     guest::config::{GuestConfig, GuestFile, HostsEntry, Mount, Unit},
     machine::{Drive, MachineSpec, Nic},
     plan::{Content, GuestPart, HostEffect, Lifetime, MachinePart, RefName},
+    vm::DiskLimits,
 };
 
 use super::{
@@ -340,7 +341,13 @@ impl Engine {
                             hint: "a drive's source is a disk or file of the same plugin, by its name".into(),
                         });
                     }
-                    extras.drives.push(Drive { serial: serial.clone(), path, read_only: *read_only });
+                    extras.drives.push(Drive {
+                        serial: serial.clone(),
+                        path,
+                        read_only: *read_only,
+                        // What the operator limits is the VM's own disk.
+                        limits: DiskLimits::default(),
+                    });
                 }
                 MachinePart::Nic { name } => {
                     if cell.with_record(|record| record.address.is_none()) {

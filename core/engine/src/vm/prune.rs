@@ -168,6 +168,7 @@ mod tests {
             cpus: 1,
             memory_mib: 512,
             disk_bytes: 1 << 30,
+            disk_limits: Default::default(),
             network: NetworkMode::None,
             labels: labels.iter().map(|(label, value)| ((*label).into(), (*value).into())).collect(),
             owner: None,

@@ -216,7 +216,7 @@ impl Placed {
             machine.kernel =
                 vm_image::kernel::vmlinux(&engine.inner.layout.kernel(&record.spec.kernel)).await?;
         }
-        let (cpus, memory_mib) = (machine.cpus, machine.memory_mib);
+        let (cpus, memory_mib, disk_limits) = (machine.cpus, machine.memory_mib, record.spec.disk_limits);
         let mut launch = driver.plan(&machine, &paths).await?;
         if let Some(jail) = &mut launch.jail {
             engine.limit(ctx, cell, jail, &machine).await?;
@@ -241,7 +241,7 @@ impl Placed {
         let Handle::Processes { shim, vmm, .. } = cell.scope.apply(ctx, shim, Phase::Start).await? else {
             return Err(EngineError::Panicked { detail: "a started shim has no processes".into() });
         };
-        let live = Live { shim, vmm, driver: driver.kind(), since: now(), cpus, memory_mib };
+        let live = Live { shim, vmm, driver: driver.kind(), since: now(), cpus, memory_mib, disk_limits };
         Ok(Launched { live, _memory: memory })
     }
 }
@@ -309,7 +309,12 @@ impl Engine {
             kernel: self.inner.layout.kernel(&record.spec.kernel).join("vmlinuz"),
             initramfs: paths.initramfs(),
             kernel_args: Vec::new(),
-            drives: vec![Drive { serial: ROOT_SERIAL.into(), path: disk, read_only: false }],
+            drives: vec![Drive {
+                serial: ROOT_SERIAL.into(),
+                path: disk,
+                read_only: false,
+                limits: record.spec.disk_limits,
+            }],
             nics,
             vsock_cid: None,
         }

@@ -18,6 +18,7 @@ use vm_api::{
 use vm_engine::{
     Engine, EngineError,
     vm::{
+        LimitsRequest,
         cell::{Cell, View},
         change::SetRequest,
         create::CreateRequest,
@@ -60,6 +61,8 @@ pub(super) fn shown(engine: &Engine, view: View, disk_used_bytes: u64) -> VmInfo
         memory_mib: record.spec.memory_mib,
         disk_bytes: record.spec.disk_bytes,
         disk_used_bytes,
+        disk_bytes_per_second: record.spec.disk_limits.bytes_per_second,
+        disk_operations_per_second: record.spec.disk_limits.operations_per_second,
         network: record.spec.network,
         address: record.address,
         labels: record.spec.labels,
@@ -140,6 +143,10 @@ impl VmServer for Context {
             cpus: params.cpus,
             memory_mib: params.memory_mib,
             disk_bytes: params.disk_bytes,
+            disk_limits: LimitsRequest {
+                bytes_per_second: params.disk_bytes_per_second,
+                operations_per_second: params.disk_operations_per_second,
+            },
             labels: params.labels,
             restart: params.restart,
             ttl_seconds: params.ttl_seconds,
@@ -264,6 +271,10 @@ fn create_request(params: CreateVm, owner: Option<Owner>) -> CreateRequest {
         cpus: params.cpus,
         memory_mib: params.memory_mib,
         disk_bytes: params.disk_bytes,
+        disk_limits: LimitsRequest {
+            bytes_per_second: params.disk_bytes_per_second,
+            operations_per_second: params.disk_operations_per_second,
+        },
         network: params.network,
         labels: params.labels,
         owner,

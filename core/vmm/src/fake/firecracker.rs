@@ -246,6 +246,7 @@ fn drive(body: &Value) -> Option<Drive> {
         serial: body["drive_id"].as_str()?.to_owned(),
         path: body["path_on_host"].as_str()?.into(),
         read_only: body["is_read_only"] == true,
+        limits: vm_types::vm::DiskLimits::default(),
     })
 }
 

@@ -9,7 +9,7 @@ use vm_types::{
     guest::kernel_args,
     machine::{Drive, MachineSpec, Nic},
     shim::{ApiRequest, LastWords, Paused, Setup},
-    vm::VmmKind,
+    vm::{DiskLimits, VmmKind},
 };
 
 use super::Version;
@@ -22,6 +22,9 @@ use crate::{
 const CPUS_MAX: u32 = 32;
 /// The guest's context id (vsock(7)): the first one that is free. It means something to this VM's own socket only.
 const GUEST_CID: u32 = 3;
+
+/// The most bytes that Linux puts into one request to a disk, until 6.14 (`BLK_DEF_MAX_SECTORS`).
+const LARGEST_REQUEST: u64 = 1280 << 10;
 
 /// What every guest's kernel is told, as QEMU's are, and what this machine needs besides.
 const KERNEL_ARGUMENTS: &[&str] = &[
@@ -140,18 +143,40 @@ fn kernel_command_line(machine: &MachineSpec, version: Version) -> Result<String
 fn add_drive(drive: &Drive) -> Result<ApiRequest, VmmError> {
     checks::serial(&drive.serial)?;
     let id = drive_id(&drive.serial);
-    Ok(put(
-        &format!("/drives/{id}"),
-        json!({
-            "drive_id": id,
-            "path_on_host": text("drive path", &drive.path)?,
-            "is_read_only": drive.read_only,
-            // Only for kernels that mount their root themselves; it would go before the others.
-            "is_root_device": false,
-            // A guest's flush reaches the host's disk.
-            "cache_type": "Writeback",
-        }),
-    ))
+    let mut body = json!({
+        "drive_id": id,
+        "path_on_host": text("drive path", &drive.path)?,
+        "is_read_only": drive.read_only,
+        // Only for kernels that mount their root themselves; it would go before the others.
+        "is_root_device": false,
+        // A guest's flush reaches the host's disk.
+        "cache_type": "Writeback",
+    });
+    if let Some(limiter) = rate_limiter(drive.limits) {
+        body["rate_limiter"] = limiter;
+    }
+    Ok(put(&format!("/drives/{id}"), body))
+}
+
+/// The limits as token buckets, which begin full.
+fn rate_limiter(limits: DiskLimits) -> Option<Value> {
+    let buckets = [
+        ("bandwidth", limits.bytes_per_second.map(|limit| bucket(limit, LARGEST_REQUEST))),
+        ("ops", limits.operations_per_second.map(|limit| bucket(limit, 1))),
+    ];
+    let limiter: serde_json::Map<_, _> =
+        buckets.into_iter().filter_map(|(name, bucket)| Some((name.to_owned(), bucket?))).collect();
+    (!limiter.is_empty()).then_some(Value::Object(limiter))
+}
+
+/// A bucket that lets `limit` tokens through in a second. It holds a second's worth: a drive that has been held up is looked at again only
+/// each 100 ms, and what refills meanwhile beyond the bucket's size is lost, so that with less the guest would not get all of its limit. And
+/// in so long a time each limit refills a whole number of tokens. A bucket that cannot hold one request lets it through all the
+/// same and has it paid for afterwards, but Firecracker logs that as an error each time; so it holds at least that.
+fn bucket(limit: u64, least: u64) -> Value {
+    let size = limit.max(least);
+    let milliseconds = u128::from(size) * 1000 / u128::from(limit.max(1));
+    json!({"size": size, "refill_time": u64::try_from(milliseconds).unwrap_or(u64::MAX)})
 }
 
 fn add_nic(number: usize, nic: &Nic) -> Result<ApiRequest, VmmError> {
@@ -171,6 +196,10 @@ fn put(path: &str, body: Value) -> ApiRequest {
 mod tests {
     use super::*;
 
+    fn drive(serial: &str, path: &str, read_only: bool) -> Drive {
+        Drive { serial: serial.to_owned(), path: path.into(), read_only, limits: DiskLimits::default() }
+    }
+
     fn machine() -> MachineSpec {
         MachineSpec {
             vm: "0123456789ab".parse().unwrap(),
@@ -179,10 +208,7 @@ mod tests {
             kernel: "/k/vmlinux".into(),
             initramfs: "/r/initramfs.cpio".into(),
             kernel_args: vec!["systemd.show_status=0".to_owned()],
-            drives: vec![
-                Drive { serial: "root".to_owned(), path: "/s/disk.raw".into(), read_only: false },
-                Drive { serial: "my-data.1".to_owned(), path: "/s/data".into(), read_only: true },
-            ],
+            drives: vec![drive("root", "/s/disk.raw", false), drive("my-data.1", "/s/data", true)],
             nics: vec![Nic { tap: "vt3f2a0001".to_owned(), mac: "02:00:00:00:00:01".to_owned() }],
             vsock_cid: None,
         }
@@ -209,6 +235,27 @@ mod tests {
             "{line}"
         );
         assert!(line.ends_with(" systemd.show_status=0"), "the caller's arguments win: {line}");
+    }
+
+    #[test]
+    fn a_limited_drive_has_buckets_that_refill_by_its_limits() {
+        let limiter = |bytes_per_second, operations_per_second| {
+            let mut machine = machine();
+            machine.drives[0].limits = DiskLimits { bytes_per_second, operations_per_second };
+            let setup = setup(&machine, &paths(), Version(1, 13, 2)).unwrap();
+            assert!(body(&setup, "/drives/my_2ddata_2e1").get("rate_limiter").is_none());
+            body(&setup, "/drives/root").get("rate_limiter").cloned()
+        };
+        assert_eq!(limiter(None, None), None);
+        let ops = |size, refill_time| json!({"ops": {"size": size, "refill_time": refill_time}});
+        assert_eq!(limiter(None, Some(1)), Some(ops(1, 1000)));
+        assert_eq!(limiter(None, Some(15)), Some(ops(15, 1000)));
+        let both = limiter(Some(100 << 20), Some(500)).unwrap();
+        assert_eq!(both["bandwidth"], json!({"size": 100 << 20, "refill_time": 1000}));
+        assert_eq!(both["ops"]["size"], 500);
+        // A bucket holds a request, and refills so much more slowly.
+        let small = limiter(Some(64 << 10), None).unwrap();
+        assert_eq!(small, json!({"bandwidth": {"size": 1280 << 10, "refill_time": 20_000}}));
     }
 
     #[test]

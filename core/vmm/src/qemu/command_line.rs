@@ -10,6 +10,7 @@ use vm_types::{
     guest::CHANNEL_PORT,
     machine::{Drive, MachineSpec, Nic},
     shim::{FIRST_INHERITED, Inherited},
+    vm::DiskLimits,
 };
 
 use super::VHOST_NET;
@@ -136,7 +137,7 @@ fn kernel_command_line(machine: &MachineSpec, accelerator: Accelerator) -> Resul
 }
 
 fn add_drive(line: &mut CommandLine, drive: &Drive) -> Result<(), VmmError> {
-    let Drive { serial, path, read_only } = drive;
+    let Drive { serial, path, read_only, limits } = drive;
     checks::serial(serial)?;
     let path = escape(&text("drive path", path)?);
     // Through the host's page cache, because VMs share base data; flushes are honoured. Few and noisy runs under TCG showed no
@@ -147,11 +148,20 @@ fn add_drive(line: &mut CommandLine, drive: &Drive) -> Result<(), VmmError> {
         "-drive",
         format!(
             "if=none,id={id},file={path},format=raw,readonly={read_only},\
-             cache=writeback,aio=threads,discard=unmap,detect-zeroes=off"
+             cache=writeback,aio=threads,discard=unmap,detect-zeroes=off{}",
+            throttling(*limits)
         ),
     );
     line.option("-device", format!("virtio-blk-pci,drive={id},serial={serial},disable-legacy=on"));
     Ok(())
+}
+
+/// The part of a drive that limits it. QEMU evens out what comes in by tenths of a second
+/// (<https://github.com/qemu/qemu/blob/master/docs/throttle.txt>).
+fn throttling(limits: DiskLimits) -> String {
+    let DiskLimits { bytes_per_second, operations_per_second } = limits;
+    let limits = [("bps-total", bytes_per_second), ("iops-total", operations_per_second)];
+    limits.iter().filter_map(|(key, limit)| Some(format!(",throttling.{key}={}", (*limit)?))).collect()
 }
 
 fn add_nic(line: &mut CommandLine, number: usize, nic: &Nic, host: Host) -> Result<(), VmmError> {
@@ -223,6 +233,10 @@ mod tests {
 
     use super::*;
 
+    fn drive(serial: &str, path: &str, read_only: bool) -> Drive {
+        Drive { serial: serial.to_owned(), path: path.into(), read_only, limits: DiskLimits::default() }
+    }
+
     fn machine() -> MachineSpec {
         MachineSpec {
             vm: "0123456789ab".parse().unwrap(),
@@ -231,7 +245,7 @@ mod tests {
             kernel: "/k/vmlinuz".into(),
             initramfs: "/r/initramfs.cpio".into(),
             kernel_args: vec!["systemd.show_status=0".to_owned()],
-            drives: vec![Drive { serial: "root".to_owned(), path: "/s,x/disk.raw".into(), read_only: false }],
+            drives: vec![drive("root", "/s,x/disk.raw", false)],
             nics: vec![Nic { tap: "vt3f2a0001".to_owned(), mac: "02:00:00:00:00:01".to_owned() }],
             vsock_cid: None,
         }
@@ -319,11 +333,29 @@ mod tests {
     #[test]
     fn a_read_only_drive_cannot_be_written() {
         let mut machine = machine();
-        machine.drives.push(Drive { serial: "data".to_owned(), path: "/d".into(), read_only: true });
+        machine.drives.push(drive("data", "/d", true));
         let line = args(&machine, Accelerator::Tcg);
         let drives = values(&line, "-drive");
         assert!(drives[0].contains("readonly=off") && drives[1].contains("readonly=on"), "{drives:?}");
         assert!(drives[1].contains("id=drive-data"), "{drives:?}");
+    }
+
+    #[test]
+    fn a_limited_drive_is_throttled_and_no_other() {
+        let mut machine = machine();
+        machine.drives.push(drive("data", "/d", false));
+        let limited = |bytes_per_second, operations_per_second| {
+            let mut machine = machine.clone();
+            machine.drives[0].limits = DiskLimits { bytes_per_second, operations_per_second };
+            let line = args(&machine, Accelerator::Tcg);
+            values(&line, "-drive").into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let drives = limited(Some(1 << 20), Some(500));
+        assert!(drives[0].ends_with(",throttling.bps-total=1048576,throttling.iops-total=500"), "{drives:?}");
+        assert!(!drives[1].contains("throttling"), "{drives:?}");
+        assert!(limited(None, Some(7))[0].ends_with("=off,throttling.iops-total=7"));
+        assert!(limited(Some(4096), None)[0].ends_with("=off,throttling.bps-total=4096"));
+        assert!(!limited(None, None)[0].contains("throttling"));
     }
 
     #[test]

@@ -173,6 +173,7 @@ mod tests {
             serial: "x".to_owned(),
             path: path.into(),
             read_only,
+            limits: Default::default(),
         };
         let machine = MachineSpec {
             vm: "000000000001".parse().unwrap(),
