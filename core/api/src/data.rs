@@ -171,6 +171,11 @@ pub struct VmInfo {
     pub created_at: u64,
     /// Name of the VMM.
     pub vmm: String,
+    /// What its VMM counts, in the VMM's own terms; only of one VM that is asked for and is up, and where the VMM tells. Firecracker tells
+    /// once a minute, with most of its counters as they have grown since the time before
+    /// (<https://github.com/firecracker-microvm/firecracker/blob/main/docs/metrics.md>).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm_metrics: Option<serde_json::Value>,
 }
 
 /// A VM with its JSON, for a daemon that lists the same VM again and again.

@@ -16,7 +16,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::time::timeout;
 
 /// No answer we ask for comes near it; a process that a guest has taken over could send without end.
 const BODY_LIMIT: usize = 1 << 20;
@@ -99,7 +99,7 @@ impl HttpClient {
     pub async fn connect(socket: &Path, limit: Duration) -> Result<Self, HttpError> {
         let failed = |source| HttpError::Connect { socket: socket.to_owned(), source };
         let connecting = async {
-            let stream = UnixStream::connect(socket).await.map_err(failed)?;
+            let stream = crate::socket::connect(socket).await.map_err(failed)?;
             handshake(TokioIo::new(stream)).await.map_err(|error| failed(io::Error::other(error)))
         };
         let (sender, connection) = timeout(limit, connecting)

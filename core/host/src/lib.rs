@@ -1,5 +1,6 @@
 //! Seams to the host that several crates share: commands ([`run`]), processes that cannot be
-//! mistaken for others ([`process`]), files that are whole or absent ([`files`]) and HTTP over Unix sockets (`http`).
+//! mistaken for others ([`process`]), files that are whole or absent ([`files`]), Unix sockets that are no links ([`socket`]) and HTTP over
+//! them (`http`).
 //!
 //! It decides nothing and keeps no state.
 
@@ -9,6 +10,7 @@ pub mod files;
 pub mod http;
 pub mod process;
 pub mod run;
+pub mod socket;
 
 #[cfg(feature = "http")]
 pub use http::{HttpClient, HttpError};

@@ -25,7 +25,8 @@ use crate::{error::ShimError, identity, lines, log};
 
 /// How long a shim may take to answer a request; it does nothing that takes time.
 const ANSWER: Duration = Duration::from_secs(10);
-const LINE_LIMIT: usize = 64 * 1024;
+/// A VMM's metrics are the longest part of an answer.
+const LINE_LIMIT: usize = 1 << 20;
 const STDERR_LIMIT: u64 = 4 * 1024;
 
 /// Variables by which a service manager knows its service; they are the daemon's and not a VM's.
@@ -54,6 +55,8 @@ pub struct ShimStatus {
     /// Since when nobody has been connected to `ssh.sock` or `console.sock`, from the VMM's start on, in seconds since the
     /// Unix epoch. `None` while somebody is, and from a shim that is too old to tell: neither is idle.
     pub idle_since: Option<u64>,
+    /// What the VMM has told last of its counters, in its own terms; `None` of one that tells nothing.
+    pub vmm_metrics: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -151,6 +154,7 @@ pub async fn status(paths: &VmPaths) -> Result<ShimStatus, ShimError> {
             ssh_idle_since,
             console_connections,
             idle_since,
+            vmm_metrics,
         }) => Ok(ShimStatus {
             vm,
             shim,
@@ -161,6 +165,7 @@ pub async fn status(paths: &VmPaths) -> Result<ShimStatus, ShimError> {
             ssh_idle_since,
             console_connections,
             idle_since,
+            vmm_metrics,
         }),
         Some(other) => Err(unexpected(paths, &other)),
         // It ended between taking the request and answering it.

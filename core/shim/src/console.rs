@@ -12,7 +12,7 @@ use tokio::{
     sync::{broadcast, mpsc},
 };
 
-use crate::{log::BoundedLog, sockets::wait_hang_up, words::Listener};
+use crate::{log::SharedLog, sockets::wait_hang_up, words::Listener};
 
 /// Bytes read at once.
 const CHUNK: usize = 8 * 1024;
@@ -98,7 +98,7 @@ async fn type_in(mut stdin: ChildStdin, mut typed: mpsc::Receiver<Vec<u8>>) {
 /// Reads `source` to its end into `log` and, for a console, to its clients and whoever listens for its guest's last words.
 pub(crate) async fn drain<R: AsyncRead + Unpin>(
     mut source: R,
-    mut log: BoundedLog,
+    log: SharedLog,
     clients: Option<broadcast::Sender<Chunk>>,
     mut listener: Option<Listener>,
 ) {

@@ -73,6 +73,14 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The directory in which the VMM makes its sockets could not be made.
+    #[error("could not make the VMM's directory {}", path.display())]
+    OwnDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A tap could not be attached to.
     #[error("could not attach to the tap {name}")]
     Tap {
@@ -134,7 +142,11 @@ impl StartError {
                 Some(format!("install {} or configure where it is; see `vm doctor`", program.display()))
             }
             Self::Spawn { .. } => Some("see `vm doctor`".into()),
-            Self::Lock { .. } | Self::CreateLog { .. } | Self::Socket { .. } | Self::RemoveRecord { .. } => {
+            Self::Lock { .. }
+            | Self::CreateLog { .. }
+            | Self::Socket { .. }
+            | Self::RemoveRecord { .. }
+            | Self::OwnDir { .. } => {
                 Some("check that the directory exists, is writable by vmd and has free space".into())
             }
             Self::Configure { source: HttpError::Refused { .. } } => {

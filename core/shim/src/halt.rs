@@ -12,7 +12,6 @@ use std::{
 use nix::{sys::time::TimeValLike, unistd::Pid};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
@@ -68,7 +67,7 @@ async fn is_dead(endpoint: &ChannelEndpoint, vmm: u32, patience: Duration) -> io
     let (since, before) = (Instant::now(), processor_time(vmm)?);
     match endpoint {
         ChannelEndpoint::Vsock { socket, .. } => {
-            let mut stream = UnixStream::connect(socket).await?;
+            let mut stream = vm_host::socket::connect(socket).await?;
             stream.write_all(format!("CONNECT {DEAD_VSOCK_PORT}\n").as_bytes()).await?;
             if timeout(patience, stream.read_u8()).await.is_ok() {
                 return Ok(false);
@@ -90,7 +89,7 @@ fn processor_time(pid: u32) -> io::Result<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::UnixListener;
+    use tokio::net::{UnixListener, UnixStream};
 
     use super::*;
 

@@ -62,6 +62,7 @@ mod tests {
             setup: None,
             last_words: None,
             inherited: Vec::new(),
+            own_dir: None,
             jail: None,
         };
         let command = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();

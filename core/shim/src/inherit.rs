@@ -67,7 +67,7 @@ pub(crate) fn pass_on(descriptors: &[OwnedFd]) -> io::Result<()> {
 /// Attaches to a tap that is there, as QEMU does by itself: no packet information, and virtio's header before each frame
 /// (Linux, Documentation/networking/tuntap.rst).
 #[expect(unsafe_code, reason = "nix wraps no TUNSETIFF")]
-fn attach(name: &str) -> io::Result<File> {
+pub(crate) fn attach(name: &str) -> io::Result<File> {
     let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     // It would be made if it were not there, and go with the VMM unseen.
     nix::net::if_::if_nametoindex(name)?;

@@ -8,8 +8,13 @@
 //! ```
 //!
 //! A mode of its own, since hardly any of this may be done by a process that has forked and not yet run a program. What fails is
-//! told on a pipe that the exec closes ([`Report`]). The network namespace is empty: taps come as open descriptors. The pid
-//! namespace is the host's, because a process cannot leave its own.
+//! told on a pipe that the exec closes ([`Report`]). The network namespace is empty where taps come as open descriptors; a VMM that
+//! attaches to its taps itself stays in the host's, and its user owns them. The pid namespace is the host's, because a process cannot
+//! leave its own.
+//!
+//! Firecracker's own `jailer` is not used: it becomes another user without asking again to die with its parent, so that a
+//! killed shim would leave a Firecracker behind, and it makes control groups, directories and nodes that no journal knows of. What it
+//! does beside that, this does for every VMM.
 
 use std::{
     convert::Infallible,
@@ -27,6 +32,7 @@ use std::{
 };
 
 use nix::{
+    libc,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     sys::{
@@ -45,11 +51,9 @@ use crate::inherit;
 pub(crate) const REPORT: i32 = FIRST_INHERITED - 1;
 /// Room for the root's directories and device nodes.
 const ROOT_OPTIONS: &str = "mode=0755,size=1M,nr_inodes=4096";
-/// The namespaces of its own. Not the one of pids, which only a child would be in.
-const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
-    .union(CloneFlags::CLONE_NEWIPC)
-    .union(CloneFlags::CLONE_NEWUTS)
-    .union(CloneFlags::CLONE_NEWNET);
+/// The namespaces of its own, beside that of the network. Not the one of pids, which only a child would be in.
+const NAMESPACES: CloneFlags =
+    CloneFlags::CLONE_NEWNS.union(CloneFlags::CLONE_NEWIPC).union(CloneFlags::CLONE_NEWUTS);
 
 /// Why there is no jail.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +80,14 @@ pub enum JailError {
         /// Why.
         source: io::Error,
     },
+    /// A tap could not be given to the jail's user.
+    #[error("could not give the tap {name} to the VM's user")]
+    Tap {
+        /// The device.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
     /// A step with a file failed.
     #[error("could not {what} {}", path.display())]
     Place {
@@ -98,6 +110,9 @@ impl JailError {
             Self::Step { .. } => Some(
                 "run vmd as root with all capabilities, or set vmm.jail to \"off\"; see `vm doctor`".into(),
             ),
+            Self::Tap { .. } => {
+                Some("stop and start the VM, which makes its tap anew; see `vm doctor`".into())
+            }
             Self::Place { .. } => {
                 Some("see `vm doctor`; without a jail (vmm.jail = \"off\") the VMM sees all files".into())
             }
@@ -164,7 +179,7 @@ impl Report {
 /// The first step that the host does not allow.
 pub fn try_out(user: u32) -> Result<(), JailError> {
     let root = Path::new("/sys");
-    leave_namespaces()?;
+    leave_namespaces(false)?;
     mount_root(root)?;
     let device = Path::new("/dev/null");
     make_node(device, &root.join("null"), user)?;
@@ -184,7 +199,10 @@ fn become_vmm(spec_path: &Path) -> Result<Infallible, JailError> {
         // 0 is whoever writes it.
         fs::write(&processes, "0").map_err(place("join the control group", group))?;
     }
-    leave_namespaces()?;
+    for tap in &jail.taps {
+        give_tap(tap, jail.user).map_err(|source| JailError::Tap { name: tap.clone(), source })?;
+    }
+    leave_namespaces(jail.host_network)?;
     build_root(&spec, &jail)?;
     let shared = jail.files.iter().find(|file| file.access == JailAccess::Shared);
     let groups: Vec<_> = shared.map(|_| jail.shared_group).into_iter().collect();
@@ -199,8 +217,23 @@ fn place_spec(path: &Path) -> impl FnOnce(io::Error) -> JailError {
     move |source| JailError::Spec { path: path.to_owned(), source }
 }
 
-fn leave_namespaces() -> Result<(), JailError> {
-    unshare(NAMESPACES).map_err(step("leave the host's namespaces"))?;
+/// From then on only this user, or one who may configure the network, attaches to it. What it was set to before is of no matter, and what
+/// it is set to now not to the next jail.
+#[expect(unsafe_code, reason = "nix wraps no TUNSETOWNER")]
+fn give_tap(name: &str, user: u32) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let tap = inherit::attach(name)?;
+    // SAFETY: the descriptor is open, and TUNSETOWNER takes an integer.
+    let set = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOWNER, libc::c_ulong::from(user)) };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn leave_namespaces(host_network: bool) -> Result<(), JailError> {
+    let namespaces = match host_network {
+        true => NAMESPACES,
+        false => NAMESPACES | CloneFlags::CLONE_NEWNET,
+    };
+    unshare(namespaces).map_err(step("leave the host's namespaces"))?;
     // What is mounted from here on is nobody else's.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).map_err(step("make mounts private"))

@@ -6,7 +6,7 @@
 //!   │                │  ├─ stderr ──────── vmm.log(.1)
 //!   │                │  ├─ channel.sock ── guest's agent ─── ssh.sock, control.sock
 //!   │                │  ├─ events.sock ─── how the guest ended (or, without it, the console's last lines)
-//!   │                │  ├─ vmm.sock ────── the machine, for a VMM that takes it by requests
+//!   │                │  ├─ vmm/ ────────── sockets and pipes of a VMM that takes its machine by requests, and makes them itself
 //!   └─ shim.sock ────┘  └─ end of the VMM: exit.json, then the shim ends
 //! ```
 //!
@@ -32,6 +32,7 @@ mod inherit;
 mod lines;
 mod link;
 mod log;
+mod own_dir;
 mod prepare;
 mod setup;
 mod sockets;

@@ -53,7 +53,7 @@ pub(crate) async fn maintain(endpoint: ChannelEndpoint, session: watch::Sender<O
 }
 
 async fn shake_hands(endpoint: &ChannelEndpoint) -> Option<HostChannel> {
-    let mut carrier = UnixStream::connect(endpoint.socket()).await.ok()?;
+    let mut carrier = vm_host::socket::connect(endpoint.socket()).await.ok()?;
     let connect = async {
         if let ChannelEndpoint::Vsock { port, .. } = endpoint {
             reach(&mut carrier, *port).await?;

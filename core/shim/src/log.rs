@@ -7,7 +7,23 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
+
+/// A log that several write to, a chunk at a time.
+#[derive(Clone)]
+pub(crate) struct SharedLog(Arc<Mutex<BoundedLog>>);
+
+impl SharedLog {
+    pub(crate) fn new(log: BoundedLog) -> Self {
+        Self(Arc::new(Mutex::new(log)))
+    }
+
+    /// See [`BoundedLog::append`].
+    pub(crate) fn append(&self, bytes: &[u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).append(bytes);
+    }
+}
 
 /// The file with the older half of the log `path`.
 pub(crate) fn older(path: &Path) -> PathBuf {

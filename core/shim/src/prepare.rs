@@ -32,6 +32,7 @@ use crate::{
     error::StartError,
     inherit,
     jail::{self, Report},
+    own_dir,
 };
 
 /// Badness of the shim for the kernel's out-of-memory killer (proc_pid_oom_score_adj(5)): a few MiB of
@@ -157,6 +158,9 @@ pub(crate) fn tidy(spec: &ShimSpec) {
         if let Inherited::Listener { path } = inherited {
             let _ = fs::remove_file(path);
         }
+    }
+    if let Some(own) = &spec.launch.own_dir {
+        let _ = own_dir::remove(own);
     }
     if spec.launch.jail.is_some() {
         let _ = fs::remove_dir(jail::root(&spec.run_dir));

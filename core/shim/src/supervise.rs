@@ -31,7 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vm_channel::Service;
 use vm_types::{
     ProcessRef, VmId, VmPaths,
-    shim::{ExitRecord, GuestEnd, ShimFailed, ShimReply, ShimRequest, ShimSpec, ShimStarted},
+    shim::{ExitRecord, GuestEnd, ShimFailed, ShimReply, ShimRequest, ShimSpec, ShimStarted, Told},
 };
 
 use crate::{
@@ -40,7 +40,8 @@ use crate::{
     error::StartError,
     events, halt, lines,
     link::{self, Session},
-    log::BoundedLog,
+    log::{BoundedLog, SharedLog},
+    own_dir::{self, Metrics, Pipes},
     prepare, setup,
     sockets::Socket,
     words::Listener,
@@ -100,9 +101,10 @@ struct Prepared {
     spec: ShimSpec,
     spec_path: PathBuf,
     paths: VmPaths,
-    console_log: BoundedLog,
-    vmm_log: BoundedLog,
+    console_log: SharedLog,
+    vmm_log: SharedLog,
     sockets: Sockets,
+    pipes: Pipes,
     signals: Signals,
     /// Fields are dropped in order: this one after the sockets' files are gone.
     lock: Flock<File>,
@@ -136,7 +138,9 @@ impl Prepared {
         vm_host::files::remove_if_there(&record)
             .map_err(|source| StartError::RemoveRecord { path: record, source })?;
         let log = |path: PathBuf, bound| {
-            BoundedLog::create(path.clone(), bound).map_err(|source| StartError::CreateLog { path, source })
+            BoundedLog::create(path.clone(), bound)
+                .map(SharedLog::new)
+                .map_err(|source| StartError::CreateLog { path, source })
         };
         let console_log = log(paths.console_log(), spec.console_log_bytes)?;
         let vmm_log = log(paths.vmm_log(), VMM_LOG_BYTES)?;
@@ -154,11 +158,15 @@ impl Prepared {
             vm_host::files::remove_if_there(socket)
                 .map_err(|source| StartError::Socket { path: socket.to_owned(), source })?;
         }
-        Ok(Self { spec, spec_path, paths, console_log, vmm_log, sockets, signals, lock })
+        let user = launch.jail.as_ref().map(|jail| jail.user);
+        let pipes = launch.own_dir.as_ref().map(|own| own_dir::make(own, user)).transpose()?;
+        let pipes = pipes.unwrap_or_default();
+        Ok(Self { spec, spec_path, paths, console_log, vmm_log, sockets, pipes, signals, lock })
     }
 
     async fn start(self) -> Result<Running, StartError> {
-        let (mut child, vmm) = prepare::spawn(&self.spec_path, &self.spec.launch)?;
+        let spawned = prepare::spawn(&self.spec_path, &self.spec.launch);
+        let (mut child, vmm) = spawned.inspect_err(|_| prepare::tidy(&self.spec))?;
         let shim = vm_host::process::identify(std::process::id()).ok_or_else(|| StartError::Detach {
             what: "find the shim itself in /proc",
             source: io::ErrorKind::NotFound.into(),
@@ -173,16 +181,26 @@ impl Prepared {
             drains.push(tokio::spawn(console::drain(stdout, self.console_log, output, listener)));
         }
         if let Some(stderr) = child.stderr.take() {
-            drains.push(tokio::spawn(console::drain(stderr, self.vmm_log, None, None)));
+            drains.push(tokio::spawn(console::drain(stderr, self.vmm_log.clone(), None, None)));
+        }
+        let (over, metrics) = (CancellationToken::new(), Metrics::default());
+        for (what, pipe) in self.pipes {
+            let log = self.vmm_log.clone();
+            drains.push(match what {
+                Told::Log => tokio::spawn(own_dir::read(pipe, over.clone(), move |bytes| log.append(bytes))),
+                Told::Metrics => tokio::spawn(own_dir::read(pipe, over.clone(), metrics.taker())),
+            });
         }
         if let Some(setup) = &self.spec.launch.setup
             && let Err(error) = setup::configure(setup, &mut child).await
         {
             // The run directory is another's to use only when this VMM is gone.
             let _ = child.kill().await;
+            over.cancel();
             for drain in drains {
                 let _ = timeout(DRAIN, drain).await;
             }
+            prepare::tidy(&self.spec);
             return Err(error);
         }
         // A starter that is gone already has a successor that will find the sockets.
@@ -197,6 +215,8 @@ impl Prepared {
             about,
             console,
             drains,
+            over,
+            metrics,
             last_words,
             _lock: self.lock,
         })
@@ -222,6 +242,9 @@ struct Running {
     about: About,
     console: Console,
     drains: Vec<JoinHandle<()>>,
+    /// That the VMM has ended.
+    over: CancellationToken,
+    metrics: Metrics,
     /// Of a guest whose VMM tells nothing of its end.
     last_words: Option<watch::Receiver<Option<GuestEnd>>>,
     _lock: Flock<File>,
@@ -231,7 +254,7 @@ impl Running {
     async fn supervise(mut self) {
         let (session_sender, session) = watch::channel(None);
         let link = tokio::spawn(link::maintain(self.spec.launch.channel.clone(), session_sender));
-        let over = CancellationToken::new();
+        let over = self.over;
         let (guest_sender, guest) = watch::channel(None);
         let events = self.spec.launch.events.take().map(|socket| {
             let over = over.clone();
@@ -252,6 +275,7 @@ impl Running {
             about: self.about.clone(),
             session: session.clone(),
             activity: activity.clone(),
+            metrics: self.metrics,
             kill,
             ending: ending.clone(),
         };
@@ -350,6 +374,7 @@ struct Requests {
     about: About,
     session: Session,
     activity: Activity,
+    metrics: Metrics,
     kill: mpsc::Sender<oneshot::Sender<()>>,
     ending: CancellationToken,
 }
@@ -392,6 +417,7 @@ impl Requests {
                     ssh_idle_since: counts.ssh_idle_since,
                     console_connections: counts.console,
                     idle_since: counts.idle_since,
+                    vmm_metrics: self.metrics.last(),
                 }
             }
             ShimRequest::Kill => {

@@ -1,12 +1,16 @@
 //! VMMs that are locked in, and what they inherit.
 
-use std::{os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
 use tokio::{io::AsyncReadExt, net::UnixStream};
 use vm_host::process::{PidFd, alive};
 use vm_shim::{ShimError, client};
-use vm_types::shim::{Inherited, Jail, JailAccess, JailFile};
+use vm_types::shim::{ApiRequest, Inherited, Jail, JailAccess, JailFile, OwnDir, Setup, Told, VmmPipe};
 
 use super::{LIMIT, Vm, helper, in_time, until};
 
@@ -29,7 +33,8 @@ impl Vm {
         let files = libraries.map(|path| (path, JailAccess::System)).chain(files.iter().copied());
         let files = files.map(|(path, access)| JailFile { path: path.to_owned(), access }).collect();
         let (shared_group, overhead_mib) = (USER - 1, 0);
-        let jail = Jail { user: USER, shared_group, files, overhead_mib, cgroups: Vec::new() };
+        let (cgroups, taps) = (Vec::new(), Vec::new());
+        let jail = Jail { user: USER, shared_group, files, overhead_mib, cgroups, host_network: false, taps };
         self.planned(|launch| launch.jail = Some(jail))
     }
 
@@ -112,6 +117,95 @@ async fn a_vmm_that_is_locked_in_sees_its_own_files_and_can_do_nothing_else() {
     until("the shim's end", || (!alive(started.shim)).then_some(())).await;
     let left: Vec<_> = std::fs::read_dir(&vm.paths.run).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["shim.json"]);
+}
+
+#[tokio::test]
+async fn a_vmm_that_attaches_to_its_taps_itself_may_have_those_and_no_others() {
+    if !may_lock_in() {
+        return;
+    }
+    // Of this thread, and of what it starts. The test's other threads stay where they are.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    for (tap, user) in [("own0", None), ("other0", Some(USER + 1))] {
+        let user = user.map(|user: u32| user.to_string());
+        let mut ip = std::process::Command::new("ip");
+        ip.args(["tuntap", "add", "dev", tap, "mode", "tap"]);
+        ip.args(user.iter().flat_map(|user| ["user", user]));
+        assert!(ip.status().unwrap().success());
+    }
+    let tun = Path::new("/dev/net/tun");
+    let steps = ["tap=own0", "tap=other0", "tap=new0", "hang"];
+    let vm = Vm::new(&steps).locked_in(&[(tun, JailAccess::Device)]).planned(|launch| {
+        let jail = launch.jail.as_mut().unwrap();
+        (jail.host_network, jail.taps) = (true, vec!["own0".to_owned()]);
+    });
+    for _ in 0..2 {
+        let started = vm.start().await;
+        let denied = |tap| format!("tap {tap}: Err(PermissionDenied)");
+        assert_eq!(vm.lines(3).await, ["tap own0: Ok(())".to_owned(), denied("other0"), denied("new0")]);
+        let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).unwrap();
+        assert_eq!(of(&started.vmm.pid.to_string()), of("thread-self"));
+        client::kill(&vm.paths).await.unwrap();
+        until("the shim's end", || (!alive(started.shim)).then_some(())).await;
+    }
+    // A tap that is not there is not made.
+    let vm = vm.planned(|launch| launch.jail.as_mut().unwrap().taps.push("none0".to_owned()));
+    let launched = client::launch(&helper(), &vm.paths.shim_spec(), &vm.paths.run, LIMIT).await;
+    let Err(ShimError::Refused { error, hint }) = launched else { panic!("{launched:?}") };
+    assert!(error.contains("tap none0") && hint.is_some(), "{error}");
+}
+
+#[tokio::test]
+async fn a_vmm_makes_its_sockets_in_a_directory_of_its_own_and_tells_through_pipes() {
+    for locked_in in [false, true] {
+        if locked_in && !may_lock_in() {
+            return;
+        }
+        let mut vm = Vm::new(&[]);
+        let (own, api) = (vm.paths.vmm_dir(), vm.paths.api_sock());
+        let pipe = |name: &str, what| VmmPipe { path: own.join(name), what };
+        let pipes = vec![pipe("log", Told::Log), pipe("metrics", Told::Metrics)];
+        let steps = [
+            format!("pipe={} a warning", pipes[0].path.display()),
+            format!("pipe={} {{\"count\": 1}}", pipes[1].path.display()),
+            format!("pipe={} {{\"count\": 2}}", pipes[1].path.display()),
+            "stderr=and its stderr".to_owned(),
+            format!("api={} /refused", api.display()),
+            "hang".to_owned(),
+        ];
+        vm = vm.planned(|launch| {
+            launch.args.extend(steps);
+            launch.own_dir = Some(OwnDir { path: own.clone(), pipes });
+            let request = ApiRequest { method: "PUT".into(), path: "/actions".into(), body: true.into() };
+            launch.setup = Some(Setup { socket: api.clone(), requests: vec![request] });
+        });
+        if locked_in {
+            vm = vm.locked_in(&[(&own, JailAccess::Own)]);
+        }
+        // What a shim that was killed has left.
+        std::fs::create_dir(&own).unwrap();
+        std::fs::write(&api, "").unwrap();
+        let started = vm.start().await;
+        let about = std::fs::metadata(&api).unwrap();
+        assert_eq!(about.uid(), if locked_in { USER } else { nix::unistd::geteuid().as_raw() });
+        let above = std::fs::metadata(&own).unwrap();
+        assert_eq!((above.uid(), above.mode() & 0o777), (about.uid(), 0o700));
+        let told = async {
+            let last = Some(serde_json::json!({"count": 2}));
+            while client::status(&vm.paths).await.unwrap().vmm_metrics != last {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        in_time(told).await;
+        until("the log", || {
+            let log = std::fs::read_to_string(vm.paths.vmm_log()).unwrap();
+            (log.contains("a warning\n") && log.contains("and its stderr\n")).then_some(())
+        })
+        .await;
+        client::kill(&vm.paths).await.unwrap();
+        until("the shim's end", || (!alive(started.shim)).then_some(())).await;
+        assert!(!own.exists());
+    }
 }
 
 #[tokio::test]

@@ -81,6 +81,7 @@ impl Vm {
                 setup: None,
                 last_words: None,
                 inherited: Vec::new(),
+                own_dir: None,
                 jail: None,
             },
             vmm: None,

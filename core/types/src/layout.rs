@@ -112,7 +112,7 @@ impl Layout {
     }
     /// The longest socket path this layout makes, to be checked against [`SOCKET_PATH_MAX`].
     pub fn longest_socket(&self) -> PathBuf {
-        self.run.join("vms").join("0".repeat(12)).join("control.sock")
+        self.run.join("vms").join("0".repeat(12)).join("vmm").join("api.sock")
     }
 }
 
@@ -149,6 +149,18 @@ impl VmPaths {
     /// The VMM's own control socket (QMP).
     pub fn vmm_sock(&self) -> PathBuf {
         self.run.join("vmm.sock")
+    }
+    /// Directory of a VMM that makes its sockets itself, and may be locked in with it (see [`crate::shim::OwnDir`]).
+    pub fn vmm_dir(&self) -> PathBuf {
+        self.run.join("vmm")
+    }
+    /// Such a VMM's control socket.
+    pub fn api_sock(&self) -> PathBuf {
+        self.vmm_dir().join("api.sock")
+    }
+    /// The host's end of such a VMM's vsock device.
+    pub fn vsock_sock(&self) -> PathBuf {
+        self.vmm_dir().join("vsock")
     }
     /// Where the VMM tells its events (see [`crate::shim::LaunchPlan::events`]).
     pub fn events_sock(&self) -> PathBuf {
@@ -197,5 +209,33 @@ impl VmPaths {
     /// Both directories, state first.
     pub fn directories(&self) -> [&Path; 2] {
         [&self.state, &self.run]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_socket_has_a_longer_path_than_the_longest() {
+        let [run, state, config] = ["/r", "/s", "/c"].map(PathBuf::from);
+        let layout = Layout { run, state, config };
+        let longest = layout.longest_socket().as_os_str().len();
+        let vm = layout.vm(&"0123456789ab".parse().expect("it is an id"));
+        let sockets = [
+            vm.shim_sock(),
+            vm.ssh_sock(),
+            vm.control_sock(),
+            vm.console_sock(),
+            vm.channel_sock(),
+            vm.vmm_sock(),
+            vm.events_sock(),
+            vm.api_sock(),
+            vm.vsock_sock(),
+            layout.socket(),
+        ];
+        for socket in sockets {
+            assert!(socket.as_os_str().len() <= longest, "{}", socket.display());
+        }
     }
 }

@@ -60,9 +60,42 @@ pub struct LaunchPlan {
     /// What the shim opens for the VMM, which inherits it: the first with the number [`FIRST_INHERITED`], and so on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inherited: Vec<Inherited>,
+    /// Where the VMM makes sockets of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_dir: Option<OwnDir>,
     /// What the VMM is locked into; run as the daemon's user, with all that is its, if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jail: Option<Jail>,
+}
+
+/// A directory that the shim makes for the VMM alone, mode 0700, and removes with all that is in it when the VMM has ended. In a jail
+/// it is the jail's user's, so that nothing in it but the pipes, which are open before the VMM is run, is to be trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnDir {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Named pipes in it that the shim makes, and reads.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pipes: Vec<VmmPipe>,
+}
+
+/// A named pipe (fifo(7)) that a VMM writes to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmmPipe {
+    /// In [`OwnDir::path`].
+    pub path: PathBuf,
+    /// What comes through it.
+    pub what: Told,
+}
+
+/// What a VMM tells through a pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Told {
+    /// Text, which goes where its stderr goes.
+    Log,
+    /// Lines of one JSON object each, of which the shim keeps the last.
+    Metrics,
 }
 
 /// The descriptor of the first of [`LaunchPlan::inherited`]: above what a shim has open when it starts its VMM.
@@ -103,6 +136,12 @@ pub struct Jail {
     /// Directories of the control groups to join.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
+    /// Whether it stays in the daemon's network namespace, as a VMM must that attaches to its taps itself.
+    #[serde(default)]
+    pub host_network: bool,
+    /// Taps that are there, outlive the VMM, and that nobody but the jail's user may attach to without privileges from then on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taps: Vec<String>,
 }
 
 /// A file that is seen in a jail.
@@ -122,7 +161,7 @@ pub enum JailAccess {
     System,
     /// A file that VMs share, to be read: given to the jails' shared group.
     Shared,
-    /// The VM's own file, to be read and written: given to the jail's user.
+    /// The VM's own file or directory, to be read and written: given to the jail's user.
     Own,
     /// A node of its own, the jail's user's, of the device that the path is a node of.
     Device,
@@ -264,6 +303,9 @@ pub enum ShimReply {
         /// the Unix epoch. `None` while somebody is, and from a shim that is too old to tell.
         #[serde(default)]
         idle_since: Option<u64>,
+        /// The last object that came through a pipe of [`Told::Metrics`], in the VMM's own terms and as trustworthy as the VMM.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vmm_metrics: Option<serde_json::Value>,
     },
     /// To [`ShimRequest::Kill`].
     Killed,
@@ -395,8 +437,14 @@ mod tests {
             "vmm": {"pid": 1, "start_ticks": 2}, "started_at": 3, "guest_connected": true}"#;
         let status = serde_json::from_str::<ShimReply>(status).expect("it is a status");
         assert!(
-            matches!(status, ShimReply::Status { ssh_connections: 0, idle_since: None, .. }),
+            matches!(
+                status,
+                ShimReply::Status { ssh_connections: 0, idle_since: None, vmm_metrics: None, .. }
+            ),
             "{status:?}"
         );
+        let jail = r#"{"user": 1, "shared_group": 2, "files": [], "overhead_mib": 3}"#;
+        let jail = serde_json::from_str::<Jail>(jail).expect("it is a jail");
+        assert!(!jail.host_network && jail.taps.is_empty(), "{jail:?}");
     }
 }

@@ -109,7 +109,7 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
     let own = std::env::current_exe().map_err(|source| DaemonError::OwnPath { source })?;
     let runner: Arc<dyn Runner> = Arc::new(HostRunner);
     let store = Store::open(&layout.database())?;
-    let (vmm, why) = vmms(&config, &runner).await?;
+    let Drivers { vmm, why, .. } = drivers(&config, &runner).await?;
     tracing::info!(vmm = %vmm.preferred(), %why, "runs VMs");
     for path in [layout.images(), layout.state.join("vms")] {
         prepare(&path, &[])?;
@@ -210,22 +210,32 @@ pub(crate) fn compiler() -> PathBuf {
     std::env::current_exe().unwrap_or_default().with_file_name("vm-plugin-compile")
 }
 
-/// The VMM drivers of the configuration, and why the first is.
-pub(crate) async fn vmms(config: &Config, runner: &Arc<dyn Runner>) -> Result<(Vmms, String), DaemonError> {
+/// The VMM drivers of a configuration.
+pub(crate) struct Drivers {
+    pub(crate) vmm: Vmms,
+    /// Why the preferred one is that.
+    pub(crate) why: String,
+    /// How VMMs are locked in; `None` where they are not to be.
+    pub(crate) jailing: Option<Jailing>,
+}
+
+/// Looks at this host for them.
+pub(crate) async fn drivers(config: &Config, runner: &Arc<dyn Runner>) -> Result<Drivers, DaemonError> {
     #[cfg(feature = "fake")]
     if let Some(program) = &config.vmm.fake {
         let fake = vm_vmm::FakeDriver::new(program.clone(), Vec::new());
-        return Ok((Vmms::only(fake), "as configured".to_owned()));
+        return Ok(Drivers { vmm: Vmms::only(fake), why: "as configured".to_owned(), jailing: None });
     }
     #[cfg(not(feature = "fake"))]
     if config.vmm.fake.is_some() {
         return Err(DaemonError::NoFake);
     }
     let accelerator = config.vmm.accelerator.map(Into::into);
+    let jailing = jailing(config, &**runner).await;
     let firecracker = FirecrackerDriver::new(runner.clone(), config.vmm.firecracker.clone());
-    let firecracker: Arc<dyn Vmm> = Arc::new(firecracker.only_in_a_jail(config.vmm.jail == JailName::On));
+    let firecracker: Arc<dyn Vmm> = Arc::new(firecracker.jailed(jailing.clone()));
     let qemu = QemuDriver::new(runner.clone(), config.vmm.qemu.clone(), accelerator);
-    let qemu: Arc<dyn Vmm> = Arc::new(qemu.jailed(jailing(config, &**runner).await));
+    let qemu: Arc<dyn Vmm> = Arc::new(qemu.jailed(jailing.clone()));
     let (first, why) = match config.vmm.driver {
         DriverName::Firecracker => (VmmKind::Firecracker, "as configured".to_owned()),
         DriverName::Qemu => (VmmKind::Qemu, "as configured".to_owned()),
@@ -237,15 +247,15 @@ pub(crate) async fn vmms(config: &Config, runner: &Arc<dyn Runner>) -> Result<(V
             Err(error) => (VmmKind::Qemu, vm_types::report::chain(&error)),
         },
     };
-    let vmms = match first {
+    let vmm = match first {
         VmmKind::Firecracker => Vmms::new(firecracker, [qemu]),
         _ => Vmms::new(qemu, [firecracker]),
     };
-    Ok((vmms, why))
+    Ok(Drivers { vmm, why, jailing })
 }
 
 /// How VMMs are locked in, and whether this host lets them be; `None` where they are not to be.
-pub(crate) async fn jailing(config: &Config, runner: &dyn Runner) -> Option<Jailing> {
+async fn jailing(config: &Config, runner: &dyn Runner) -> Option<Jailing> {
     let required = match config.vmm.jail {
         JailName::Off => return None,
         JailName::Auto => false,

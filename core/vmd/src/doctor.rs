@@ -10,11 +10,11 @@ use vm_host::{HostRunner, Runner};
 use vm_locks::{Ctx, Unlocked};
 use vm_net::{HostNet, Net};
 use vm_types::{Layout, layout::SOCKET_PATH_MAX, vm::VmmKind};
-use vm_vmm::{Accelerator, Availability, VmmError};
+use vm_vmm::{Accelerator, Availability, Jailing, VmmError};
 
 use crate::{
     config::{Config, JailName},
-    daemon,
+    daemon::{self, Drivers},
     dns::NameService,
     plugins::Manager,
 };
@@ -37,7 +37,6 @@ pub(crate) async fn check(layout: &Layout, config: &Config, running: Option<Runn
     let runner: Arc<dyn Runner> = Arc::new(HostRunner);
     let mut findings = vec![privileges(), socket(layout).await, group(config)];
     findings.extend(vmm(config, &runner).await);
-    findings.extend(jail(config, &runner).await);
     findings.push(agent(config));
     findings.extend(TOOLS.iter().map(|(tool, purpose, package)| program(tool, purpose, package)));
     findings.push(tun());
@@ -148,27 +147,27 @@ async fn socket(layout: &Layout) -> Finding {
 
 async fn vmm(config: &Config, runner: &Arc<dyn Runner>) -> Vec<Finding> {
     let check = "vmm.driver";
-    let (vmms, why) = match daemon::vmms(config, runner).await {
+    let Drivers { vmm, why, jailing } = match daemon::drivers(config, runner).await {
         Ok(found) => found,
         Err(error) => {
             return vec![bad(Severity::Error, check, error.to_string(), error.hint().unwrap_or_default())];
         }
     };
-    let preferred = vmms.preferred();
+    let preferred = vmm.preferred();
     let mut findings = vec![ok(check, format!("{preferred} runs VMs: {why}"))];
-    if preferred == VmmKind::Firecracker && config.vmm.jail != JailName::Off {
-        findings.push(bad(
-            Severity::Warning,
-            "vmm.firecracker.jail",
-            "Firecracker is not locked in: it runs as the daemon's user and sees all files",
-            "set vmm.driver to \"qemu\", or vmm.jail to \"on\", which has QEMU run VMs",
-        ));
-    }
     for kind in [VmmKind::Firecracker, VmmKind::Qemu, VmmKind::Fake] {
-        if let Ok(driver) = vmms.get(kind) {
-            findings.extend(driver_found(driver.availability().await, kind, kind == preferred));
+        if let Ok(driver) = vmm.get(kind) {
+            let mut found = driver.availability().await;
+            if let Ok(found) = &mut found
+                && jailing.as_ref().is_some_and(|jailing| jailing.obstacle.is_some())
+            {
+                // Told below, once for all.
+                found.jail_obstacle = None;
+            }
+            findings.extend(driver_found(found, kind, kind == preferred));
         }
     }
+    findings.extend(jail(config, preferred, jailing.as_ref()));
     findings
 }
 
@@ -189,8 +188,18 @@ fn driver_found(found: Result<Availability, VmmError>, kind: VmmKind, needed: bo
                     "enable VT-x or AMD-V in the firmware, or nested virtualisation where this host is a VM itself",
                 ),
             };
-            let mut findings = vec![ok(check, found.version)];
+            let unlocked = |why| {
+                let message = format!("it runs as the daemon's user and sees all files: {why}");
+                let severity = if needed { Severity::Warning } else { Severity::Ok };
+                Finding {
+                    severity,
+                    ..bad(severity, format!("{check}.jail"), message, "remove what is in the way")
+                }
+            };
+            let unlocked = found.jail_obstacle.map(unlocked);
+            let mut findings = vec![ok(check.clone(), found.version)];
             findings.extend(needed.then_some(accelerator));
+            findings.extend(unlocked);
             findings
         }
         Err(error) if needed => {
@@ -201,24 +210,25 @@ fn driver_found(found: Result<Availability, VmmError>, kind: VmmKind, needed: bo
     }
 }
 
-/// Whether QEMU is locked in, and limited.
-async fn jail(config: &Config, runner: &Arc<dyn Runner>) -> Vec<Finding> {
+/// Whether VMMs are locked in on this host, and limited.
+fn jail(config: &Config, preferred: VmmKind, jailing: Option<&Jailing>) -> Vec<Finding> {
     let check = "vmm.jail";
-    let Some(jailing) = daemon::jailing(config, &**runner).await else {
-        return vec![ok(
-            check,
-            "off: QEMU runs as the daemon's user and sees all files (vmm.jail is \"off\")",
-        )];
+    let Some(jailing) = jailing else {
+        let why = match config.vmm.jail {
+            JailName::Off => "(vmm.jail is \"off\")".to_owned(),
+            JailName::Auto | JailName::On => format!("(it is {preferred})"),
+        };
+        return vec![ok(check, format!("off: the VMM runs as the daemon's user and sees all files {why}"))];
     };
-    if let Some(obstacle) = jailing.obstacle {
+    if let Some(obstacle) = &jailing.obstacle {
         let (severity, what) = match jailing.required {
             true => (Severity::Error, "no VM can be started"),
-            false => (Severity::Warning, "QEMU runs as the daemon's user and sees all files"),
+            false => (Severity::Warning, "VMMs run as the daemon's user and see all files"),
         };
         let fix = "run vmd as root with all capabilities, on a host that allows namespaces and device nodes";
         return vec![bad(severity, check, format!("{what}: {obstacle}"), fix)];
     }
-    let each = "each VM's QEMU has a user, a root and a network namespace of its own, and no capability";
+    let each = "each VM's VMM has a user and a root of its own and no capability, QEMU no network but its taps either";
     let limits = vm_engine::effects::limitable();
     let missing: Vec<_> =
         ["memory", "cpu", "pids"].into_iter().filter(|name| !limits.contains(name)).collect();

@@ -239,6 +239,7 @@ fn vmm(error: &VmmError) -> ErrorKind {
         | VmmError::NoVersion { .. }
         | VmmError::Behaviour { .. }
         | VmmError::Image { .. }
+        | VmmError::Machine { .. }
         | VmmError::Control { .. } => ErrorKind::HostFailure,
     }
 }

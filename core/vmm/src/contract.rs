@@ -3,29 +3,29 @@
 //! Each function plans a launch, starts it as the shim would (console on piped stdin and stdout), and judges what an
 //! onlooker sees. They panic where the driver breaks the contract.
 
+mod running;
 pub mod tiny;
 
 use std::{
     collections::BTreeMap,
-    fmt,
-    path::Path,
-    process::{ExitStatus, Stdio},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
-    process::{Child, ChildStdin, Command},
-    sync::watch,
+    process::Command,
     time::timeout,
 };
-use vm_host::HttpClient;
 use vm_types::{
     VmPaths,
     machine::MachineSpec,
-    shim::{GuestEnd, LastWords, LaunchPlan, QmpEvent},
+    shim::{GuestEnd, LastWords, LaunchPlan, QmpEvent, ShimSpec, Told},
 };
+
+pub use running::{Running, configure};
 
 use crate::{Vmm, VmmError};
 
@@ -45,129 +45,8 @@ pub struct Subject<'a> {
     pub paths: VmPaths,
     /// What the guest says on its console when it is up.
     pub greeting: &'static str,
-}
-
-/// A VMM that was started as planned.
-#[derive(Debug)]
-pub struct Running {
-    child: Child,
-    /// The guest's console, towards the guest.
-    pub stdin: ChildStdin,
-    stdout: watch::Receiver<String>,
-    stderr: watch::Receiver<String>,
-}
-
-impl Running {
-    /// Starts it, with what was left there before out of its way, as the shim does; dropping what is returned kills it.
-    pub fn launch(plan: &LaunchPlan) -> Self {
-        clear(plan);
-        let mut child = Command::new(&plan.program)
-            .args(&plan.args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the planned program starts");
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        Self {
-            stdin: stdin.expect("stdin is piped"),
-            stdout: collect(stdout.expect("stdout is piped")),
-            stderr: collect(stderr.expect("stderr is piped")),
-            child,
-        }
-    }
-
-    /// Its process id; 0 once its end has been seen.
-    pub fn pid(&self) -> u32 {
-        self.child.id().unwrap_or_default()
-    }
-
-    /// What the console has shown so far.
-    pub fn console(&self) -> String {
-        self.stdout.borrow().clone()
-    }
-
-    /// Returns when the console has shown `text`.
-    pub async fn shows(&mut self, text: &str) {
-        self.shows_one_of(&[text]).await;
-    }
-
-    /// Returns when the console has shown one of these.
-    pub async fn shows_one_of(&mut self, texts: &[impl AsRef<str> + fmt::Debug]) {
-        let shown = self.stdout.wait_for(|console| texts.iter().any(|text| console.contains(text.as_ref())));
-        let seen = matches!(timeout(PATIENCE, shown).await, Ok(Ok(_)));
-        assert!(
-            seen,
-            "the console never showed {texts:?}; console: {:?}; stderr: {:?}",
-            *self.stdout.borrow(),
-            *self.stderr.borrow()
-        );
-    }
-
-    /// Waits for its end.
-    pub async fn ended(&mut self) -> ExitStatus {
-        let ended = timeout(PATIENCE, self.child.wait()).await;
-        ended.expect("the VMM ends in time").expect("a child can be waited for")
-    }
-
-    /// Whether it runs still.
-    pub fn runs(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
-
-    /// Kills it and sees it gone, so that its sockets cannot be taken for those of the next.
-    async fn finish(mut self) {
-        self.kill();
-        self.ended().await;
-    }
-
-    /// Kills it as the shim does.
-    pub fn kill(&mut self) {
-        self.child.start_kill().expect("a running child can be killed");
-    }
-}
-
-fn collect(mut from: impl AsyncRead + Unpin + Send + 'static) -> watch::Receiver<String> {
-    let (text, seen) = watch::channel(String::new());
-    tokio::spawn(async move {
-        let mut buffer = vec![0; 64 * 1024];
-        while let Ok(read @ 1..) = from.read(&mut buffer).await {
-            let new = String::from_utf8_lossy(&buffer[..read]);
-            text.send_modify(|text| text.push_str(&new));
-        }
-    });
-    seen
-}
-
-/// Removes sockets that a former VMM has left.
-fn clear(plan: &LaunchPlan) {
-    let control = plan.setup.as_ref().map(|setup| setup.socket.as_path());
-    for socket in [Some(plan.channel.socket()), plan.events.as_deref(), control].into_iter().flatten() {
-        vm_host::files::remove_if_there(socket).expect("what is left there can be removed");
-    }
-}
-
-/// Makes the plan's requests, if it has any, as the shim does.
-///
-/// # Panics
-/// Where one is refused.
-pub async fn configure(plan: &LaunchPlan) {
-    let Some(setup) = &plan.setup else { return };
-    let mut client = timeout(PATIENCE, async {
-        loop {
-            match HttpClient::connect(&setup.socket, PATIENCE).await {
-                Err(error) if error.is_nobody() => tokio::time::sleep(Duration::from_millis(5)).await,
-                connected => return connected.expect("it takes connections"),
-            }
-        }
-    })
-    .await
-    .expect("it listens in time");
-    for request in &setup.requests {
-        let made = client.request(&request.method, &request.path, Some(&request.body)).await;
-        assert!(made.is_ok(), "{made:?}");
-    }
+    /// The program whose mode `jail --spec FILE` locks in what is planned so.
+    pub jailer: Option<PathBuf>,
 }
 
 impl Subject<'_> {
@@ -177,7 +56,7 @@ impl Subject<'_> {
     /// Where the driver breaks the contract.
     pub async fn start(&self) -> Running {
         let plan = self.plan().await;
-        let mut running = Running::launch(&plan);
+        let mut running = Running::run(&plan, self.command(&plan));
         tokio::select! {
             biased;
             () = configure(&plan) => {}
@@ -199,6 +78,34 @@ impl Subject<'_> {
         running
     }
 
+    /// What runs the plan, with the specification written that a daemon would have written.
+    fn command(&self, plan: &LaunchPlan) -> Command {
+        let spec = self.specification(plan);
+        vm_host::files::write_json(&self.paths.shim_spec(), 0o600, &spec).expect("it can be written");
+        if plan.jail.is_none() {
+            let mut command = Command::new(&plan.program);
+            command.args(&plan.args);
+            return command;
+        }
+        let mut command = Command::new(self.jailer.as_ref().expect("the subject has a jailer"));
+        command.arg("jail").arg("--spec").arg(self.paths.shim_spec());
+        command
+    }
+
+    /// What a shim would be told.
+    pub fn specification(&self, plan: &LaunchPlan) -> ShimSpec {
+        ShimSpec {
+            vm: self.machine.vm.clone(),
+            run_dir: self.paths.run.clone(),
+            state_dir: self.paths.state.clone(),
+            launch: plan.clone(),
+            vmm: Some(self.vmm.kind()),
+            machine: Some(self.machine.clone()),
+            console_log_bytes: 1 << 20,
+            socket_group: None,
+        }
+    }
+
     async fn plan(&self) -> LaunchPlan {
         self.vmm.plan(&self.machine, &self.paths).await.expect("a sound machine can be planned")
     }
@@ -213,6 +120,8 @@ pub async fn everything(subject: &Subject<'_>) {
     says_what_it_is(subject).await;
     console_works_both_ways(subject).await;
     offers_the_guest_channel(subject).await;
+    is_locked_in(subject).await;
+    tells_what_it_counts(subject).await;
     quits_at_once(subject).await;
     a_kill_shows_and_leaves_nothing_in_the_way(subject).await;
     lives_without_a_console_reader(subject).await;
@@ -232,7 +141,7 @@ pub async fn plans_alike_and_touches_nothing(subject: &Subject<'_>) {
     let (one, other) = (subject.plan().await, subject.plan().await);
     assert_eq!(one, other);
     assert!(one.program.is_absolute(), "{:?}", one.program);
-    assert_eq!(one.channel.socket(), subject.paths.channel_sock());
+    assert!(one.channel.socket().starts_with(&subject.paths.run), "{:?}", one.channel);
     if let Some(events) = &one.events {
         assert_eq!(*events, subject.paths.events_sock());
     } else {
@@ -268,9 +177,73 @@ pub async fn console_works_both_ways(subject: &Subject<'_>) {
 /// Where the driver breaks it.
 pub async fn offers_the_guest_channel(subject: &Subject<'_>) {
     let running = subject.start().await;
+    let plan = subject.plan().await;
     for _ in 0..2 {
-        let connected = UnixStream::connect(subject.paths.channel_sock()).await;
+        let connected = UnixStream::connect(plan.channel.socket()).await;
         assert!(connected.is_ok(), "{connected:?}");
+    }
+    running.finish().await;
+}
+
+/// One that is planned to be locked in is another user, and sees its own files and the machine's and nothing else.
+///
+/// # Panics
+/// Where it is not so.
+pub async fn is_locked_in(subject: &Subject<'_>) {
+    let plan = subject.plan().await;
+    let Some(jail) = &plan.jail else { return };
+    let running = subject.start().await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid())).expect("it runs");
+    let words = |key: &str| -> Vec<&str> {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+        line.split_ascii_whitespace().collect()
+    };
+    let user = jail.user.to_string();
+    assert!(words("Uid:").iter().all(|id| *id == user), "{status}");
+    assert!(words("CapEff:").iter().all(|set| set.trim_matches('0').is_empty()), "{status}");
+    let shown = jail.files.iter().map(|file| file.path.as_path()).chain([plan.program.as_path()]);
+    let shown: Vec<_> = shown.collect();
+    let root = PathBuf::from(format!("/proc/{}/root", running.pid()));
+    for path in &shown {
+        let inside = root.join(path.strip_prefix("/").expect("it is absolute"));
+        assert!(inside.symlink_metadata().is_ok(), "{} is not seen", path.display());
+    }
+    let mut more = Vec::new();
+    not_shown(&root, &root, &shown, &mut more);
+    assert!(more.is_empty(), "{more:?} are seen");
+    for own in std::fs::read_dir(subject.paths.vmm_dir()).into_iter().flatten().flatten() {
+        assert_eq!(own.metadata().expect("it is there").uid(), jail.user, "{own:?}");
+    }
+    running.finish().await;
+}
+
+/// All below `directory` but directories that lead to what is shown, and that itself.
+fn not_shown(root: &Path, directory: &Path, shown: &[&Path], found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).expect("the jail can be looked into").flatten() {
+        let inside = Path::new("/").join(entry.path().strip_prefix(root).expect("it is below"));
+        if shown.contains(&inside.as_path()) {
+            continue;
+        }
+        let leads = shown.iter().any(|path| path.starts_with(&inside));
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() && leads => not_shown(root, &entry.path(), shown, found),
+            _ => found.push(inside),
+        }
+    }
+}
+
+/// A VMM that was given a pipe for that tells what it counts, in lines of JSON.
+///
+/// # Panics
+/// Where it does not.
+pub async fn tells_what_it_counts(subject: &Subject<'_>) {
+    let running = subject.start().await;
+    if let Some(mut told) = running.told(Told::Metrics) {
+        let line = timeout(PATIENCE, told.wait_for(|text| text.contains('\n'))).await;
+        let line = line.expect("it tells in time").expect("it lives").clone();
+        let first = line.lines().next().unwrap_or_default();
+        let counted: serde_json::Value = serde_json::from_str(first).expect("it is JSON");
+        assert!(counted.is_object(), "{counted}");
     }
     running.finish().await;
 }
@@ -315,25 +288,15 @@ pub async fn a_kill_shows_and_leaves_nothing_in_the_way(subject: &Subject<'_>) {
 /// Where the driver breaks it.
 pub async fn lives_without_a_console_reader(subject: &Subject<'_>) {
     let plan = subject.plan().await;
-    clear(&plan);
-    let mut child = Command::new(&plan.program)
-        .args(&plan.args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the planned program starts");
-    drop(child.stdout.take());
+    let mut running = Running::run(&plan, subject.command(&plan));
+    running.stop_reading();
     configure(&plan).await;
     subject.vmm.wait_up(&subject.paths, PATIENCE).await.expect("it comes up");
     if subject.vmm.quit(&subject.paths).await.is_err() {
-        assert!(matches!(child.try_wait(), Ok(None)), "it did not survive");
-        return child.kill().await.expect("a running child can be killed");
+        assert!(running.runs(), "it did not survive");
+        return running.finish().await;
     }
-    let status =
-        timeout(PATIENCE, child.wait()).await.expect("it ends in time").expect("it can be waited for");
-    assert_eq!(status.code(), Some(0));
+    assert_eq!(running.ended().await.code(), Some(0));
 }
 
 /// A paused guest does nothing until it is resumed; saying either twice changes nothing. Absent: typed.

@@ -37,6 +37,8 @@ pub struct Availability {
     pub accelerator: Accelerator,
     /// Why that one, for people.
     pub reason: String,
+    /// Why a VMM that is started now is not locked in, where it was to be.
+    pub jail_obstacle: Option<String>,
 }
 
 /// A driver for one kind of VMM.

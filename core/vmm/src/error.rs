@@ -96,6 +96,14 @@ pub enum VmmError {
         /// Why.
         source: io::Error,
     },
+    /// What machine it is that runs could not be learned.
+    #[error("could not read the machine's description {}", path.display())]
+    Machine {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The VMM's program is not on this host.
     #[error("{} is not installed: there is no executable {program}", name(*vmm))]
     NotInstalled {
@@ -201,6 +209,7 @@ impl VmmError {
             Self::Image { .. } => {
                 Some("check that the state directory is writable and has free space".to_owned())
             }
+            Self::Machine { .. } => Some("stop and start the VM, which writes it anew".to_owned()),
             Self::NotInstalled { vmm: VmmKind::Qemu, program } => Some(format!(
                 "install QEMU's system emulator (Debian and Ubuntu: apt install {}), or name {program}'s place in the configuration",
                 crate::qemu::PACKAGE

@@ -9,6 +9,7 @@
 
 mod controls;
 mod driver;
+mod jail;
 pub mod requests;
 mod version;
 

@@ -18,6 +18,7 @@ pub mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod firecracker;
+mod jail;
 pub mod kvm;
 mod program;
 pub mod qemu;
@@ -29,6 +30,7 @@ pub use error::{ControlError, VmmError};
 #[cfg(feature = "fake")]
 pub use fake::{FakeBehaviour, FakeDriver};
 pub use firecracker::FirecrackerDriver;
-pub use qemu::{JailUsers, Jailing, QemuDriver};
+pub use jail::{JailUsers, Jailing};
+pub use qemu::QemuDriver;
 pub use qmp::QmpError;
 pub use vmms::Vmms;

@@ -7,7 +7,6 @@ mod driver;
 mod jail;
 
 pub use driver::QemuDriver;
-pub use jail::{JailUsers, Jailing};
 
 /// The kernel's own network devices for guests.
 const VHOST_NET: &str = "/dev/vhost-net";

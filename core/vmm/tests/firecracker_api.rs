@@ -14,7 +14,7 @@ use vm_host::HostRunner;
 use vm_types::{
     VmPaths,
     machine::{Drive, MachineSpec, Nic},
-    shim::ApiRequest,
+    shim::{ApiRequest, ShimSpec},
     vm::DiskLimits,
 };
 use vm_vmm::{FirecrackerDriver, Vmm, contract::tiny};
@@ -119,16 +119,19 @@ async fn a_machine_is_told_as_the_api_wants_it() {
         api.check(request);
     }
     let paths: Vec<_> = setup.requests.iter().map(|request| request.path.as_str()).collect();
-    for part in ["/machine-config", "/boot-source", "/drives/root", "/vsock", "/entropy", "/actions"] {
+    for part in
+        ["/metrics", "/machine-config", "/boot-source", "/drives/root", "/vsock", "/entropy", "/actions"]
+    {
         assert!(paths.contains(&part), "{part} is missing: {paths:?}");
     }
 }
 
-/// Takes every request, and has one drive.
-async fn take_all(socket: &Path, drive: &Path) -> mpsc::UnboundedReceiver<ApiRequest> {
+/// Takes every request, and lies about its drive.
+async fn take_all(socket: &Path) -> mpsc::UnboundedReceiver<ApiRequest> {
     let listener = UnixListener::bind(socket).unwrap();
     let config =
-        json!({"state": "Running", "drives": [{"drive_id": "root", "path_on_host": drive}]}).to_string();
+        json!({"state": "Running", "drives": [{"drive_id": "root", "path_on_host": socket.with_file_name("../kernel")}]})
+            .to_string();
     let (told, heard) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -165,7 +168,25 @@ async fn a_vmm_that_runs_is_asked_as_the_api_wants_it() {
     let place = Place::new();
     let disk = place.file("disk");
     std::fs::write(&disk, [0; 512]).unwrap();
-    let mut heard = take_all(&place.paths.vmm_sock(), &disk).await;
+    std::fs::create_dir(place.paths.vmm_dir()).unwrap();
+    let mut heard = take_all(&place.paths.api_sock()).await;
+    let machine: MachineSpec = serde_json::from_value(json!({
+        "vm": "0123456789ab", "cpus": 1, "memory_mib": 64, "kernel": place.file("kernel"), "initramfs": "/i",
+        "kernel_args": [], "nics": [], "drives": [{"serial": "root", "path": disk, "read_only": false}],
+    }))
+    .unwrap();
+    let spec = ShimSpec {
+        vm: machine.vm.clone(),
+        run_dir: place.paths.run.clone(),
+        state_dir: place.paths.state.clone(),
+        launch: driver().plan(&machine, &place.paths).await.unwrap(),
+        vmm: None,
+        machine: Some(machine),
+        console_log_bytes: 1 << 20,
+        socket_group: None,
+    };
+    std::fs::write(place.paths.shim_spec(), serde_json::to_vec(&spec).unwrap()).unwrap();
+    let kernel = std::fs::metadata(place.file("kernel")).unwrap().len();
     let (driver, paths) = (driver(), &place.paths);
     driver.wait_up(paths, Duration::from_secs(60)).await.unwrap();
     let pause = driver.require_pause().unwrap();
@@ -175,6 +196,7 @@ async fn a_vmm_that_runs_is_asked_as_the_api_wants_it() {
     driver.require_power_button().unwrap().press(paths).await.unwrap();
     driver.require_resize().unwrap().grow_disk(paths, "root", 1024).await.unwrap();
     assert_eq!(std::fs::metadata(&disk).unwrap().len(), 1024);
+    assert_eq!(std::fs::metadata(place.file("kernel")).unwrap().len(), kernel, "whatever it says");
     let api = Api::read();
     let mut asked = Vec::new();
     while let Ok(request) = heard.try_recv() {

@@ -35,6 +35,7 @@ pub(crate) fn vm(number: u8, name: &str) -> VmInfo {
         ephemeral: false,
         created_at: 1_700_000_000,
         vmm: "qemu".to_owned(),
+        vmm_metrics: None,
     }
 }
 

@@ -57,6 +57,7 @@ fn daemon(spec: &str, run_dir: &str) -> ExitCode {
 /// `tell=SOCKET LINE` (greets the first client of an event socket and sends it the line when it has said that it listens),
 /// `api=SOCKET PATH` (a control socket that takes requests, tells them on the console and refuses one to this path, until it has
 /// taken one to `/actions`),
+/// `tap=NAME` (tells whether it may attach to that tap), `pipe=PATH TEXT` (writes a line to a pipe as Firecracker does),
 /// `see=PATH` (tells whether it is there), `write=PATH` (tries to), `greet=NUMBER` (the first client of an inherited listener),
 /// `dead=SOCKET` (a vsock device whose guest answers nothing, beside the next steps),
 /// `guest=SOCKET` (a guest; an ssh stream that says `!` makes it drop the session), `deaf=SOCKET` (ignores its first hello).
@@ -111,6 +112,17 @@ fn vmm(steps: &[&str]) -> ExitCode {
                 let (socket, refused) = value.split_once(' ').unwrap();
                 api(&StdListener::bind(socket).unwrap(), refused, &mut stdout);
             }
+            "tap" => {
+                let attached = attach(value).map(drop).map_err(|error| error.kind());
+                writeln!(stdout, "tap {value}: {attached:?}").unwrap();
+            }
+            "pipe" => {
+                use std::os::unix::fs::OpenOptionsExt;
+                let (path, text) = value.split_once(' ').unwrap();
+                let mut options = std::fs::OpenOptions::new();
+                options.read(true).write(true).custom_flags(nix::libc::O_NONBLOCK);
+                options.open(path).unwrap().write_all(format!("{text}\n").as_bytes()).unwrap();
+            }
             "see" => writeln!(stdout, "{value}: {}", Path::new(value).exists()).unwrap(),
             "write" => {
                 let done =
@@ -145,6 +157,23 @@ fn vmm(steps: &[&str]) -> ExitCode {
 fn inherited(number: i32) -> StdListener {
     // SAFETY: the shim has opened it for this process, in which nothing else owns it.
     unsafe { std::os::fd::FromRawFd::from_raw_fd(number) }
+}
+
+/// As Firecracker attaches to its taps.
+#[expect(unsafe_code, reason = "nix wraps no TUNSETIFF")]
+fn attach(name: &str) -> std::io::Result<std::fs::File> {
+    use std::os::fd::AsRawFd;
+    let tun = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: ifreq is plain data for which zeros are valid.
+    let mut request: nix::libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as nix::libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags =
+        (nix::libc::IFF_TAP | nix::libc::IFF_NO_PI | nix::libc::IFF_VNET_HDR) as nix::libc::c_short;
+    // SAFETY: the descriptor is open and `request` is an ifreq that lives through the call.
+    let set = unsafe { nix::libc::ioctl(tun.as_raw_fd(), nix::libc::TUNSETIFF, &raw mut request) };
+    if set < 0 { Err(std::io::Error::last_os_error()) } else { Ok(tun) }
 }
 
 /// Takes requests as a VMM's API does.

@@ -37,6 +37,9 @@ use crate::problem::problem;
 /// Written as JSON, a control character takes six bytes, and an answer has 10 MB at most.
 const CONSOLE_MAX: u64 = 1 << 20;
 
+/// How long a shim may take to tell a VMM's metrics.
+const METRICS: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// An engine's error as the wire has it.
 pub(super) fn wire(error: EngineError) -> ErrorObjectOwned {
     problem(&error).into()
@@ -73,7 +76,15 @@ pub(super) fn shown(engine: &Engine, view: View, disk_used_bytes: u64) -> VmInfo
         ephemeral: record.spec.owner.is_some(),
         created_at: record.created_at,
         vmm: running.or(record.spec.vmm).unwrap_or_else(|| engine.preferred_vmm()).to_string(),
+        vmm_metrics: None,
     }
+}
+
+/// What the VMM of a VM that is up has told last. A shim that does not answer is no reason to show nothing of the VM.
+async fn vmm_metrics(cell: &Cell) -> Option<serde_json::Value> {
+    cell.live()?;
+    let status = tokio::time::timeout(METRICS, vm_shim::status(&cell.paths())).await;
+    status.ok()?.ok()?.vmm_metrics
 }
 
 /// Bytes that a VM's root disk takes on the host.
@@ -178,7 +189,9 @@ impl VmServer for Context {
     }
 
     async fn get(&self, vm: String) -> RpcResult<VmInfo> {
-        Ok(info(&self.engine, &*self.find(&vm)?))
+        let cell = self.find(&vm)?;
+        let vmm_metrics = vmm_metrics(&cell).await;
+        Ok(VmInfo { vmm_metrics, ..info(&self.engine, &cell) })
     }
 
     async fn plan(&self, vm: String) -> RpcResult<VmPlan> {

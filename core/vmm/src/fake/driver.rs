@@ -86,6 +86,7 @@ impl Vmm for FakeDriver {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             accelerator: Accelerator::Tcg,
             reason: "a fake executes nothing".to_owned(),
+            jail_obstacle: None,
         })
     }
 
@@ -110,6 +111,7 @@ impl Vmm for FakeDriver {
             setup: None,
             last_words: None,
             inherited: Vec::new(),
+            own_dir: None,
             jail: None,
         })
     }

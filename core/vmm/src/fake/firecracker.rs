@@ -6,7 +6,9 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
@@ -59,6 +61,13 @@ pub(super) fn run(args: &[String]) -> ExitCode {
         eprintln!("fake Firecracker: --api-sock and --id are missing");
         return ExitCode::from(153);
     };
+    if let Some(log) = value("--log-path")
+        && let Err(error) = open_pipe(&log)
+    {
+        // It is made by whoever reads it.
+        eprintln!("fake Firecracker: {log}: {error}");
+        return ExitCode::FAILURE;
+    }
     leave(live(PathBuf::from(socket), id))
 }
 
@@ -173,6 +182,13 @@ impl Process {
             ("PUT", _) if started.is_some() => {
                 Err("The requested operation is not supported after starting the microVM.".to_owned())
             }
+            ("PUT", "/metrics") => {
+                open_pipe(body["metrics_path"].as_str().unwrap_or_default()).map_err(|error| {
+                    format!("Cannot initialize metrics system due to bad user input: {error}")
+                })?;
+                self.given().insert(path.to_owned(), body);
+                Ok(Value::Null)
+            }
             ("PUT", path) => {
                 self.given().insert(path.to_owned(), body);
                 Ok(Value::Null)
@@ -195,10 +211,10 @@ impl Process {
 
     fn start(self: &Arc<Self>) -> Answer {
         let file = |path: &Value| path.as_str().is_some_and(|path| Path::new(path).is_file());
-        let (source, vsock) = {
+        let (source, vsock, metrics) = {
             let given = self.given();
             let part = |path: &str| given.get(path).cloned().unwrap_or_default();
-            (part("/boot-source"), part("/vsock"))
+            (part("/boot-source"), part("/vsock"), part("/metrics"))
         };
         if !file(&source["kernel_image_path"]) {
             return Err("Cannot start microvm without kernel configuration.".to_owned());
@@ -227,6 +243,11 @@ impl Process {
         tokio::spawn(read_console(world.clone(), move |world, end| process.typed(world, end)));
         world.print(&format!("fake guest {} booting", world.vm));
         let _ = self.world.set(world);
+        if let Some(path) = metrics["metrics_path"].as_str() {
+            let told =
+                open_pipe(path).and_then(|mut pipe| pipe.write_all(b"{\"vcpu\": {\"failures\": 0}}\n"));
+            told.map_err(|error| format!("Failed to write metrics: {error}"))?;
+        }
         Ok(Value::Null)
     }
 
@@ -239,6 +260,11 @@ impl Process {
             GuestEnd::Reboot | GuestEnd::Panic => world.end(End::Guest(end)),
         }
     }
+}
+
+/// As Firecracker opens what it tells something through.
+fn open_pipe(path: &str) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(path)
 }
 
 fn drive(body: &Value) -> Option<Drive> {

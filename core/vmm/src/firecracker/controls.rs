@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use vm_host::{HttpClient, HttpError};
-use vm_types::{VmPaths, vm::VmmKind};
+use vm_types::{VmPaths, shim::ShimSpec, vm::VmmKind};
 
 use super::requests::drive_id;
 use crate::{
@@ -31,7 +31,7 @@ pub(super) async fn wait_up(paths: &VmPaths, within: Duration) -> Result<(), Vmm
         HttpClient::connect(&socket, left).await?.request("GET", "/version", None).await.map(drop)
     };
     let passing = |error: &HttpError| error.is_nobody() || matches!(error, HttpError::Broken { .. });
-    wait_answer(KIND, paths.vmm_sock(), within, ask, passing).await
+    wait_answer(KIND, paths.api_sock(), within, ask, passing).await
 }
 
 /// Makes one request on a connection of its own.
@@ -43,7 +43,7 @@ async fn ask(
     body: Option<Value>,
 ) -> Result<Value, VmmError> {
     let failed = |error: HttpError| VmmError::Control { vmm: KIND, operation, source: error.into() };
-    let mut client = HttpClient::connect(&paths.vmm_sock(), CONTROL_TIMEOUT).await.map_err(failed)?;
+    let mut client = HttpClient::connect(&paths.api_sock(), CONTROL_TIMEOUT).await.map_err(failed)?;
     client.request(method, path, body.as_ref()).await.map_err(failed)
 }
 
@@ -85,25 +85,29 @@ impl Resize for Controls {
         if !size_bytes.is_multiple_of(SECTOR) {
             return Err(refused(format!("a size is a multiple of {SECTOR} bytes")));
         }
-        let config = ask(paths, OPERATION, "GET", "/vm/config", None).await?;
-        let drives =
-            config["drives"].as_array().ok_or_else(|| strange(OPERATION, "GET /vm/config", "drives"))?;
-        let id = drive_id(serial);
-        let drive = drives.iter().find(|drive| drive["drive_id"] == id.as_str());
-        let drive = drive.ok_or_else(|| VmmError::NoDrive { vmm: KIND, serial: serial.to_owned() })?;
-        let image = drive["path_on_host"]
-            .as_str()
-            .ok_or_else(|| strange(OPERATION, "GET /vm/config", "path of the drive"))?;
-        let failed = |source| VmmError::Image { path: image.into(), source };
-        let now = size(Path::new(image)).map_err(failed)?;
+        let image = image(paths, serial)?;
+        let failed = |source| VmmError::Image { path: image.clone(), source };
+        let now = size(&image).map_err(failed)?;
         if now > size_bytes {
             return Err(refused(format!("it has {now} bytes and cannot shrink")));
         }
-        lengthen(Path::new(image), now, size_bytes).map_err(failed)?;
+        lengthen(&image, now, size_bytes).map_err(failed)?;
         // It looks at its image anew where it is given it again.
+        let id = drive_id(serial);
         let body = json!({"drive_id": id, "path_on_host": image});
         ask(paths, OPERATION, "PATCH", &format!("/drives/{id}"), Some(body)).await.map(drop)
     }
+}
+
+/// Where a drive of the machine that runs has its image. Firecracker would tell, but a guest may have taken it over, and then it would have
+/// us write to a file of its choice.
+fn image(paths: &VmPaths, serial: &str) -> Result<PathBuf, VmmError> {
+    let path = paths.shim_spec();
+    let spec: Option<ShimSpec> =
+        vm_host::files::read_json(&path).map_err(|source| VmmError::Machine { path, source })?;
+    let drives = spec.and_then(|spec| spec.machine).map(|machine| machine.drives).unwrap_or_default();
+    let drive = drives.into_iter().find(|drive| drive.serial == serial);
+    drive.map(|drive| drive.path).ok_or_else(|| VmmError::NoDrive { vmm: KIND, serial: serial.to_owned() })
 }
 
 /// Of an image file or block device, in bytes.

@@ -21,25 +21,27 @@ use vm_types::{
 use super::{
     Version,
     controls::{self, Controls},
-    requests,
+    jail, requests,
 };
 use crate::{
     Accelerator, Availability, Pause, PowerButton, Resize, Vmm, VmmError,
     checks::{bad, path as text},
+    jail::{Jailing, Locking},
     kvm::{self, Verdict},
-    program,
+    program::{self, Remembered},
 };
 
 const KIND: VmmKind = VmmKind::Firecracker;
 const CONTROLS: Controls = Controls;
 
-/// Drives Firecracker, bare.
+/// Drives Firecracker.
 #[derive(Debug, Clone)]
 pub struct FirecrackerDriver {
     runner: Arc<dyn Runner>,
     program: PathBuf,
     kvm: fn() -> Verdict,
-    must_be_jailed: bool,
+    jailing: Option<Jailing>,
+    remembered: Arc<Remembered>,
 }
 
 impl FirecrackerDriver {
@@ -49,25 +51,20 @@ impl FirecrackerDriver {
             runner,
             program: program.unwrap_or_else(|| "firecracker".into()),
             kvm: kvm::probe,
-            must_be_jailed: false,
+            jailing: None,
+            remembered: Arc::default(),
         }
     }
 
-    /// The same, where no VMM may run that is not locked in, as this one cannot be.
+    /// The same, with Firecracker locked in.
     #[must_use]
-    pub fn only_in_a_jail(mut self, must_be: bool) -> Self {
-        self.must_be_jailed = must_be;
+    pub fn jailed(mut self, jailing: Option<Jailing>) -> Self {
+        self.jailing = jailing;
         self
     }
 
-    fn refuse_without_jail(&self) -> Result<(), VmmError> {
-        let reason = || {
-            "it runs as the daemon's user and sees all files (there is no `jailer` around it yet)".to_owned()
-        };
-        match self.must_be_jailed {
-            true => Err(VmmError::NoJail { vmm: KIND, reason: reason() }),
-            false => Ok(()),
-        }
+    fn locking(&self, program: &Path) -> Result<Locking<'_>, VmmError> {
+        Locking::of(self.jailing.as_ref(), KIND, program)
     }
 
     /// The same, wherever it is: for what needs no guest to run.
@@ -78,7 +75,7 @@ impl FirecrackerDriver {
     }
 
     async fn version(&self, program: &Path) -> Result<Version, VmmError> {
-        let text = program::ask_version(&*self.runner, program).await?;
+        let text = self.remembered.ask_version(&*self.runner, program).await?;
         let version = Version::find(&text).ok_or_else(|| program::no_version(program, &text))?;
         if version < Version::OLDEST {
             return Err(too_old(version, "1.7.0", "what VMs need here"));
@@ -98,11 +95,12 @@ impl Vmm for FirecrackerDriver {
     }
 
     async fn availability(&self) -> Result<Availability, VmmError> {
-        let version = self.version(&program::locate(KIND, &self.program)?).await?;
-        self.refuse_without_jail()?;
+        let program = program::locate(KIND, &self.program)?;
+        let version = self.version(&program).await?.to_string();
+        let jail_obstacle = self.locking(&program)?.obstacle();
         match (self.kvm)() {
             Verdict::Hardware { reason } => {
-                Ok(Availability { version: version.to_string(), accelerator: Accelerator::Kvm, reason })
+                Ok(Availability { version, accelerator: Accelerator::Kvm, reason, jail_obstacle })
             }
             Verdict::Missing { reason } => Err(VmmError::NoKvm { vmm: KIND, reason }),
         }
@@ -114,8 +112,8 @@ impl Vmm for FirecrackerDriver {
     }
 
     async fn plan(&self, machine: &MachineSpec, paths: &VmPaths) -> Result<LaunchPlan, VmmError> {
-        self.refuse_without_jail()?;
         let program = program::locate(KIND, &self.program)?;
+        let jailing = self.locking(&program)?.jailing();
         let version = self.version(&program).await?;
         let setup = requests::setup(machine, paths, version)?;
         if !self.unpacks_kernels() && !is_elf(&machine.kernel) {
@@ -127,25 +125,26 @@ impl Vmm for FirecrackerDriver {
         }
         let args = [
             "--api-sock",
-            &text("VMM socket path", &paths.vmm_sock())?,
+            &text("VMM socket path", &paths.api_sock())?,
             "--id",
             machine.vm.as_str(),
-            // Where it says nothing else it goes to stdout, which is the console. The descriptor is a pipe to the shim.
+            // Without one it goes to stdout, which is the console.
             "--log-path",
-            "/dev/stderr",
+            &text("log path", &requests::log_pipe(paths))?,
             "--level",
             "Warning",
         ];
-        let socket = paths.channel_sock();
+        let own = requests::own_dir(paths);
         Ok(LaunchPlan {
-            program,
             args: args.map(str::to_owned).into(),
-            channel: ChannelEndpoint::Vsock { socket, port: CHANNEL_VSOCK_PORT },
+            channel: ChannelEndpoint::Vsock { socket: paths.vsock_sock(), port: CHANNEL_VSOCK_PORT },
             events: None,
             setup: Some(setup),
-            last_words: Some(requests::last_words(&paths.vmm_sock())),
+            last_words: Some(requests::last_words(&paths.api_sock())),
             inherited: Vec::new(),
-            jail: None,
+            jail: jailing.map(|jailing| jail::jail(jailing, &program, machine, &own)),
+            own_dir: Some(own),
+            program,
         })
     }
 
@@ -193,6 +192,7 @@ mod tests {
     use vm_host::{HostCommand, RunError, RunOutput};
 
     use super::*;
+    use crate::jail::tests::USERS;
 
     #[derive(Debug)]
     struct Says(&'static str);
@@ -240,8 +240,13 @@ mod tests {
         let old = driver("Firecracker v1.6.0\n").availability().await.unwrap_err();
         assert!(matches!(old, VmmError::TooOld { needed: "1.7.0", .. }), "{old}");
         assert!(old.hint().unwrap().contains("1.7.0"));
-        let unlocked = driver("Firecracker v1.13.2\n").only_in_a_jail(true).availability().await.unwrap_err();
-        assert!(matches!(unlocked, VmmError::NoJail { .. }) && unlocked.hint().is_some(), "{unlocked}");
+        let mut jailing = Jailing { users: USERS, required: false, obstacle: Some("no namespaces".into()) };
+        let bare = driver("Firecracker v1.13.2\n").jailed(Some(jailing.clone()));
+        let found = bare.availability().await.unwrap();
+        assert_eq!(found.jail_obstacle.as_deref(), Some("no namespaces"));
+        jailing.required = true;
+        let refused = bare.jailed(Some(jailing)).availability().await.unwrap_err();
+        assert!(matches!(refused, VmmError::NoJail { .. }) && refused.hint().is_some(), "{refused}");
         let mut driver = driver("Firecracker v1.13.2\n");
         driver.kvm = || Verdict::Missing { reason: "no svm".to_owned() };
         let error = driver.availability().await.unwrap_err();

@@ -1,14 +1,14 @@
 //! A machine as requests to Firecracker's API, made from the machine alone
 //! (<https://github.com/firecracker-microvm/firecracker/blob/main/src/firecracker/swagger/firecracker.yaml>).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use vm_types::{
     VmPaths,
     guest::kernel_args,
     machine::{Drive, MachineSpec, Nic},
-    shim::{ApiRequest, LastWords, Paused, Setup},
+    shim::{ApiRequest, LastWords, OwnDir, Paused, Setup, Told, VmmPipe},
     vm::{DiskLimits, VmmKind},
 };
 
@@ -56,8 +56,10 @@ pub fn setup(machine: &MachineSpec, paths: &VmPaths, version: Version) -> Result
     if machine.cpus > CPUS_MAX {
         return Err(bad("number of CPUs", &machine.cpus.to_string(), "32 at most under Firecracker"));
     }
-    let socket = text("VMM socket path", &paths.vmm_sock())?;
+    let socket = text("VMM socket path", &paths.api_sock())?;
     let mut requests = vec![
+        // First, so that what is counted is counted from the beginning.
+        put("/metrics", json!({"metrics_path": text("metrics path", &metrics_pipe(paths))?})),
         put(
             "/machine-config",
             json!({"vcpu_count": machine.cpus, "mem_size_mib": machine.memory_mib, "smt": false}),
@@ -81,7 +83,7 @@ pub fn setup(machine: &MachineSpec, paths: &VmPaths, version: Version) -> Result
         "/vsock",
         json!({
             "guest_cid": GUEST_CID,
-            "uds_path": text("channel socket path", &paths.channel_sock())?,
+            "uds_path": text("channel socket path", &paths.vsock_sock())?,
         }),
     ));
     requests.push(put("/entropy", json!({})));
@@ -89,6 +91,25 @@ pub fn setup(machine: &MachineSpec, paths: &VmPaths, version: Version) -> Result
     requests.push(put("/balloon", json!({"amount_mib": 0, "deflate_on_oom": true})));
     requests.push(put("/actions", json!({"action_type": "InstanceStart"})));
     Ok(Setup { socket: socket.into(), requests })
+}
+
+/// Where Firecracker makes its sockets, and the pipes it tells what it does through. It has metrics written once a minute, and with the
+/// guest's start.
+pub fn own_dir(paths: &VmPaths) -> OwnDir {
+    let pipes = vec![
+        VmmPipe { path: log_pipe(paths), what: Told::Log },
+        VmmPipe { path: metrics_pipe(paths), what: Told::Metrics },
+    ];
+    OwnDir { path: paths.vmm_dir(), pipes }
+}
+
+/// Where it logs.
+pub(super) fn log_pipe(paths: &VmPaths) -> PathBuf {
+    paths.vmm_dir().join("log")
+}
+
+fn metrics_pipe(paths: &VmPaths) -> PathBuf {
+    paths.vmm_dir().join("metrics")
 }
 
 /// What a Linux guest of this machine says last. Its kernel has no way to switch off, says so in this or that way and halts.
@@ -261,10 +282,14 @@ mod tests {
     #[test]
     fn the_guest_starts_last_and_reaches_the_host_by_its_own_socket() {
         let setup = setup(&machine(), &paths(), Version(1, 13, 2)).unwrap();
-        assert_eq!(setup.socket, paths().vmm_sock());
+        assert_eq!(setup.socket, Path::new("/run/v/vmm/api.sock"));
         let last = setup.requests.last().unwrap();
         assert_eq!((last.path.as_str(), &last.body["action_type"]), ("/actions", &json!("InstanceStart")));
-        assert_eq!(body(&setup, "/vsock")["uds_path"], "/run/v/channel.sock");
+        assert_eq!(body(&setup, "/vsock")["uds_path"], "/run/v/vmm/vsock");
+        let own = own_dir(&paths());
+        let piped = |what| &own.pipes.iter().find(|pipe| pipe.what == what).unwrap().path;
+        assert_eq!(body(&setup, "/metrics")["metrics_path"], piped(Told::Metrics).to_str().unwrap());
+        assert!(own.pipes.iter().all(|pipe| pipe.path.parent() == Some(&own.path)), "{own:?}");
         assert_eq!(body(&setup, "/network-interfaces/eth0")["host_dev_name"], "vt3f2a0001");
     }
 

@@ -18,11 +18,12 @@ use vm_types::{
 
 use super::{
     command_line::{self, Host},
-    jail::Jailing,
+    jail,
 };
 use crate::{
     Accelerator, Availability, Pause, PowerButton, Resize, Vmm, VmmError,
     control::{self, QmpControls},
+    jail::{Jailing, Locking},
     kvm::{self, Verdict},
     program,
 };
@@ -54,14 +55,8 @@ impl QemuDriver {
         self
     }
 
-    /// How a QEMU of this program is locked in; `None` where it is not, and need not be.
-    fn jailing(&self, program: &Path) -> Result<Option<&Jailing>, VmmError> {
-        let Some(jailing) = &self.jailing else { return Ok(None) };
-        match jailing.obstacle(program) {
-            None => Ok(Some(jailing)),
-            Some(reason) if jailing.required => Err(VmmError::NoJail { vmm: KIND, reason }),
-            Some(_) => Ok(None),
-        }
+    fn locking(&self, program: &Path) -> Result<Locking<'_>, VmmError> {
+        Locking::of(self.jailing.as_ref(), KIND, program)
     }
 
     fn accelerator(&self) -> (Accelerator, String) {
@@ -91,17 +86,18 @@ impl Vmm for QemuDriver {
         let text = program::ask_version(&*self.runner, &program).await?;
         let version = parse_version(&text).ok_or_else(|| program::no_version(&program, &text))?;
         let (accelerator, reason) = self.accelerator();
-        Ok(Availability { version: version.to_owned(), accelerator, reason })
+        let jail_obstacle = self.locking(&program)?.obstacle();
+        Ok(Availability { version: version.to_owned(), accelerator, reason, jail_obstacle })
     }
 
     async fn plan(&self, machine: &MachineSpec, paths: &VmPaths) -> Result<LaunchPlan, VmmError> {
         let (accelerator, _) = self.accelerator();
         let program = self.program()?;
-        let jailing = self.jailing(&program)?;
+        let jailing = self.locking(&program)?.jailing();
         let host = Host { accelerator, vhost_net: opens(super::VHOST_NET), jailed: jailing.is_some() };
         let (args, inherited) = command_line::arguments(machine, paths, host)?;
         Ok(LaunchPlan {
-            jail: jailing.map(|jailing| jailing.jail(&program, machine, accelerator)),
+            jail: jailing.map(|jailing| jail::jail(jailing, &program, machine, accelerator)),
             program,
             args,
             channel: ChannelEndpoint::VirtioSerial { socket: paths.channel_sock() },
@@ -109,6 +105,7 @@ impl Vmm for QemuDriver {
             setup: None,
             last_words: None,
             inherited,
+            own_dir: None,
         })
     }
 

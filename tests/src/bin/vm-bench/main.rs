@@ -151,6 +151,7 @@ impl Floor {
             events: None,
             setup: None,
             last_words: None,
+            own_dir: None,
             inherited: Vec::new(),
             jail: None,
         };
