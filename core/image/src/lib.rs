@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   reference ──> debian::pull ──┐
-//!                 a tar archive ─┴─> rootfs::build ──> one read-only ext4 file per digest
+//!                 a tar archive ─┴─> rootfs::build ───┬─> one read-only ext4 file per digest
+//!   layers of an OCI image ────────> rootfs::flatten ─┘
 //!
 //!   kernel::import_debian ──┐
 //!   kernel::import_files ───┴─> kernel::install ──> <id>/{vmlinuz, modules.cpio, config}
@@ -15,6 +16,7 @@
 
 pub mod debian;
 mod error;
+mod ext4;
 pub mod kernel;
 mod progress;
 pub mod reference;

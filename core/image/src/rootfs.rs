@@ -1,22 +1,31 @@
-//! Root filesystems: a tar archive becomes one read-only ext4 file.
+//! Root filesystems: a tar archive, or the layers of an OCI image, become one read-only ext4 file.
 //!
 //! ```text
-//!   tar, .gz, .zst, .xz ──> stream ──> archive ──> tree (scratch) ──> mke2fs -d ──> debugfs ──> rename ──> out
-//!                             └─ SHA-256            └─ tally ─> plan ──┘
+//!   layer 1 ──> stream ─┐                               ┌─> contents ──┐
+//!   layer 2 ──> stream ─┼─ in order ─> archive ─> merge ─┤              ├─> ext4 ──> rename ──> out
+//!   layer 3 ──> stream ─┘                               └─> tree ──────┘
+//!               └─ decompressed ahead, SHA-256
 //! ```
 //!
+//! Contents go from the stream to the block where they stay; nothing is unpacked into directories, no tool is run, and no
+//! privilege is needed. Memory: 32 MiB for each of four layers at most that are read at once, and some 250 bytes for
+//! each entry. Disk: the image itself; what an upper layer replaces is given back as soon as it is.
+//!
 //! Kept exactly: types, modes, numeric owners, extended attributes (`SCHILY.xattr.*`, so capabilities, binary POSIX ACLs
-//! and `user.*`), hard links, link targets, device numbers, contents, modification times. Blocks of zeros become holes.
-//! Refused: paths beyond 2000 bytes, files beyond 1 TiB, attributes of one inode beyond one block.
-//! Not kept: access and change times; ACLs that an archive has in text form only; sub-second times of names with newlines
-//! or that are not UTF-8.
+//! and `user.*`), hard links, link targets, device numbers, contents, modification times to the nanosecond. Blocks of
+//! zeros become holes. The same layers under the same identity give the same bytes.
+//! Refused, with the path named: names that leave the root, also through links (module `merge` says how they are followed);
+//! paths beyond 4095 bytes and names beyond 255; more than 3,000,000 entries; files or images beyond 1 TiB; archives
+//! that unpack to more than 16 GiB and 200 times their size; attributes of one inode beyond one block. The last 256 MiB of
+//! the host's disk are not used.
+//! Not kept: access and change times, which become the modification time; ACLs that an archive has in text form only;
+//! attributes of name spaces that Linux does not have, and `user.*` where Linux allows none.
 
 mod archive;
-mod ext4;
-mod extract;
+mod flatten;
 mod header;
+mod merge;
 pub(crate) mod stream;
-mod tree;
 
 use std::{
     fmt,
@@ -26,10 +35,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use ext4::LABEL;
 use vm_host::Runner;
 use vm_types::ImageDigest;
 
+use self::flatten::{Identify, Input, Layer};
+pub use crate::ext4::LABEL;
 use crate::{
     ImageError,
     progress::{ProgressSink, Reporter, blocking},
@@ -84,10 +94,23 @@ impl TarSource {
     }
 }
 
+/// One layer of an image. Its blob is a tar archive, plain or compressed with gzip, Zstandard or xz, which its first bytes
+/// tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerSource {
+    /// The file that has the blob.
+    pub blob: PathBuf,
+    /// What the blob's SHA-256 must be, as `sha256:` and 64 digits.
+    pub digest: Option<String>,
+    /// What the SHA-256 of the uncompressed archive must be, in the same form.
+    pub diff_id: Option<String>,
+}
+
 /// A finished root filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuiltRootfs {
-    /// SHA-256 of the uncompressed tar stream to its very end.
+    /// What identifies it: for one archive the SHA-256 of the uncompressed tar stream to its very end, for layers what the
+    /// caller said.
     pub digest: ImageDigest,
     /// Size of the filesystem in bytes.
     pub size_bytes: u64,
@@ -96,70 +119,98 @@ pub struct BuiltRootfs {
 }
 
 /// Makes a read-only (mode 0444) ext4 file of a tar archive. `out` appears whole or not at all; one that is there is
-/// replaced. It should be on one filesystem with `scratch`, which needs room for the content twice over.
+/// replaced. It should be on one filesystem with `scratch`, where it is made. Names like `.wh.x` are names.
 ///
-/// Needs root, for owners and device nodes. Dropping the future cancels; a directory made below `scratch` then vanishes
-/// shortly after.
+/// Dropping the future cancels; a directory made below `scratch` then vanishes shortly after. No command is run: the runner
+/// is there for sources that need one.
 ///
 /// # Errors
-/// An archive that is damaged, cut short or hostile; lack of room; `mke2fs` or `debugfs` failing or not being there.
+/// An archive that is damaged, cut short or hostile; lack of room.
 pub async fn build(
-    runner: &dyn Runner,
+    _runner: &dyn Runner,
     source: TarSource,
     out: &Path,
     scratch: &Path,
     progress: ProgressSink,
 ) -> Result<BuiltRootfs, ImageError> {
-    let scratch = Scratch::new(scratch, "rootfs-")?;
-    let result = build_in(runner, source, out, &scratch, &Reporter::new(progress)).await;
-    scratch.close().await;
-    result
+    let open = move || {
+        let (reader, length) = source.open()?;
+        Ok((
+            vec![Layer { input: Input::Open(reader, length), digest: None, diff_id: None }],
+            Identify::ByStream,
+        ))
+    };
+    make(open, false, out, scratch, progress).await
 }
 
-async fn build_in(
-    runner: &dyn Runner,
-    source: TarSource,
+/// Makes a read-only (mode 0444) ext4 file of an image's layers, the lowest first, by the rules of the OCI image
+/// specification. `identity` is what tells the image from others: its configuration's digest; the filesystem's UUID is
+/// made of it. `out`, `scratch` and cancelling are as of [`build`].
+///
+/// # Errors
+/// A layer that is damaged, cut short, hostile or not what its digests say; lack of room.
+pub async fn flatten(
+    layers: Vec<LayerSource>,
+    identity: ImageDigest,
     out: &Path,
-    scratch: &Scratch,
-    reporter: &Reporter,
+    scratch: &Path,
+    progress: ProgressSink,
 ) -> Result<BuiltRootfs, ImageError> {
-    let (directory, image) = (scratch.join("root"), scratch.join("image"));
-    let unpacked = {
-        let (directory, reporter) = (directory.clone(), reporter.clone());
-        blocking(move |cancel| {
-            let (input, length) = source.open()?;
-            fs::create_dir(&directory).map_err(|source| ImageError::File {
-                action: "make",
-                path: directory.clone(),
-                source,
-            })?;
-            extract::unpack(input, length, &directory, cancel, &reporter)
-        })
-        .await?
+    let open = move || {
+        let layers = layers.into_iter().map(|layer| {
+            let name = layer.blob.display().to_string();
+            let parse = |digest: Option<String>| digest.map(|digest| parsed(&digest, &name)).transpose();
+            let (digest, diff_id) = (parse(layer.digest)?, parse(layer.diff_id)?);
+            Ok(Layer { input: Input::Blob(layer.blob), digest, diff_id })
+        });
+        Ok((layers.collect::<Result<_, ImageError>>()?, Identify::By(identity)))
     };
-    ext4::make(runner, &unpacked, &directory, &image, reporter).await?;
-    reporter.report("writing to disk", 0, None);
-    let out = out.to_owned();
-    blocking(move |cancel| {
+    make(open, true, out, scratch, progress).await
+}
+
+fn parsed(digest: &str, blob: &str) -> Result<ImageDigest, ImageError> {
+    ImageDigest::try_from(digest.to_owned()).map_err(|_| ImageError::CorruptArchive {
+        last: String::new(),
+        reason: format!("the digest {digest:?} of {blob} is not sha256: and 64 digits"),
+    })
+}
+
+async fn make(
+    open: impl FnOnce() -> Result<(Vec<Layer>, Identify), ImageError> + Send + 'static,
+    whiteouts: bool,
+    out: &Path,
+    scratch: &Path,
+    progress: ProgressSink,
+) -> Result<BuiltRootfs, ImageError> {
+    let scratch = Scratch::new(scratch, "rootfs-")?;
+    let reporter = Reporter::new(progress);
+    let (image, out) = (scratch.join("image"), out.to_owned());
+    let result = blocking(move |cancel| {
+        let (layers, identify) = open()?;
+        let digest = flatten::flatten(layers, whiteouts, identify, &image, cancel, &reporter)?;
+        reporter.report("writing to disk", 0, None);
         cancel.check()?;
         let finish = || {
             fs::set_permissions(&image, fs::Permissions::from_mode(0o444))?;
-            ext4::sync(&image)?;
+            sync(&image)?;
             move_file(&image, &out)?;
             let about = fs::metadata(&out)?;
-            io::Result::Ok(BuiltRootfs {
-                digest: unpacked.digest,
-                size_bytes: about.len(),
-                used_bytes: about.blocks() * 512,
-            })
+            io::Result::Ok(BuiltRootfs { digest, size_bytes: about.len(), used_bytes: about.blocks() * 512 })
         };
         finish().map_err(|source| ImageError::File { action: "finish", path: out.clone(), source })
     })
-    .await
+    .await;
+    scratch.close().await;
+    result
 }
 
 /// Renames, and makes that last through a crash of the host.
 fn move_file(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
-    ext4::sync(to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    sync(to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+/// Flushes a file to the disk.
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }

@@ -345,6 +345,11 @@ impl<R: Read> Archive<R> {
         match error.kind() {
             io::ErrorKind::ConnectionAborted => ImageError::Cancelled,
             io::ErrorKind::UnexpectedEof => ImageError::TruncatedArchive { last: self.last.clone() },
+            io::ErrorKind::QuotaExceeded => ImageError::RefusedEntry {
+                path: self.last.clone(),
+                reason: "is in an archive that unpacks to more than 16 GiB and more than 200 times its size"
+                    .into(),
+            },
             // The decompressors' own errors carry no errno.
             _ if error.raw_os_error().is_none() => self.corrupt(error.to_string()),
             _ => ImageError::ReadArchive { source: error },

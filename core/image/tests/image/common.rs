@@ -10,28 +10,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use async_trait::async_trait;
 use sha2::{Digest, Sha256};
-use vm_host::{HostCommand, HostRunner, RunError, RunOutput, Runner};
+use vm_host::HostRunner;
 use vm_image::{ImageError, Progress, ProgressSink, rootfs};
-
-/// Runs commands for real and keeps the names of their programs.
-#[derive(Debug, Default)]
-pub(crate) struct CountingRunner(Mutex<Vec<String>>);
-
-impl CountingRunner {
-    pub(crate) fn count(&self, program: &str) -> usize {
-        self.0.lock().unwrap().iter().filter(|name| *name == program).count()
-    }
-}
-
-#[async_trait]
-impl Runner for CountingRunner {
-    async fn run(&self, command: HostCommand) -> Result<RunOutput, RunError> {
-        self.0.lock().unwrap().push(command.program.to_string_lossy().into_owned());
-        HostRunner.run(command).await
-    }
-}
 
 pub(crate) fn silent() -> ProgressSink {
     Arc::new(|_| {})
@@ -47,12 +28,12 @@ pub(crate) fn recorded() -> (ProgressSink, Arc<Mutex<Vec<Progress>>>) {
 /// A place for one build.
 pub(crate) struct Bench {
     pub(crate) dir: tempfile::TempDir,
-    pub(crate) runner: CountingRunner,
+    pub(crate) runner: HostRunner,
 }
 
 impl Bench {
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), runner: CountingRunner::default() }
+        Self { dir: tempfile::tempdir().unwrap(), runner: HostRunner }
     }
     pub(crate) fn out(&self) -> PathBuf {
         self.dir.path().join("out.ext4")

@@ -5,4 +5,6 @@
 mod common;
 mod debian;
 mod kernel;
+mod layout;
+mod measure;
 mod rootfs;

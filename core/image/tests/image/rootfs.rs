@@ -43,7 +43,7 @@ fn everything(root: &Path) {
     make("pipe", FileType::Fifo, 0, 0);
     fs::write(join("quote\"d na'me \\ $x"), b"odd").unwrap();
     fs::write(join("new\nline"), b"odd").unwrap();
-    set_time(&join("new\nline"), 77, 0);
+    set_time(&join("new\nline"), 77, 5);
     fs::write(join(&"n".repeat(255)), b"long").unwrap();
     let deep = (0..18).fold(join("deep"), |path, i| path.join(format!("{i:0>100}")));
     fs::create_dir_all(&deep).unwrap();
@@ -100,16 +100,7 @@ async fn every_kind_of_entry_is_kept_exactly() {
     let root = bench.dir.path().join("tree");
     fs::create_dir(&root).unwrap();
     everything(&root);
-    let wanted = {
-        let mut seen = look(&root);
-        // Times of such a name keep whole seconds only.
-        for (path, seen) in &mut seen {
-            if path.to_string_lossy().contains('\n') {
-                seen.mtime.1 = 0;
-            }
-        }
-        seen
-    };
+    let wanted = look(&root);
     for sparse in
         [&["--sparse"][..], &["--sparse", "--sparse-version=0.1"], &["--sparse", "--sparse-version=0.0"], &[]]
     {
@@ -124,7 +115,6 @@ async fn every_kind_of_entry_is_kept_exactly() {
             assert_eq!(seen.get(path), Some(wanted), "{path:?} {sparse:?}");
         }
         assert_eq!(seen.len(), wanted.len());
-        assert_eq!(bench.runner.count("mke2fs"), bench.runner.count("debugfs"));
     }
 }
 
@@ -216,10 +206,8 @@ async fn hostile_archives_are_refused_by_name() {
         ("a/../../escape", up().add(b'0', "a/../../escape", "", b"x").end()),
         (&absolute, up().add(b'0', &absolute, "", b"x").end()),
         ("link/file", up().add(b'2', "link", out, b"").add(b'0', "link/file", "", b"x").end()),
-        (
-            "in/file",
-            up().add(b'5', "d", "", b"").add(b'2', "in", "d", b"").add(b'0', "in/file", "", b"x").end(),
-        ),
+        ("in/file", up().add(b'2', "in", "../d", b"").add(b'0', "in/file", "", b"x").end()),
+        ("in/file", up().add(b'2', "in", "in", b"").add(b'0', "in/file", "", b"x").end()),
         ("link/dir/", up().add(b'2', "link", out, b"").add(b'5', "link/dir/", "", b"").end()),
         ("hard", up().add(b'1', "hard", "/etc/passwd", b"").end()),
         ("hard", up().add(b'1', "hard", "../../etc/passwd", b"").end()),
@@ -241,16 +229,20 @@ async fn hostile_archives_are_refused_by_name() {
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0, "something was written outside");
 }
 
-/// Such a path makes mke2fs 1.47.0 corrupt its own memory.
 #[tokio::test]
-async fn overlong_paths_are_refused() {
-    let bench = Bench::new();
-    let mut tar = Tar::default();
-    tar.push_pax(&[("path", "abc/".repeat(510).as_bytes())]);
-    tar.push(b'5', "x", "", b"");
-    let error = bench.build(tar.end()).await.unwrap_err();
-    assert!(error.to_string().contains("2040 bytes long"), "{error}");
-    bench.assert_clean();
+async fn overlong_paths_and_names_are_refused() {
+    for (path, says) in [
+        ("abc/".repeat(1024), "4096 bytes long"),
+        (format!("a/{}/b", "n".repeat(256)), "a name of 256 bytes"),
+    ] {
+        let bench = Bench::new();
+        let mut tar = Tar::default();
+        tar.push_pax(&[("path", path.as_bytes())]);
+        tar.push(b'5', "x", "", b"");
+        let error = bench.build(tar.end()).await.unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+        bench.assert_clean();
+    }
 }
 
 #[tokio::test]
@@ -339,7 +331,7 @@ async fn any_shape_of_content_fits() {
     shapes.push(("many attributes", xattrs.end()));
     let mut deep = Tar::default();
     let mut path = String::new();
-    for _ in 0..490 {
+    for _ in 0..1023 {
         path.push_str("abc/");
         deep.push_pax(&[("path", path.as_bytes())]);
         deep.push(b'5', "x", "", b"");
@@ -355,7 +347,6 @@ async fn any_shape_of_content_fits() {
         let length = tar.len() as u64;
         let built = bench.build(tar).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
         bench.check();
-        assert_eq!(bench.runner.count("mke2fs"), 1, "{name}: the plan was too small");
         assert!(built.used_bytes < length * 5 + (40 << 20), "{name}: {built:?} of {length}");
         println!("{name}: tar {length}, {built:?}");
     }

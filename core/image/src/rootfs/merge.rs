@@ -1,0 +1,405 @@
+//! Layers into one tree, by the rules of the OCI image specification ("Image Layer Filesystem Changeset").
+//!
+//! Nothing here touches a filesystem: names that nobody vouches for only ever lead from node to node. A name that passes
+//! through a symbolic link leads to where the link leads inside of the root, as umoci and containerd have it (an absolute
+//! target starts at the root); a link that leads nowhere, to no directory, or out of the root with ".." is refused, since
+//! other tools would write outside through it.
+//!
+//! A whiteout hides what layers below have, never what its own layer has, whichever comes first in the archive. An entry
+//! for a directory that is there changes its attributes; any other entry for a name that is there replaces that.
+
+use super::archive::{Entry, Kind as EntryKind};
+use crate::ext4::{
+    Attributes, Child, Directory, Extent, Extents, Filesystem, Kind, LINKS_MAX, LOST_FOUND, Node, NodeId,
+    Parsed, ROOT, Xattr, xattrs_fit,
+};
+
+/// Entries of all layers together. One takes some 250 bytes of memory until the image is written.
+const ENTRIES_MAX: u32 = 3_000_000;
+/// The longest path, in bytes (Linux's PATH_MAX counts a zero byte).
+const PATH_MAX: usize = 4095;
+const NAME_MAX: usize = 255;
+/// The longest target of a symbolic link on ext4, in bytes.
+const TARGET_MAX: usize = 4095;
+/// How deep directories are nested; a path has no more components.
+const DEPTH_MAX: u16 = 2048;
+/// How many symbolic links one path passes through (path_resolution(7)).
+const FOLLOWED_MAX: usize = 40;
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// What aufs kept its own files under.
+const AUFS: &[u8] = b".wh..wh.";
+
+/// Why an entry is refused, to be read behind its path.
+pub(super) type Refusal = String;
+
+/// The tree, layer upon layer.
+pub(super) struct Tree {
+    pub(super) filesystem: Filesystem,
+    layer: u32,
+    whiteouts: bool,
+    entries: u32,
+    /// Contents of files that are gone.
+    dead: Vec<Extent>,
+}
+
+/// Splits a name; an error says in words why it must not be used.
+fn components(path: &[u8]) -> Result<Vec<&[u8]>, &'static str> {
+    if path.starts_with(b"/") {
+        return Err("is an absolute path");
+    }
+    if path.contains(&0) {
+        return Err("contains a zero byte");
+    }
+    let parts: Vec<&[u8]> =
+        path.split(|&b| b == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
+    if parts.contains(&&b".."[..]) {
+        return Err("leads out of the archive with \"..\"");
+    }
+    Ok(parts)
+}
+
+fn shown(name: &[u8]) -> String {
+    format!("{:?}", String::from_utf8_lossy(name))
+}
+
+impl Tree {
+    /// An empty root. With `whiteouts` names like `.wh.x` mean what they mean in a layer; without they are names.
+    pub(super) fn new(whiteouts: bool) -> Self {
+        Self { filesystem: Filesystem::new(), layer: 0, whiteouts, entries: 0, dead: Vec::new() }
+    }
+
+    /// What comes next is above all that was before.
+    pub(super) fn next_layer(&mut self) {
+        self.layer += 1;
+    }
+
+    /// Contents of files that are gone since the last call.
+    pub(super) fn take_dead(&mut self) -> Vec<Extent> {
+        std::mem::take(&mut self.dead)
+    }
+
+    pub(super) fn dead_extents(&self) -> usize {
+        self.dead.len()
+    }
+
+    /// Checks what can be told before a file's content is read.
+    pub(super) fn check(&mut self, entry: &Entry) -> Result<(), Refusal> {
+        self.entries += 1;
+        if self.entries > ENTRIES_MAX {
+            return Err(format!("is one entry too many; an image has {ENTRIES_MAX} at most"));
+        }
+        if entry.path.len() > PATH_MAX {
+            return Err(format!("is {} bytes long; a path has {PATH_MAX} at most", entry.path.len()));
+        }
+        if let Some(long) = components(&entry.path)?.iter().find(|part| part.len() > NAME_MAX) {
+            return Err(format!("has a name of {} bytes in it; one has {NAME_MAX} at most", long.len()));
+        }
+        Ok(())
+    }
+
+    /// Whether an entry is an instruction rather than a thing.
+    pub(super) fn is_instruction(&self, entry: &Entry) -> bool {
+        self.whiteouts && entry.path.split(|&b| b == b'/').any(|part| part.starts_with(WHITEOUT))
+    }
+
+    /// Adds an entry; a file with what its content came to.
+    pub(super) fn add(&mut self, entry: &Entry, content: Extents) -> Result<(), Refusal> {
+        let parts = components(&entry.path)?;
+        if self.is_instruction(entry) {
+            return self.instruction(&parts);
+        }
+        let Some((&name, parents)) = parts.split_last() else {
+            if entry.kind != EntryKind::Directory {
+                return Err("takes the place of the root directory".into());
+            }
+            self.filesystem.node_mut(ROOT).attributes = attributes(entry)?;
+            return Ok(());
+        };
+        if parents.is_empty() && name == LOST_FOUND && entry.kind != EntryKind::Directory {
+            return Err("takes the place of a directory that each ext4 filesystem has".into());
+        }
+        let kind = match &entry.kind {
+            EntryKind::Hardlink(target) => return self.hard_link(parents, name, target),
+            EntryKind::File => Kind::File { size: entry.size, extents: content },
+            EntryKind::Symlink(target) => symlink(target)?,
+            EntryKind::CharDevice(major, minor) => device(false, *major, *minor)?,
+            EntryKind::BlockDevice(major, minor) => device(true, *major, *minor)?,
+            EntryKind::Fifo => Kind::Fifo,
+            EntryKind::Directory => {
+                let attributes = attributes(entry)?;
+                let parent = self.resolve(parents, true)?;
+                let id = self.sub_directory(parent, name)?;
+                self.filesystem.node_mut(id).attributes = attributes;
+                return Ok(());
+            }
+        };
+        let attributes = attributes(entry)?;
+        let parent = self.resolve(parents, true)?;
+        let id = self.push(Node { attributes, kind, links: 1 });
+        self.insert(parent, name, id);
+        Ok(())
+    }
+
+    fn instruction(&mut self, parts: &[&[u8]]) -> Result<(), Refusal> {
+        let Some((&name, parents)) = parts.split_last() else { return Ok(()) };
+        // What aufs left in images of its time.
+        if parts.iter().any(|part| part.starts_with(AUFS) && *part != OPAQUE) {
+            return Ok(());
+        }
+        if parents.iter().any(|part| part.starts_with(WHITEOUT)) {
+            return Err("lies below a whiteout".into());
+        }
+        let hidden = name.strip_prefix(WHITEOUT).unwrap_or_default();
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err("is a whiteout of no name".into());
+        }
+        // What is not there needs no hiding.
+        let Ok(parent) = self.resolve(parents, false) else { return Ok(()) };
+        if name == OPAQUE {
+            self.hide_below(vec![parent]);
+        } else if let Some(&child) =
+            self.filesystem.directory(parent).and_then(|dir| dir.children.get(hidden))
+        {
+            if child.layer == self.layer {
+                self.hide_below(vec![child.node]);
+            } else {
+                self.remove(parent, hidden);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away what lower layers have in directories.
+    fn hide_below(&mut self, mut queue: Vec<NodeId>) {
+        while let Some(id) = queue.pop() {
+            let Some(directory) = self.filesystem.directory(id) else { continue };
+            let mut lower = Vec::new();
+            for (name, child) in &directory.children {
+                if child.layer == self.layer {
+                    queue.push(child.node);
+                } else {
+                    lower.push(name.clone());
+                }
+            }
+            for name in lower {
+                self.remove(id, &name);
+            }
+        }
+    }
+
+    fn hard_link(&mut self, parents: &[&[u8]], name: &[u8], target: &[u8]) -> Result<(), Refusal> {
+        let to = components(target)
+            .map_err(|reason| format!("is a hard link to {}, which {reason}", shown(target)))?;
+        let Some((&to_name, to_parents)) = to.split_last() else {
+            return Err("is a hard link to the root directory".into());
+        };
+        let from = self
+            .resolve(to_parents, false)
+            .map_err(|reason| format!("is a hard link to {}, which {reason}", shown(target)))?;
+        let there = self.filesystem.directory(from).and_then(|directory| directory.children.get(to_name));
+        let Some(&Child { node, .. }) = there else {
+            return Err(format!("is a hard link to {}, which is not there", shown(target)));
+        };
+        if self.filesystem.directory(node).is_some() {
+            return Err(format!("is a hard link to {}, a directory", shown(target)));
+        }
+        let parent = self.resolve(parents, true)?;
+        let links = &mut self.filesystem.node_mut(node).links;
+        if *links >= LINKS_MAX {
+            return Err(format!("is one hard link too many; ext4 has {LINKS_MAX} to one file"));
+        }
+        // First, so that replacing the last other name of the same file does not lose it.
+        *links += 1;
+        self.insert(parent, name, node);
+        Ok(())
+    }
+
+    /// The directory that components lead to. With `create` missing ones are made (root's, mode 0755), and all of them
+    /// count as this layer's.
+    fn resolve(&mut self, parts: &[&[u8]], create: bool) -> Result<NodeId, Refusal> {
+        let mut at = ROOT;
+        let mut followed = 0;
+        // What is still to go, the next one last, and whether a link says so.
+        let mut ahead: Vec<(Box<[u8]>, bool)> =
+            parts.iter().rev().map(|part| ((*part).into(), false)).collect();
+        let mut link = String::new();
+        while let Some((part, by_link)) = ahead.pop() {
+            let (directory, layer) = (self.filesystem.directory_mut(at), self.layer);
+            let Some(directory) = directory else { return Err("lies below no directory".into()) };
+            if &*part == b".." {
+                if at == ROOT {
+                    return Err(format!(
+                        "passes through the symbolic link {link}, which leads out of the root"
+                    ));
+                }
+                at = directory.parent;
+                continue;
+            }
+            let child = directory.children.get_mut(&part);
+            let child = match child {
+                None if by_link => {
+                    return Err(format!("passes through the symbolic link {link}, which leads nowhere"));
+                }
+                None if create => {
+                    at = self.sub_directory(at, &part)?;
+                    continue;
+                }
+                None => return Err("is not there".into()),
+                Some(child) => {
+                    if create {
+                        child.layer = layer;
+                    }
+                    child.node
+                }
+            };
+            match &self.filesystem.node(child).kind {
+                Kind::Directory(_) => at = child,
+                Kind::Symlink(target) => {
+                    followed += 1;
+                    if !by_link {
+                        link = shown(&part);
+                    }
+                    if followed > FOLLOWED_MAX {
+                        return Err(format!(
+                            "passes through the symbolic link {link}, which leads in circles"
+                        ));
+                    }
+                    if target.starts_with(b"/") {
+                        at = ROOT;
+                    }
+                    let steps =
+                        target.rsplit(|&b| b == b'/').filter(|step| !step.is_empty() && *step != b".");
+                    ahead.extend(steps.map(|step| (step.into(), true)));
+                }
+                _ => return Err(format!("lies below {}, which is no directory", shown(&part))),
+            }
+        }
+        Ok(at)
+    }
+
+    /// The directory of this name in another, made if it is not there or something else is.
+    fn sub_directory(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, Refusal> {
+        let layer = self.layer;
+        let Some(directory) = self.filesystem.directory(parent) else {
+            return Err("lies below no directory".into());
+        };
+        let depth = directory.depth + 1;
+        if let Some(&Child { node, .. }) = directory.children.get(name)
+            && self.filesystem.directory(node).is_some()
+        {
+            if let Some(child) =
+                self.filesystem.directory_mut(parent).and_then(|directory| directory.children.get_mut(name))
+            {
+                child.layer = layer;
+            }
+            return Ok(node);
+        }
+        if depth > DEPTH_MAX {
+            return Err(format!("lies deeper than {DEPTH_MAX} directories"));
+        }
+        let directory = Directory { parent, depth, children: Default::default() };
+        let kind = Kind::Directory(Box::new(directory));
+        let id = self.push(Node { attributes: Attributes::implied(), kind, links: 1 });
+        self.insert(parent, name, id);
+        Ok(id)
+    }
+
+    fn push(&mut self, node: Node) -> NodeId {
+        self.filesystem.nodes.push(node);
+        (self.filesystem.nodes.len() - 1) as NodeId
+    }
+
+    /// Gives a node a name, of which it has counted the link; what had the name loses it.
+    fn insert(&mut self, parent: NodeId, name: &[u8], node: NodeId) {
+        let child = Child { node, layer: self.layer };
+        let former =
+            self.filesystem.directory_mut(parent).and_then(|dir| dir.children.insert(name.into(), child));
+        if let Some(former) = former {
+            self.unlink(former.node);
+        }
+    }
+
+    fn remove(&mut self, parent: NodeId, name: &[u8]) {
+        let former = self.filesystem.directory_mut(parent).and_then(|dir| dir.children.remove(name));
+        if let Some(former) = former {
+            self.unlink(former.node);
+        }
+    }
+
+    /// Takes a name from a node; with the last one it goes, and what is below it.
+    fn unlink(&mut self, id: NodeId) {
+        let mut queue = vec![id];
+        while let Some(id) = queue.pop() {
+            let node = self.filesystem.node_mut(id);
+            node.links -= 1;
+            if node.links > 0 {
+                continue;
+            }
+            node.attributes = Attributes::implied();
+            match std::mem::replace(&mut node.kind, Kind::Fifo) {
+                Kind::File { extents, .. } => self.dead.extend_from_slice(extents.as_slice()),
+                Kind::Directory(directory) => {
+                    queue.extend(directory.children.into_values().map(|child| child.node));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn symlink(target: &[u8]) -> Result<Kind, Refusal> {
+    if target.is_empty() {
+        return Err("is a symbolic link to nothing".into());
+    }
+    if target.len() > TARGET_MAX || target.contains(&0) {
+        return Err(format!("is a symbolic link with a target of {} bytes", target.len()));
+    }
+    Ok(Kind::Symlink(target.into()))
+}
+
+/// Linux has 12 bits of major and 20 of minor numbers.
+fn device(block: bool, major: u32, minor: u32) -> Result<Kind, Refusal> {
+    if major >= 1 << 12 || minor >= 1 << 20 {
+        return Err(format!("is device {major}:{minor}, which Linux cannot have"));
+    }
+    Ok(Kind::Device { block, major, minor })
+}
+
+fn attributes(entry: &Entry) -> Result<Attributes, Refusal> {
+    let symlink = matches!(entry.kind, EntryKind::Symlink(_));
+    let mut mode = if symlink { 0o777 } else { entry.mode as u16 };
+    let mut xattrs = Vec::new();
+    for (name, value) in &entry.xattrs {
+        match Xattr::parse(name, value, mode) {
+            Parsed::Refused(reason) => return Err(reason.into()),
+            // What cannot be set there, or means nothing to Linux, other tools leave out as well.
+            Parsed::Unknown => {}
+            Parsed::Kept(_, Some(_)) if symlink => {}
+            Parsed::Kept(Some(kept), _)
+                if kept.is_user() && !matches!(entry.kind, EntryKind::File | EntryKind::Directory) => {}
+            Parsed::Kept(kept, bits) => {
+                mode = bits.unwrap_or(mode);
+                xattrs.extend(kept);
+            }
+        }
+    }
+    xattrs.sort_unstable();
+    if !xattrs_fit(&xattrs) {
+        let bytes: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        return Err(format!("has {bytes} bytes of extended attributes; ext4 holds one block of them"));
+    }
+    Ok(Attributes {
+        mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        mtime: representable(entry.mtime),
+        xattrs: xattrs.into(),
+    })
+}
+
+/// ext4 counts 34 bits of seconds from 1901 on.
+fn representable((seconds, nanos): (i64, u32)) -> (i64, u32) {
+    let range = i64::from(i32::MIN)..(1 << 34) + i64::from(i32::MIN);
+    if range.contains(&seconds) { (seconds, nanos) } else { (seconds.clamp(range.start, range.end - 1), 0) }
+}
