@@ -463,7 +463,7 @@ async fn blocking<R: Send + 'static>(
         .map_err(|source| NetError::Died { name: name.to_owned(), source })?
 }
 
-/// Makes a tap that outlives its creator, with one queue and without a packet information header, as VMMs open it
+/// Makes a tap that outlives its creator, which only the creator's user may attach to without privileges, with one queue and without a packet information header, as VMMs open it
 /// (Linux, Documentation/networking/tuntap.rst).
 #[expect(unsafe_code, reason = "nix wraps no TUNSETIFF")]
 fn create_tap(name: &str) -> Result<(), NetError> {
@@ -480,6 +480,12 @@ fn create_tap(name: &str) -> Result<(), NetError> {
     // SAFETY: the descriptor is open and `request` is an ifreq that lives through the call.
     let set = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if set < 0 {
+        return Err(failed(io::Error::last_os_error()));
+    }
+    let user = libc::c_ulong::from(nix::unistd::geteuid().as_raw());
+    // Without an owner it is anybody's who can open /dev/net/tun, as everybody can.
+    // SAFETY: TUNSETOWNER takes an integer.
+    if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOWNER, user) } < 0 {
         return Err(failed(io::Error::last_os_error()));
     }
     // SAFETY: TUNSETPERSIST takes an integer.

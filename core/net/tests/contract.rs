@@ -224,7 +224,7 @@ fn devices_have_the_shape_guests_need() {
         }
         assert!(run("ip -o -4 addr show dev vmbr-3f2a").contains("10.213.0.1/24"));
         let shown = run("ip -d -o link show vt3f2a0002");
-        for wanted in ["tun type tap", "persist on", "pi off", "master vmbr-3f2a", "UP"] {
+        for wanted in ["tun type tap", "persist on", "pi off", "user root", "master vmbr-3f2a", "UP"] {
             assert!(shown.contains(wanted), "{wanted}: {shown}");
         }
         assert!(!shown.contains("multi_queue on"), "{shown}");

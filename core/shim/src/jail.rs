@@ -217,6 +217,13 @@ fn place_spec(path: &Path) -> impl FnOnce(io::Error) -> JailError {
     move |source| JailError::Spec { path: path.to_owned(), source }
 }
 
+/// The taps are again this process's own user's, as far as they are there.
+pub(crate) fn take_back(taps: &[String]) {
+    for tap in taps {
+        let _ = give_tap(tap, Uid::effective().as_raw());
+    }
+}
+
 /// From then on only this user, or one who may configure the network, attaches to it. What it was set to before is of no matter, and what
 /// it is set to now not to the next jail.
 #[expect(unsafe_code, reason = "nix wraps no TUNSETOWNER")]

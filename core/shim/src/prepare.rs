@@ -162,7 +162,9 @@ pub(crate) fn tidy(spec: &ShimSpec) {
     if let Some(own) = &spec.launch.own_dir {
         let _ = own_dir::remove(own);
     }
-    if spec.launch.jail.is_some() {
+    if let Some(jail) = &spec.launch.jail {
+        // The next VM with this user is not to have what another VM has by then.
+        jail::take_back(&jail.taps);
         let _ = fs::remove_dir(jail::root(&spec.run_dir));
     }
 }

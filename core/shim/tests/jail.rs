@@ -147,6 +147,9 @@ async fn a_vmm_that_attaches_to_its_taps_itself_may_have_those_and_no_others() {
         assert_eq!(of(&started.vmm.pid.to_string()), of("thread-self"));
         client::kill(&vm.paths).await.unwrap();
         until("the shim's end", || (!alive(started.shim)).then_some(())).await;
+        let shown = std::process::Command::new("ip").args(["-d", "link", "show", "own0"]).output().unwrap();
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        assert!(shown.contains(" user root "), "it is taken back: {shown}");
     }
     // A tap that is not there is not made.
     let vm = vm.planned(|launch| launch.jail.as_mut().unwrap().taps.push("none0".to_owned()));
