@@ -23,6 +23,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("vm-net", &["vm-types", "vm-host"]),
     ("vm-dns", &["vm-types", "vm-host"]),
     ("vm-image", &["vm-types", "vm-host"]),
+    ("vm-oci", &["vm-types", "vm-host"]),
     ("vm-vmm", &["vm-types", "vm-host", "vm-channel"]),
     ("vm-shim", &["vm-types", "vm-host", "vm-channel"]),
     ("vm-plugin", &["vm-types", "vm-host"]),
@@ -31,7 +32,7 @@ const MAY: &[(&str, &[&str])] = &[
     (
         "vm-engine",
         &[
-            "vm-types", "vm-host", "vm-locks", "vm-store", "vm-disk", "vm-net", "vm-image", "vm-vmm",
+            "vm-types", "vm-host", "vm-locks", "vm-store", "vm-disk", "vm-net", "vm-image", "vm-oci", "vm-vmm",
             "vm-shim",
         ],
     ),
@@ -46,6 +47,7 @@ const MAY: &[(&str, &[&str])] = &[
             "vm-disk",
             "vm-net",
             "vm-image",
+            "vm-oci",
             "vm-vmm",
             "vm-shim",
             "vm-dns",
@@ -73,10 +75,10 @@ const HOMES: &[(&str, &[&str])] = &[
     ("indicatif", &["vm-cli"]),
     ("comfy-table", &["vm-cli"]),
     ("wasmtime", &["vm-plugin"]),
-    // The daemon alone speaks with registries, and judges what is in them.
-    ("oci-client", &["vmd"]),
-    ("reqwest", &["vmd"]),
-    ("rustls", &["vmd"]),
+    // One crate speaks with registries; the daemon judges the plugins that are in them.
+    ("oci-client", &["vm-oci", "vmd"]),
+    ("reqwest", &["vm-oci"]),
+    ("rustls", &["vm-oci"]),
     ("p256", &["vmd"]),
 ];
 

@@ -1,0 +1,124 @@
+//! A blob from a registry into the store.
+
+use reqwest::{
+    Response, StatusCode,
+    header::{CONTENT_RANGE, RANGE},
+};
+use std::time::Duration;
+
+use super::session::{Failure, Session, Tries};
+use crate::{
+    Descriptor, Lease, OciError, ProgressSink, Store,
+    progress::Reporter,
+    store::{Ingest, Rejected},
+};
+
+/// So many bytes at one go count as progress; fewer may be the same failure again and again.
+const PROGRESS: u64 = 64 << 10;
+
+/// Fetches a blob, or what is missing of it, if it is not there. Verified when it returns.
+///
+/// Cancel-safe: what has come so far stays for the next try.
+pub(super) async fn download(
+    session: &Session,
+    blob: &Descriptor,
+    store: &Store,
+    lease: &Lease,
+    progress: &ProgressSink,
+) -> Result<(), OciError> {
+    let reporter = Reporter::new(progress, blob.digest, blob.size);
+    let tell = |reason: &str, wait: Duration| reporter.retry(reason.to_owned(), wait);
+    let what = format!("blob {}", blob.digest);
+    let mut tries = Tries::new(session, &tell);
+    let mut anew = false;
+    loop {
+        let Some(mut ingest) = store.ingest(lease, blob).await? else {
+            reporter.done(!anew);
+            return Ok(());
+        };
+        // Of several pieces, any may be the wrong one.
+        let mut pieced = ingest.offset() > 0;
+        while ingest.offset() < blob.size {
+            let before = ingest.offset();
+            match rest(session, &what, blob, &mut ingest, &reporter).await {
+                Ok(()) => {}
+                Err(failure) => {
+                    pieced |= ingest.offset() > 0;
+                    if ingest.offset() >= before.saturating_add(PROGRESS) {
+                        tries.progressed();
+                    }
+                    tries.again(failure).await?;
+                }
+            }
+        }
+        match ingest.finish(what.clone()).await {
+            Ok(()) => {
+                reporter.done(false);
+                return Ok(());
+            }
+            Err(Rejected { error, resumed }) => {
+                if anew || !(pieced || resumed) {
+                    return Err(error);
+                }
+                tracing::warn!(blob = %blob.digest, "what was there of a blob is no part of it: it is fetched anew");
+                anew = true;
+            }
+        }
+    }
+}
+
+/// One request for what is missing.
+async fn rest(
+    session: &Session,
+    what: &str,
+    blob: &Descriptor,
+    ingest: &mut Ingest,
+    reporter: &Reporter,
+) -> Result<(), Failure> {
+    let url = session.url(&format!("blobs/{}", blob.digest));
+    let offset = ingest.offset();
+    let build = || match offset {
+        0 => session.http.get(&url),
+        offset => session.http.get(&url).header(RANGE, format!("bytes={offset}-")),
+    };
+    let mut response = match session.once(what, build).await {
+        Err(Failure { error: OciError::Failing { status: 416, .. }, .. }) if offset > 0 => {
+            ingest.restart().await?;
+            return Err(session.truncated(what));
+        }
+        response => response?,
+    };
+    let continues = response.status() == StatusCode::PARTIAL_CONTENT;
+    if continues && begins_at(&response) != Some(offset) {
+        ingest.restart().await?;
+        return Err(session.truncated(what));
+    }
+    if !continues && offset > 0 {
+        // It does not know ranges, and gives all of it.
+        ingest.restart().await?;
+    }
+    let size = |found| OciError::Size { what: what.to_owned(), found, expected: blob.size };
+    if let Some(length) = response.content_length()
+        && ingest.offset().saturating_add(length) != blob.size
+    {
+        return Err(size(ingest.offset().saturating_add(length)).into());
+    }
+    while let Some(piece) = session.chunk(what, &mut response).await? {
+        let end = ingest.offset() + piece.len() as u64;
+        if end > blob.size {
+            return Err(size(end).into());
+        }
+        ingest.write(piece).await?;
+        reporter.at(end);
+    }
+    match ingest.offset() == blob.size {
+        true => Ok(()),
+        false => Err(session.truncated(what)),
+    }
+}
+
+/// <https://www.rfc-editor.org/rfc/rfc9110#name-content-range>
+fn begins_at(response: &Response) -> Option<u64> {
+    let text = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    text.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+}
