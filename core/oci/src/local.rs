@@ -99,20 +99,16 @@ pub(crate) async fn load(
     let lease = store.lease();
     let wanted: Vec<_> = manifest.blobs().into_iter().cloned().collect();
     progress(Progress::Begun { blobs: wanted.len(), bytes: manifest.total()? });
-    let jobs: Vec<_> = wanted
+    // Hashing is what takes the time.
+    let width = std::thread::available_parallelism().map_or(2, |n| n.get().min(4));
+    let copies: Vec<_> = wanted
         .into_iter()
         .map(|blob| {
             let section = blobs.remove(&blob.digest);
-            (blob, section)
+            keep(store, &lease, blob, section, progress)
         })
         .collect();
-    // Hashing is what takes the time.
-    let width = std::thread::available_parallelism().map_or(2, |n| n.get().min(4));
-    stream::iter(jobs)
-        .map(|(blob, section)| keep(store, &lease, blob, section, progress))
-        .buffer_unordered(width)
-        .try_collect::<()>()
-        .await?;
+    stream::iter(copies).buffer_unordered(width).try_collect::<()>().await?;
     let size = document.len() as u64;
     let digest = store.put(&lease, document).await?;
     Ok(parts.pulled(digest, size, index, &manifest, names, lease))

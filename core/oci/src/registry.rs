@@ -181,3 +181,26 @@ impl Repository {
         self.session.small_blob(what, blob).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// That it compiles is most of the test: whoever runs these in tasks needs it.
+    #[tokio::test]
+    async fn transfers_can_be_run_in_tasks_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, client) = (Store::open(dir.path()).unwrap(), Client::new(Settings::default()).unwrap());
+        let source = ImageSource::Path(dir.path().join("nothing"));
+        let task = tokio::spawn(async move {
+            let image = client.fetch(&source, &store, &crate::silent()).await?;
+            let reference: Reference = "localhost/x".parse()?;
+            client.push(&image, &store, &reference, &crate::silent()).await?;
+            crate::export(&image, &store, crate::Form::Layout, &store.path(&image.config_digest), None)
+                .await?;
+            client.repository(&reference).manifest(&reference).await?;
+            client.login("localhost", "user", "password", "auth.json".as_ref()).await
+        });
+        assert!(matches!(task.await.unwrap(), Err(OciError::Read { .. })));
+    }
+}

@@ -55,11 +55,10 @@ impl Client {
         let (reader, digest) = (store.clone(), config.digest);
         let bytes = blocking(move || reader.read("image's configuration", &digest, MAX_CONFIG)).await?;
         let parts = Parts::of(&manifest, &bytes, &self.settings.platform)?;
-        stream::iter(layers)
-            .map(|layer| get(&places, layer, store, &lease, progress))
-            .buffer_unordered(self.settings.parallel.max(1))
-            .try_collect::<()>()
-            .await?;
+        // Made before the stream: a closure in it would be general over lifetimes, which hides that all of this is `Send`.
+        let transfers: Vec<_> =
+            layers.iter().map(|layer| get(&places, layer, store, &lease, progress)).collect();
+        stream::iter(transfers).buffer_unordered(self.settings.parallel.max(1)).try_collect::<()>().await?;
         let size = document.len() as u64;
         let digest = store.put(&lease, document).await?;
         Ok(parts.pulled(digest, size, index, &manifest, vec![reference.to_string()], lease))

@@ -62,30 +62,30 @@ impl Client {
         let session = self.session(reference.registry(), reference.repository(), Scope::Push);
         let blobs = manifest.blobs();
         progress(Progress::Begun { blobs: blobs.len(), bytes: manifest.total()? });
-        stream::iter(&blobs)
-            .map(|blob| upload(&session, blob, store, progress))
-            .buffer_unordered(self.settings.parallel.max(1))
-            .try_collect::<()>()
-            .await?;
+        let transfers: Vec<_> = blobs.iter().map(|blob| upload(&session, blob, store, progress)).collect();
+        stream::iter(transfers).buffer_unordered(self.settings.parallel.max(1)).try_collect::<()>().await?;
         let wanted = reference.tag().map_or_else(|| reference.wanted(), str::to_owned);
         let media_type = media_type(&bytes);
         let (url, body) = (session.url(&format!("manifests/{wanted}")), bytes::Bytes::from(bytes));
         let what = reference.within();
-        retried(&session, &untold, async || {
+        let mut tries = Tries::new(&session, &untold);
+        let response = loop {
             let build = || session.http.put(&url).header(CONTENT_TYPE, &media_type).body(body.clone());
-            let response = session.once(&what, build).await?;
-            let named = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
-            match named.and_then(|text| text.parse::<Digest>().ok()) {
-                Some(found) if found != digest => Err(OciError::Digest {
-                    what: "manifest in the registry".to_owned(),
-                    found,
-                    expected: digest,
-                }
-                .into()),
-                _ => Ok(()),
+            match session.once(&what, build).await {
+                Ok(response) => break response,
+                Err(failure) => tries.again(failure).await?,
             }
-        })
-        .await?;
+        };
+        let named = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
+        if let Some(found) = named.and_then(|text| text.parse::<Digest>().ok())
+            && found != digest
+        {
+            return Err(OciError::Digest {
+                what: "manifest in the registry".to_owned(),
+                found,
+                expected: digest,
+            });
+        }
         Ok(digest)
     }
 }
@@ -99,20 +99,6 @@ fn media_type(manifest: &[u8]) -> String {
     }
     let kind: Option<Kind> = serde_json::from_slice(manifest).ok();
     kind.and_then(|kind| kind.media_type).unwrap_or_else(|| document::MANIFEST.to_owned())
-}
-
-async fn retried<T>(
-    session: &Session,
-    tell: &(dyn Fn(&str, Duration) + Send + Sync),
-    work: impl AsyncFn() -> Result<T, Failure>,
-) -> Result<T, OciError> {
-    let mut tries = Tries::new(session, tell);
-    loop {
-        match work().await {
-            Ok(done) => return Ok(done),
-            Err(failure) => tries.again(failure).await?,
-        }
-    }
 }
 
 /// Sends a blob if the repository does not have it.
