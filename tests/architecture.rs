@@ -32,8 +32,8 @@ const MAY: &[(&str, &[&str])] = &[
     (
         "vm-engine",
         &[
-            "vm-types", "vm-host", "vm-locks", "vm-store", "vm-disk", "vm-net", "vm-image", "vm-oci", "vm-vmm",
-            "vm-shim",
+            "vm-types", "vm-host", "vm-locks", "vm-store", "vm-disk", "vm-net", "vm-image", "vm-oci",
+            "vm-vmm", "vm-shim",
         ],
     ),
     (

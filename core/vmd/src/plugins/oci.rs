@@ -13,15 +13,12 @@
 //! trusts keys, the artifact's signatures are looked at, too: in [`signature`].
 
 mod artifact;
-mod credentials;
 mod error;
 mod layout;
 mod registry;
 mod signature;
 #[cfg(test)]
 mod tests;
-
-use std::net::Ipv4Addr;
 
 use super::{PluginsError, manager::blocking, package::Package};
 
@@ -36,12 +33,6 @@ pub(super) async fn from_registry(text: &str, trust: &Trust) -> Result<Package, 
 pub(super) async fn from_layout(text: &str, trust: &Trust) -> Result<Package, PluginsError> {
     let (text, trust) = (text.to_owned(), trust.clone());
     blocking(move || layout::package(&text, &trust)).await
-}
-
-/// Whether a registry, `HOST[:PORT]`, is on this host.
-fn is_loopback(registry: &str) -> bool {
-    let host = registry.split_once(':').map_or(registry, |(host, _)| host);
-    host == "localhost" || host.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback())
 }
 
 /// Text of a registry or an artifact, fit for terminals and logs.

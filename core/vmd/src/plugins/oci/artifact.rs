@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, io::Read};
 
 use oci_distribution::manifest::{OciDescriptor, OciImageIndex, OciImageManifest};
+use vm_oci::Descriptor;
 use vm_plugin::MAX_COMPONENT;
 
 use super::{OciError, plain};
@@ -19,9 +20,6 @@ const FILES: &str = "application/vnd.vm.plugin.files.v1.tar";
 /// What the layer of the plugin's manifest is called.
 pub(super) const TOML: &str = package::MANIFEST;
 
-/// The most that registries have to take, and so the most that there is.
-/// <https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#pushing-manifests>
-pub(super) const MAX_DOCUMENT: u64 = 4 << 20;
 const MAX_CONFIG: u64 = 1 << 20;
 /// Of all files together, which are in memory at once.
 const MAX_FILES_LAYER: u64 = 256 << 20;
@@ -30,56 +28,21 @@ const MAX_FILES_LAYER: u64 = 256 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Blob {
     what: &'static str,
-    pub(super) digest: String,
-    pub(super) size: u64,
+    pub(super) descriptor: Descriptor,
 }
 
 impl Blob {
     pub(super) fn new(what: &'static str, digest: &str, size: i64, most: u64) -> Result<Self, OciError> {
-        if !is_digest(digest) {
-            let reason = format!("{:?} is no digest like sha256:…", plain(digest));
-            return Err(OciError::Malformed { what, reason });
+        let descriptor = Descriptor::new(what, "", digest, size, None);
+        match descriptor.and_then(|descriptor| descriptor.at_most(what, most)) {
+            Ok(descriptor) => Ok(Self { what, descriptor }),
+            Err(error) => Err(OciError::of(what, error)),
         }
-        let size = u64::try_from(size)
-            .map_err(|_| OciError::Malformed { what, reason: format!("{size} is no size") })?;
-        if size > most {
-            return Err(OciError::Large { what, bytes: size, most });
-        }
-        Ok(Self { what, digest: digest.to_owned(), size })
-    }
-
-    /// Its digits alone; they are a file name.
-    pub(super) fn hex(&self) -> &str {
-        self.digest.trim_start_matches("sha256:")
-    }
-
-    /// Whether something of this many bytes can be the blob.
-    pub(super) fn check_size(&self, bytes: u64) -> Result<(), OciError> {
-        if bytes == self.size {
-            return Ok(());
-        }
-        Err(OciError::Size { what: self.what, found: bytes, expected: self.size })
-    }
-
-    /// The bytes, if they are the blob.
-    pub(super) fn verified(&self, bytes: Vec<u8>) -> Result<Vec<u8>, OciError> {
-        self.check_size(bytes.len() as u64)?;
-        let found = package::digest(&bytes);
-        if found != self.digest {
-            return Err(OciError::Digest { what: self.what, found, expected: self.digest.clone() });
-        }
-        Ok(bytes)
     }
 
     pub(super) fn what(&self) -> &'static str {
         self.what
     }
-}
-
-/// `sha256:` and 64 digits in lower case; no other algorithm is in use.
-pub(super) fn is_digest(text: &str) -> bool {
-    let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    text.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(digit))
 }
 
 /// Where the plugin's manifest is.

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use oci_distribution::ParseError;
+use vm_types::report::chain;
 
 /// How an artifact is made, for hints.
 const PUSH: &str = "docs/plugins.md has the command that pushes a plugin, under \"Registries\"";
@@ -11,7 +11,7 @@ const PUSH: &str = "docs/plugins.md has the command that pushes a plugin, under 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OciError {
     #[error("{text:?} names no artifact of a registry")]
-    Reference { text: String, source: Option<ParseError> },
+    Reference { text: String, source: Option<vm_oci::ReferenceProblem> },
     #[error("could not reach registry {registry}")]
     Unreachable { registry: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("registry {registry} is too slow: {what} was not there in time")]
@@ -68,12 +68,51 @@ fn listed(there: &[String]) -> String {
 }
 
 impl OciError {
+    /// What went wrong with a part of an artifact on its way here.
+    pub(super) fn of(what: &'static str, error: vm_oci::OciError) -> Self {
+        use vm_oci::OciError as From;
+        match error {
+            From::Reference { text, problem } => Self::Reference { text, source: Some(problem) },
+            From::Unreachable { registry, source } => Self::Unreachable { registry, source },
+            From::Stalled { registry, .. } => Self::Stalled { registry, what },
+            From::NotFound { registry, what } => Self::NotFound { registry, reference: what },
+            From::Unauthorized { registry, what, known, .. } => {
+                Self::Unauthorized { registry, reference: what, known }
+            }
+            From::Answer { registry, reason } => Self::Answer { registry, reason },
+            From::Interrupted { ref registry, .. }
+            | From::RateLimited { ref registry, .. }
+            | From::Failing { ref registry, .. } => {
+                Self::Answer { registry: registry.clone(), reason: super::plain(&chain(&error)) }
+            }
+            From::Credentials { path, source } => Self::Credentials { path, source },
+            From::Helper { program, reason } => {
+                Self::Credentials { path: program.into(), source: io::Error::other(reason) }
+            }
+            From::Read { path, source } => Self::Layout { path, source },
+            From::NoPart { path, name } => {
+                Self::Layout { path: path.join(name), source: io::ErrorKind::NotFound.into() }
+            }
+            From::Outside { path } => Self::Outside { path },
+            From::NoEntry { asked, there } => Self::NoEntry { asked, there },
+            From::Ambiguous { there } => Self::Ambiguous { there },
+            From::Large { bytes, most, .. } => Self::Large { what, bytes, most },
+            From::Size { found, expected, .. } => Self::Size { what, found, expected },
+            From::Digest { found, expected, .. } => {
+                Self::Digest { what, found: found.to_string(), expected: expected.to_string() }
+            }
+            From::Malformed { reason, .. } => Self::Malformed { what, reason },
+            // Those of images and their store, which are none of a plugin's.
+            other => Self::Malformed { what, reason: super::plain(&chain(&other)) },
+        }
+    }
+
     pub(crate) fn hint(&self) -> String {
         match self {
             Self::Reference { .. } => {
                 "write oci://HOST[:PORT]/NAME[:TAG], or @sha256:… in the place of the tag; names are in lower case".into()
             }
-            Self::Unreachable { registry, .. } if super::is_loopback(registry) => {
+            Self::Unreachable { registry, .. } if vm_oci::is_loopback(registry) => {
                 "does a registry listen there? This host is spoken with in plain HTTP".into()
             }
             Self::Unreachable { .. } => {
@@ -89,7 +128,7 @@ impl OciError {
             Self::NotFound { .. } => "are name and tag right? Without a tag it is `latest`".into(),
             Self::Unauthorized { known: false, registry, .. } => format!(
                 "it is private, or not there; the daemon's user logs in with `docker login {registry}` (or `oras login`), \
-                 which writes ~/.docker/config.json; credential helpers are not asked"
+                 which writes ~/.docker/config.json"
             ),
             Self::Unauthorized { known: true, registry, .. } => {
                 format!("look at what ~/.docker/config.json of the daemon's user has for {registry}")

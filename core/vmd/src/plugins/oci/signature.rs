@@ -19,11 +19,7 @@ use p256::{
 use serde::Deserialize;
 use vm_api::PluginSignature;
 
-use super::{
-    OciError,
-    artifact::{Blob, is_digest},
-    plain,
-};
+use super::{OciError, artifact::Blob, plain};
 use crate::plugins::package;
 
 const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
@@ -110,11 +106,6 @@ impl Key {
 /// The tag of an artifact's signatures.
 pub(super) fn tag(digest: &str) -> String {
     format!("{}.sig", digest.replace(':', "-"))
-}
-
-/// Whether something is under such a tag.
-pub(super) fn is_tag(text: &str) -> bool {
-    text.strip_suffix(".sig").is_some_and(|digest| is_digest(&digest.replacen('-', ":", 1)))
 }
 
 /// One signature, whose document is not read yet.

@@ -91,7 +91,7 @@ fn a_signature_is_good_by_a_trusted_key_for_this_artifact_alone() {
     let good = signed(&ann, &payload(&digest));
     let PluginSignature::Trusted { key, fingerprint } = judged(&good, &trust) else { panic!("it is good") };
     assert_eq!(key, path.display().to_string());
-    assert!(artifact::is_digest(&fingerprint));
+    assert!(fingerprint.parse::<vm_oci::Digest>().is_ok(), "{fingerprint}");
     let trusted = PluginSignature::Trusted { key, fingerprint };
     assert!(trust.judge("oci://a.example/a", &trusted).is_ok());
     // One good one is enough, wherever it is.
