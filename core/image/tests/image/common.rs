@@ -69,16 +69,28 @@ impl Tar {
         self
     }
     pub(crate) fn push(&mut self, kind: u8, name: &str, link: &str, content: &[u8]) {
+        let mode = if kind == b'5' { 0o755 } else { 0o644 };
+        self.push_as(kind, name, link, content, (mode, 0, 1_000_000_000));
+    }
+    /// The same with mode, owner and time.
+    pub(crate) fn push_as(
+        &mut self,
+        kind: u8,
+        name: &str,
+        link: &str,
+        content: &[u8],
+        (mode, owner, time): (u32, u64, u64),
+    ) {
         let mut header = tar::Header::new_ustar();
         let old = header.as_old_mut();
         assert!(name.len() <= 100 && link.len() <= 100);
         old.name[..name.len()].copy_from_slice(name.as_bytes());
         old.linkname[..link.len()].copy_from_slice(link.as_bytes());
         header.set_entry_type(tar::EntryType::new(kind));
-        header.set_mode(if kind == b'5' { 0o755 } else { 0o644 });
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(1_000_000_000);
+        header.set_mode(mode);
+        header.set_uid(owner);
+        header.set_gid(owner);
+        header.set_mtime(time);
         header.set_size(content.len() as u64);
         if matches!(kind, b'3' | b'4') {
             header.set_device_major(1).unwrap();
@@ -181,6 +193,16 @@ fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 /// Mounts an image read-only where only this call sees it and looks into it.
 pub(crate) fn mounted<T: Send + 'static>(image: &Path, work: impl FnOnce(&Path) -> T + Send + 'static) -> T {
+    // noload: the journal is empty, and the file is read-only.
+    mounted_with(image, "loop,ro,noload", work)
+}
+
+/// The same with options of one's own.
+pub(crate) fn mounted_with<T: Send + 'static>(
+    image: &Path,
+    options: &'static str,
+    work: impl FnOnce(&Path) -> T + Send + 'static,
+) -> T {
     let image = image.to_owned();
     let thread = std::thread::spawn(move || {
         use nix::{
@@ -190,13 +212,8 @@ pub(crate) fn mounted<T: Send + 'static>(image: &Path, work: impl FnOnce(&Path) 
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        // noload: the journal is empty, and the file is read-only.
-        let status = Command::new("mount")
-            .args(["-o", "loop,ro,noload"])
-            .arg(&image)
-            .arg(dir.path())
-            .status()
-            .unwrap();
+        let status =
+            Command::new("mount").args(["-o", options]).arg(&image).arg(dir.path()).status().unwrap();
         assert!(status.success());
         let result = work(dir.path());
         assert!(Command::new("umount").arg(dir.path()).status().unwrap().success());

@@ -5,6 +5,9 @@
 mod common;
 mod debian;
 mod kernel;
+mod layers;
 mod layout;
 mod measure;
 mod rootfs;
+mod stacks;
+mod writable;
