@@ -1,11 +1,11 @@
 //! Registries that want to know who it is.
 
-use std::fs;
+use std::{env, fs, path::Path, process::Command};
 
-use vm_oci::{Client, OciError, forget, silent};
+use vm_oci::{Client, CredentialStore, Credentials, OciError, forget, silent};
 
 use crate::{
-    bench::{AT, at, client, in_namespace, skopeo_copy, with_credentials},
+    bench::{AT, at, client, in_namespace, run, skopeo_copy, with_credentials},
     made::one,
     proxy::{Fault, Proxy},
 };
@@ -122,4 +122,57 @@ fn a_registry_with_tokens_gives_them_to_everybody_or_to_users() {
             "{error}"
         );
     });
+}
+
+/// Where the process that has helpers in its PATH finds its file.
+const HELPED: &str = "VM_OCI_TEST_HELPED";
+
+/// Keeps what it is asked for, and knows two registries.
+const HELPER: &str = r#"#!/bin/sh
+read -r registry || true
+case "$1 $registry" in
+"get known.example:5000") echo '{"ServerURL":"known.example:5000","Username":"ann","Secret":"s"}' ;;
+"get token.example") echo '{"ServerURL":"token.example","Username":"<token>","Secret":"t"}' ;;
+"get broken.example") echo "the keyring is locked"; exit 1 ;;
+"get https://index.docker.io/v1/") echo '{"ServerURL":"","Username":"bob","Secret":"x"}' ;;
+*) echo "credentials not found in native keychain"; exit 1 ;;
+esac
+"#;
+
+#[tokio::test]
+#[ignore = "the part of the next test that has helpers in its PATH"]
+async fn the_one_with_helpers() {
+    let Ok(file) = env::var(HELPED) else { return };
+    let store = CredentialStore::new([Path::new(&file).to_owned()]);
+    let basic =
+        |user: &str, password: &str| Credentials::Basic { user: user.into(), password: password.into() };
+    for (registry, expected) in [
+        ("known.example:5000", basic("ann", "s")),
+        ("docker.io", basic("bob", "x")),
+        ("token.example", Credentials::Identity("t".into())),
+        ("other.example", Credentials::Anonymous),
+    ] {
+        assert!(store.find(registry).await.unwrap() == expected, "{registry}");
+    }
+    let error = store.find("broken.example").await.unwrap_err();
+    assert!(error.to_string().contains("docker-credential-test failed: the keyring is locked"), "{error}");
+}
+
+#[test]
+fn helpers_are_asked_for_what_a_file_leaves_to_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("helper"), HELPER).unwrap();
+    run("install", &["-m", "755", &path("helper"), &path("docker-credential-test")]);
+    fs::write(path("config.json"), r#"{ "auths": { "known.example:5000": {} }, "credsStore": "test" }"#)
+        .unwrap();
+    let programs = format!("{}:{}", dir.path().display(), env::var("PATH").unwrap());
+    let output = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "login::the_one_with_helpers", "--ignored"])
+        .env("PATH", programs)
+        .env(HELPED, path("config.json"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
 }

@@ -281,3 +281,24 @@ fn mirrors_are_asked_first_and_passed_over_where_they_fail() {
         );
     });
 }
+
+#[test]
+fn plain_http_is_for_this_host_and_for_what_is_configured() {
+    in_namespace(|bench| async move {
+        let _registry = bench.registry().await;
+        let (made, image) = three_layers();
+        fill(&bench, &made, "v1", "tool:v1");
+        run("ip", &["address", "add", "10.1.2.3/32", "dev", "lo"]);
+        let proxy = Proxy::start_at("10.1.2.3:0").await;
+        let (reference, store) = (at(proxy.address, "tool:v1"), bench.store());
+        let error = client().pull(&reference, &store, &silent()).await.unwrap_err();
+        assert!(
+            matches!(error, OciError::Unreachable { .. }) && error.hint().contains("insecure"),
+            "{error}"
+        );
+        assert!(proxy.asked("").is_empty(), "nothing was asked in the clear");
+        let insecure = [proxy.address.to_string()].into();
+        let client = Client::new(Settings { insecure, ..settings() }).unwrap();
+        assert_eq!(client.pull(&reference, &store, &silent()).await.unwrap().manifest_digest, image.manifest);
+    });
+}
