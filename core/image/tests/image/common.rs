@@ -204,13 +204,7 @@ pub(crate) fn mounted_with<T: Send + 'static>(
     work: impl FnOnce(&Path) -> T + Send + 'static,
 ) -> T {
     let image = image.to_owned();
-    let thread = std::thread::spawn(move || {
-        use nix::{
-            mount::{MsFlags, mount},
-            sched::{CloneFlags, unshare},
-        };
-        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    privately(move || {
         let dir = tempfile::tempdir().unwrap();
         let status =
             Command::new("mount").args(["-o", options]).arg(&image).arg(dir.path()).status().unwrap();
@@ -218,6 +212,19 @@ pub(crate) fn mounted_with<T: Send + 'static>(
         let result = work(dir.path());
         assert!(Command::new("umount").arg(dir.path()).status().unwrap().success());
         result
+    })
+}
+
+/// Does something on a thread whose mounts nobody else sees.
+pub(crate) fn privately<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::spawn(move || {
+        use nix::{
+            mount::{MsFlags, mount},
+            sched::{CloneFlags, unshare},
+        };
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        work()
     });
     thread.join().unwrap()
 }

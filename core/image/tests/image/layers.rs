@@ -180,6 +180,16 @@ async fn hostile_layers_are_refused_by_name() {
 }
 
 #[tokio::test]
+async fn an_image_without_layers_is_an_empty_root() {
+    let bench = Bench::new();
+    flattened(&bench, Vec::new()).await.unwrap();
+    bench.check();
+    let seen = mounted(&bench.out(), look);
+    assert_eq!(seen.len(), 1);
+    assert_eq!((seen[Path::new("")].mode, seen[Path::new("")].mtime), (0o040_755, (0, 0)));
+}
+
+#[tokio::test]
 async fn names_of_whiteouts_are_names_in_a_tarball() {
     let bench = Bench::new();
     let tar = Tar::default().add(b'0', "f", "", b"f").add(b'0', ".wh.f", "", b"kept").end();

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::common::{Bench, Tar, look, mounted, recorded, silent};
+use crate::common::{Bench, Tar, look, mounted, privately, recorded, silent};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use vm_host::HostRunner;
 use vm_image::{ImageError, rootfs};
@@ -63,6 +63,7 @@ fn everything(root: &Path) {
     xattr("data", "user.note", b"two\nlines\0and more\n");
     xattr("data", "user.empty", b"");
     xattr("data", "user.big", &[7; 2500]);
+    xattr("data", "user.größer", &[0xf0; 300]);
     xattr("empty", "user.dir", b"d");
     xattr("dangling", "trusted.link", b"l");
     // ACL version 2: user::rw-, user:4:r--, group::r--, mask::r--, other::---
@@ -400,6 +401,30 @@ async fn a_dropped_build_leaves_nothing() {
     .expect("the scratch directory was not emptied");
     assert!(!out.exists());
     drop(writer);
+}
+
+/// The host's last room is not taken, and nothing is left of what was begun.
+#[test]
+fn a_full_disk_is_told_and_left_as_it_was() {
+    let bench = Bench::new();
+    let small = bench.dir.path().join("small");
+    fs::create_dir(&small).unwrap();
+    let (out, scratch) = (small.join("out"), small.join("scratch"));
+    privately(move || {
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=320m", "none"]).arg(&small).status();
+        assert!(mounted.unwrap().success());
+        // Its threads see the mount: they are made by this one.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let tar = Tar::default().add(b'0', "a", "", &vec![1; 200 << 20]).end();
+        let source = rootfs::TarSource::Reader { reader: Box::new(std::io::Cursor::new(tar)), length: None };
+        let built = rootfs::build(&HostRunner, source, &out, &scratch, silent());
+        let error = runtime.block_on(built).unwrap_err();
+        assert!(matches!(&error, ImageError::Entry { path, .. } if path == "a"), "{error:?}");
+        assert!(error.hint().unwrap().contains("free space"), "{error:?}");
+        assert!(!out.exists());
+        assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
+    });
 }
 
 #[tokio::test]
