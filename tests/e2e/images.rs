@@ -1,5 +1,6 @@
 //! Any image boots unmodified: with an init of its own, with a shell and no init, with neither.
 
+use serde_json::json;
 use vm_tests::{
     World, fixtures, wait_until,
     world::{BOOT, SHORT},
@@ -104,4 +105,53 @@ fn images_are_listed_and_deleted_by_name() {
     world.vm(&["image", "delete", fixtures::BUSYBOX]).within(SHORT).run().exits(0);
     world.vm(&["image", "delete", fixtures::BUSYBOX]).within(SHORT).run().exits(3);
     world.vm(&["daemon", "stop"]).run().exits(0);
+}
+
+#[test]
+fn a_file_of_the_hosts_is_registered_used_in_place_and_promoted() {
+    let world = World::new();
+    let digest =
+        world.ask(&["image", "show", fixtures::BUSYBOX])["digest"].as_str().expect("a digest").to_owned();
+    let file = world.directory().join("mine.ext4");
+    let path = file.to_str().expect("UTF-8");
+    std::fs::copy(world.dirs().image_rootfs(&digest.parse().unwrap()), &file).expect("it can be copied");
+    // Another content than that of the image it is a copy of.
+    world.tool("debugfs", &["-w", "-R", "mkdir /mine", path]).run().exits(0);
+    let kernel = world.ask(&["kernel", "ls"])[0]["id"].as_str().expect("an id").to_owned();
+    let register = || world.vm(&["image", "register", path, "--kernel", &kernel, "--name", "mine"]).run();
+    register().exits(0).says("mine:latest\n");
+    let shown = world.ask(&["image", "show", "mine"]);
+    assert_eq!((&shown["registered"]["path"], &shown["kernel"]), (&json!(path), &json!(kernel)));
+
+    let before = std::fs::read(&file).expect("it can be read");
+    world.vm(&["create", "--name", "m", "--image", "mine", "--memory", "256M", "--start"]).run().exits(0);
+    world.vm(&["ssh", "m", "rmdir /mine && echo kept > /kept && sync"]).run().exits(0);
+    world.vm(&["stop", "m"]).run().exits(0);
+    assert!(std::fs::read(&file).expect("it can be read") == before, "it is never written");
+
+    world.vm(&["image", "tag", "mine", "fixed"]).run().exits(0);
+    world.vm(&["image", "promote", "mine"]).run().exits(0);
+    std::fs::remove_file(&file).expect("it can be removed");
+    assert!(world.ask(&["image", "show", "fixed"]).get("registered").is_none());
+    world.vm(&["start", "m"]).run().exits(0);
+    world.vm(&["ssh", "m", "cat /kept"]).run().exits(0).says("kept\n");
+    world
+        .vm(&["run", "--rm", "--image", "fixed", "--memory", "256M", "--", "ls", "-d", "/mine"])
+        .run()
+        .exits(0);
+
+    // One that changes underneath.
+    std::fs::write(&file, &before).expect("it can be written");
+    world.tool("debugfs", &["-w", "-R", "mkdir /other", path]).run().exits(0);
+    world.vm(&["image", "register", path, "--name", "other"]).run().exits(0);
+    world.tool("debugfs", &["-w", "-R", "mkdir /more", path]).run().exits(0);
+    let create = || world.vm(&["create", "--name", "o", "--image", "other"]).run();
+    create().exits(7).complains("has changed").complains("image promote");
+    world.vm(&["image", "promote", "other"]).run().exits(7).complains("has changed");
+    register().exits(0);
+    world.vm(&["image", "delete", "other", "mine"]).run().exits(0);
+    assert!(file.is_file(), "it is never deleted");
+    world.vm(&["delete", "m"]).run().exits(0);
+    world.vm(&["image", "delete", "fixed"]).run().exits(0);
+    world.leaves_nothing();
 }

@@ -323,10 +323,106 @@ pub struct OperationInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImportImage {
-    /// Absolute path of a tarball on the daemon's host.
+    /// Absolute path on the daemon's host: a root filesystem's tarball, an image layout (a directory, or one in a tar archive), or
+    /// what `docker save` writes.
+    pub path: PathBuf,
+    /// The name it gets; that which it brings along if absent.
+    #[serde(default)]
+    pub reference: Option<String>,
+}
+
+/// Where an image is to be written, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExportImage {
+    /// Reference or digest.
+    pub image: String,
+    /// Absolute path on the daemon's host, where nothing may be.
+    pub path: PathBuf,
+    /// As what.
+    pub format: ImageFormat,
+}
+
+/// What an image is written as.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageFormat {
+    /// An image layout in a tar archive.
+    #[default]
+    OciArchive,
+    /// An image layout in a directory.
+    Oci,
+    /// What `docker save` writes and `docker load` takes.
+    DockerArchive,
+}
+
+/// Who we are at a registry.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    /// `HOST[:PORT]`.
+    pub registry: String,
+    /// The name there.
+    pub user: String,
+    /// The password or token.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { registry, user, .. } = self;
+        f.debug_struct("Login").field("registry", registry).field("user", user).finish_non_exhaustive()
+    }
+}
+
+/// Which images to remove, of those that no VM uses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PruneImages {
+    /// All, and not only those without a name.
+    pub all: bool,
+    /// Say which, remove none.
+    pub dry_run: bool,
+}
+
+/// What a prune has removed, or would.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PrunedImages {
+    /// The images.
+    pub images: Vec<ImageRecord>,
+    /// What they and their layers took on the disk.
+    pub bytes: u64,
+}
+
+/// What the state directory's parts take on the disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DiskUsage {
+    /// Root filesystems of images.
+    pub images: u64,
+    /// Of these, those that no VM uses.
+    pub images_unused: u64,
+    /// Layers and what else images are made of.
+    pub layers: u64,
+    /// Kernels with their modules.
+    pub kernels: u64,
+    /// VMs, with their disks.
+    pub vms: u64,
+}
+
+/// An image that is a file of the host's, used where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterImage {
+    /// Absolute path of a file on the daemon's host that holds an ext4 filesystem.
     pub path: PathBuf,
     /// The name it gets.
     pub reference: String,
+    /// What its VMs boot if they name no kernel: one of the catalogue by id or release, or the absolute path of a file.
+    #[serde(default)]
+    pub kernel: Option<String>,
+    /// Absolute path of the directory with that file's modules, the one with `modules.dep`.
+    #[serde(default)]
+    pub modules: Option<PathBuf>,
 }
 
 /// Where a kernel comes from.

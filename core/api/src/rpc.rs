@@ -100,12 +100,43 @@ pub trait Vm {
     rpc(client, namespace = "image", namespace_separator = ".")
 )]
 pub trait Image {
-    /// Acquires an image; the result is an [`ImageRecord`].
+    /// Acquires an image: `debian:SUITE`, a registry's, or one of a layout or archive (`oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`,
+    /// `docker-archive:FILE[:TAG]`, with absolute paths). It gets `name`, else its own. The result is an [`ImageRecord`].
     #[method(name = "pull")]
-    async fn pull(&self, reference: String) -> RpcResult<Begun>;
-    /// Imports a root filesystem tarball; the result is an [`ImageRecord`].
+    async fn pull(&self, reference: String, name: Option<String>) -> RpcResult<Begun>;
+    /// Sends an image to a registry, under its own name or another; the result is its [`ImageRecord`].
+    #[method(name = "push")]
+    async fn push(&self, image: String, to: Option<String>) -> RpcResult<Begun>;
+    /// Writes an image to a file or directory; the result is its [`ImageRecord`].
+    #[method(name = "export")]
+    async fn export(&self, params: ExportImage) -> RpcResult<Begun>;
+    /// Asks a registry whether name and password are right, and keeps them if so.
+    #[method(name = "login")]
+    async fn login(&self, params: Login) -> RpcResult<()>;
+    /// Forgets name and password at a registry.
+    #[method(name = "logout")]
+    async fn logout(&self, registry: String) -> RpcResult<()>;
+    /// Removes images that no VM uses.
+    #[method(name = "prune")]
+    async fn prune(&self, params: PruneImages) -> RpcResult<PrunedImages>;
+    /// What images, kernels and VMs take on the disk.
+    #[method(name = "disk_usage")]
+    async fn disk_usage(&self) -> RpcResult<DiskUsage>;
+    /// Imports what is in a file or directory; the result is an [`ImageRecord`].
     #[method(name = "import")]
     async fn import(&self, params: ImportImage) -> RpcResult<Begun>;
+    /// Makes a file of the host's an image, which is used where it is and never written; the result is an [`ImageRecord`].
+    #[method(name = "register")]
+    async fn register(&self, params: RegisterImage) -> RpcResult<Begun>;
+    /// Copies a registered image into the store; the result is an [`ImageRecord`].
+    #[method(name = "promote")]
+    async fn promote(&self, image: String) -> RpcResult<Begun>;
+    /// Gives an image one more reference.
+    #[method(name = "tag")]
+    async fn tag(&self, image: String, reference: String) -> RpcResult<ImageRecord>;
+    /// The image of a reference or digest.
+    #[method(name = "show")]
+    async fn show(&self, image: String) -> RpcResult<ImageRecord>;
     /// All images.
     #[method(name = "list")]
     async fn list(&self) -> RpcResult<Vec<ImageRecord>>;

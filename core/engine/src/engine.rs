@@ -24,6 +24,7 @@ use crate::{
     error::EngineError,
     events::EventLog,
     flights::Flights,
+    images::oci::{Content, Registries},
     keys,
     ops::Operations,
     ports::{Hooks, Names},
@@ -72,6 +73,8 @@ pub struct Settings {
     pub agent: PathBuf,
     /// What VMs may take of the host.
     pub limits: Limits,
+    /// How images are got.
+    pub registries: Registries,
 }
 
 /// What the daemon hands to the engine.
@@ -129,6 +132,7 @@ pub(crate) struct Inner {
     pub(crate) network: Lock<Network, ()>,
     /// Images and kernels that are being acquired.
     pub(crate) flights: Flights,
+    pub(crate) content: Content,
     pub(crate) host_scope: Scope,
     pub(crate) taps: Taps,
     /// What was found and done when the daemon came up.
@@ -173,6 +177,7 @@ impl Engine {
         let host_scope = Scope::host(&host, &layout, &boot_id)?;
         let events = EventLog::open(&layout.events());
         let ledger = Ledger::new(settings.limits);
+        let content = Content::open(&layout.content(), settings.registries.clone())?;
         let engine = Self {
             inner: Arc::new(Inner {
                 layout,
@@ -195,6 +200,7 @@ impl Engine {
                 initramfs: Lock::new("initramfs", ()),
                 network: Lock::new("network", ()),
                 flights: Flights::default(),
+                content,
                 host_scope,
                 taps: Taps::new(),
                 recovery: OnceLock::new(),

@@ -13,6 +13,17 @@ use vm_vmm::VmmError;
 /// An engine's error.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    /// An image that is not there and cannot be got either.
+    #[error("there is no image {name} here, and it could not be pulled")]
+    NotPulled {
+        /// As it was asked for.
+        name: String,
+        /// Why not.
+        source: vm_oci::OciError,
+    },
+    /// Getting or giving an image.
+    #[error(transparent)]
+    Oci(#[from] vm_oci::OciError),
     /// No such thing.
     #[error("there is no {what} {name}")]
     NotFound {
@@ -264,6 +275,10 @@ impl EngineError {
             Self::Net(error) => error.hint(),
             Self::Disk(error) => error.hint(),
             Self::Image(error) => error.hint(),
+            Self::Oci(error) => Some(error.hint()),
+            Self::NotPulled { source, .. } => {
+                Some(format!("{}; `vm image ls` lists the images that are here", source.hint()))
+            }
             Self::Vmm(error) => error.hint(),
             Self::Shim(error) => error.hint(),
             Self::Guest { source, .. } => source.hint(),

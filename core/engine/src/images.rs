@@ -1,17 +1,22 @@
-//! Images and kernels: acquiring, listing, deleting. All changes of the catalogue happen under one lock.
+//! Images: acquiring, naming, listing, deleting. All changes of the catalogue happen under one lock.
+
+pub(crate) mod give;
+pub(crate) mod oci;
+mod registered;
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use sha2::{Digest, Sha256};
 use vm_host::clock::unix_seconds;
-use vm_image::{ProgressSink, Reference, kernel, rootfs};
+use vm_image::{ProgressSink, Reference, reference::Suite, rootfs};
 use vm_locks::{Ctx, Unlocked};
+use vm_oci::ImageSource;
 use vm_types::{
-    KernelId, OperationId,
-    image::{ImageConfig, ImageRecord, KernelRecord},
+    OperationId,
+    image::{ImageConfig, ImageRecord},
     operation::OperationKind,
 };
 
@@ -20,66 +25,55 @@ use crate::{
     ops::{OpContext, Outcome},
 };
 
-/// What acquiring kernels is called.
-const KERNEL_FLIGHT: &str = "kernel";
-
-/// Where a kernel comes from.
-#[derive(Debug, Clone)]
-pub enum KernelSource {
-    /// Debian's cloud kernel package.
-    Debian,
-    /// Files of the host.
-    Files {
-        /// bzImage or vmlinux.
-        kernel: PathBuf,
-        /// Directory with `modules.dep`.
-        modules: Option<PathBuf>,
-    },
-}
-
 impl Engine {
-    /// Acquires an image in an operation of its own, also if it is there already.
+    /// Acquires an image in an operation of its own, also if it is there already. It gets `name`, else the name that it has where it
+    /// comes from.
     ///
     /// # Errors
-    /// A reference that is none or that nothing can be acquired by.
-    pub fn pull_image(&self, reference: &str) -> Result<OperationId, EngineError> {
-        let reference: Reference = reference.parse()?;
-        if let Reference::Named { .. } = reference {
-            return Err(not_there(&reference.to_string()));
-        }
+    /// A text that nothing can be acquired by.
+    pub fn pull_image(&self, text: &str, name: Option<String>) -> Result<OperationId, EngineError> {
+        let wanted = self.meant(text)?;
+        let name = name.map(|name| self.full_name(&name)).transpose()?;
         let engine = self.clone();
         self.operations()
-            .begin(OperationKind::ImagePull, reference.to_string(), move |context, mut ctx| async move {
+            .begin(OperationKind::ImagePull, text.to_owned(), move |context, mut ctx| async move {
                 let work = async {
-                    let _flight = engine.inner.flights.board(&mut ctx, format!("image {reference}")).await;
-                    engine.pull_now(&mut ctx, &reference, &context).await
+                    let _flight = engine.inner.flights.board(&mut ctx, wanted.to_string()).await;
+                    engine.pull_now(&mut ctx, &wanted, name, &context).await
                 };
                 context.cancellable(work).await.map(Outcome::Image)
             })
             .map(|operation| operation.id())
     }
 
-    /// Imports a root filesystem tarball in an operation of its own.
+    /// Imports what is in a file or directory in an operation of its own: a root filesystem's tarball, an image layout, or what
+    /// `docker save` writes.
     ///
     /// # Errors
-    /// A path or reference that does not fit.
-    pub fn import_image(&self, path: PathBuf, reference: &str) -> Result<OperationId, EngineError> {
-        let reference: Reference = reference.parse()?;
+    /// A path or name that does not fit.
+    pub fn import_image(&self, path: PathBuf, name: Option<String>) -> Result<OperationId, EngineError> {
+        let name = name.map(|name| self.full_name(&name)).transpose()?;
         require_absolute(&path)?;
         let engine = self.clone();
+        let subject = name.clone().unwrap_or_else(|| path.display().to_string());
         self.operations()
-            .begin(OperationKind::ImageImport, reference.to_string(), move |context, mut ctx| async move {
+            .begin(OperationKind::ImageImport, subject, move |context, mut ctx| async move {
                 let work = async {
-                    let source = rootfs::TarSource::Path(path.clone());
-                    engine
-                        .add_image(
-                            &mut ctx,
-                            &reference,
-                            source,
-                            format!("import {}", path.display()),
-                            &context,
-                        )
+                    let found = tokio::task::spawn_blocking(move || identify(path))
                         .await
+                        .map_err(|error| EngineError::Panicked { detail: error.to_string() })??;
+                    match (found, name) {
+                        (ImageSource::Tarball { file }, Some(name)) => {
+                            let source = rootfs::TarSource::Path(file.clone());
+                            let from = format!("import {}", file.display());
+                            engine.add_image(&mut ctx, &name, source, from, &context).await
+                        }
+                        (ImageSource::Tarball { file }, None) => Err(EngineError::InvalidArgument {
+                            message: format!("{} is a root filesystem, which has no name", file.display()),
+                            hint: "give it one: vm image import FILE NAME".into(),
+                        }),
+                        (source, name) => engine.fetch_now(&mut ctx, &source, name, &context).await,
+                    }
                 };
                 context.cancellable(work).await.map(Outcome::Image)
             })
@@ -94,6 +88,32 @@ impl Engine {
         Ok(self.inner.store.images().list().await?)
     }
 
+    /// The image of a reference or a digest.
+    ///
+    /// # Errors
+    /// No such image.
+    pub async fn image(&self, name: &str) -> Result<ImageRecord, EngineError> {
+        self.find_image(name).await?.ok_or_else(|| not_there(name))
+    }
+
+    /// Gives an image one more reference; one that another image had moves here.
+    ///
+    /// # Errors
+    /// No such image, or a reference that is none or that something else is acquired by.
+    pub async fn tag_image(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        name: &str,
+        reference: &str,
+    ) -> Result<ImageRecord, EngineError> {
+        let reference = self.full_name(reference)?;
+        let _catalogue = ctx.lock(&self.inner.catalogue).await;
+        let image = self.image(name).await?;
+        let images = self.inner.store.images();
+        images.put(ImageRecord { references: vec![reference], ..image.clone() }).await?;
+        Ok(images.by_digest(image.digest.hex()).await?.unwrap_or(image))
+    }
+
     /// Takes a reference away, and the image with its last one. By digest, the image with all its references.
     ///
     /// # Errors
@@ -102,12 +122,18 @@ impl Engine {
         let _catalogue = ctx.lock(&self.inner.catalogue).await;
         let images = self.inner.store.images();
         let image = self.find_image(name).await?.ok_or_else(|| not_there(name))?;
-        let by_reference = image.references.iter().any(|known| Some(known) == normal(name).as_ref());
-        if by_reference && image.references.len() > 1 {
-            images.untag(&normal(name).unwrap_or_default()).await?;
+        let meant = self.names_of(name).into_iter().find(|name| image.references.contains(name));
+        if let Some(reference) = meant.filter(|_| image.references.len() > 1) {
+            images.untag(&reference).await?;
             return Ok(());
         }
-        images.delete(&image.digest).await?;
+        self.remove_image(&image).await?;
+        self.collect_blobs().await.map(drop)
+    }
+
+    /// Removes record and filesystem. The catalogue's lock is held.
+    async fn remove_image(&self, image: &ImageRecord) -> Result<(), EngineError> {
+        self.inner.store.images().delete(&image.digest).await?;
         let path = self.inner.layout.image_rootfs(&image.digest);
         vm_host::files::remove_if_there(&path).map_err(|source| EngineError::File {
             action: "remove",
@@ -122,6 +148,10 @@ impl Engine {
         let mut known: Vec<PathBuf> = Vec::new();
         known.extend(self.images().await?.iter().map(|image| layout.image_rootfs(&image.digest)));
         known.extend(self.kernels().await?.iter().map(|kernel| layout.kernel(&kernel.id)));
+        let collected = self.collect_blobs().await?;
+        if collected.bytes > 0 {
+            tracing::info!(bytes = collected.bytes, "removed: layers of no image");
+        }
         for directory in [layout.images(), layout.kernels()] {
             let Ok(entries) = std::fs::read_dir(&directory) else { continue };
             for path in entries.flatten().map(|entry| entry.path()).filter(|path| !known.contains(path)) {
@@ -146,19 +176,21 @@ impl Engine {
         if let Some(image) = self.find_image(name).await? {
             return Ok(image);
         }
-        match name.parse::<Reference>() {
-            Ok(reference @ Reference::Debian { .. }) => {
-                let _flight = self.inner.flights.board(ctx, format!("image {reference}")).await;
-                // Somebody else may have acquired it meanwhile.
-                match self.find_image(name).await? {
-                    Some(image) => Ok(image),
-                    None => self.pull_now(ctx, &reference, context).await,
-                }
+        // A digest that is not there reads like a bad reference.
+        let wanted = match self.meant(name) {
+            Err(_) if is_digest(name) => return Err(not_there(name)),
+            other => other?,
+        };
+        let _flight = self.inner.flights.board(ctx, wanted.to_string()).await;
+        // Somebody else may have acquired it meanwhile.
+        if let Some(image) = self.find_image(name).await? {
+            return Ok(image);
+        }
+        match self.pull_now(ctx, &wanted, None, context).await {
+            Err(EngineError::Oci(source)) if matches!(wanted, Wanted::Source(ImageSource::Registry(_))) => {
+                Err(EngineError::NotPulled { name: name.to_owned(), source })
             }
-            Ok(Reference::Named { .. }) => Err(not_there(name)),
-            // A digest that is not there reads like a bad reference.
-            Err(_) if is_digest(name) => Err(not_there(name)),
-            Err(error) => Err(error.into()),
+            other => other,
         }
     }
 
@@ -171,41 +203,69 @@ impl Engine {
         })
     }
 
-    /// The kernel, if it is there.
-    pub(crate) async fn kernel_at_hand(&self, name: Option<&str>) -> Result<KernelRecord, EngineError> {
-        let kernels = self.inner.store.kernels();
-        match name {
-            Some(name) => kernels.get(name).await?.ok_or_else(|| no_kernel(name)),
-            None => kernels.default().await?.ok_or_else(|| EngineError::NotFound {
-                what: "kernel",
-                name: "(default)".into(),
-                hint: "acquire it first: vm kernel import".into(),
+    async fn find_image(&self, name: &str) -> Result<Option<ImageRecord>, EngineError> {
+        let images = self.inner.store.images();
+        for reference in self.names_of(name) {
+            if let Some(image) = images.by_reference(&reference).await? {
+                return Ok(Some(image));
+            }
+        }
+        if is_digest(name) { Ok(images.by_digest(name).await?) } else { Ok(None) }
+    }
+
+    /// The names that the store may have what is called so by: one that was given here, then a registry's.
+    fn names_of(&self, name: &str) -> Vec<String> {
+        let own = name.parse::<Reference>().ok().map(|reference| reference.to_string());
+        let defaults = &self.inner.content.defaults;
+        let registrys = vm_oci::Reference::parse(name, defaults).ok().map(|reference| reference.to_string());
+        let mut names: Vec<_> = own.into_iter().chain(registrys).collect();
+        names.dedup();
+        names
+    }
+
+    /// A name that an image is to get, with its tag; one with a registry's address in full, ready to be pushed.
+    ///
+    /// # Errors
+    /// What is no name, or one that `vm image pull` makes an image for.
+    pub(crate) fn full_name(&self, name: &str) -> Result<String, EngineError> {
+        match name.parse::<Reference>() {
+            Ok(Reference::Debian { suite }) => Err(EngineError::InvalidArgument {
+                message: format!("debian:{suite} is what `vm image pull` makes"),
+                hint: "give the image another name".into(),
             }),
+            Ok(reference) => Ok(reference.to_string()),
+            // With a port.
+            Err(error) => match vm_oci::Reference::parse(name, &self.inner.content.defaults) {
+                Ok(reference) if reference.digest().is_none() => Ok(reference.to_string()),
+                _ => Err(error.into()),
+            },
         }
     }
 
-    async fn find_image(&self, name: &str) -> Result<Option<ImageRecord>, EngineError> {
-        let images = self.inner.store.images();
-        if let Some(reference) = normal(name)
-            && let Some(image) = images.by_reference(&reference).await?
-        {
-            return Ok(Some(image));
+    fn meant(&self, text: &str) -> Result<Wanted, EngineError> {
+        match text.parse::<Reference>() {
+            Ok(Reference::Debian { suite }) => Ok(Wanted::Debian(suite)),
+            _ => self.source(text).map(Wanted::Source),
         }
-        if is_digest(name) { Ok(images.by_digest(name).await?) } else { Ok(None) }
     }
 
     async fn pull_now(
         &self,
         ctx: &mut Ctx<Unlocked>,
-        reference: &Reference,
+        wanted: &Wanted,
+        name: Option<String>,
         context: &OpContext,
     ) -> Result<ImageRecord, EngineError> {
-        let Reference::Debian { suite } = reference else { return Err(not_there(&reference.to_string())) };
+        let suite = match wanted {
+            Wanted::Source(source) => return self.fetch_now(ctx, source, name, context).await,
+            Wanted::Debian(suite) => suite,
+        };
+        let name = name.unwrap_or_else(|| wanted.to_string());
         let scratch = self.inner.layout.scratch();
-        let sink = sink(context, &format!("{reference}: "));
+        let sink = sink(context, &format!("{wanted}: "));
         let tarball = vm_image::debian::pull(self.inner.runner.as_ref(), suite, &scratch, sink).await?;
         let source = rootfs::TarSource::Path(tarball.path().to_owned());
-        let added = self.add_image(ctx, reference, source, format!("mmdebstrap {suite}"), context).await;
+        let added = self.add_image(ctx, &name, source, format!("mmdebstrap {suite}"), context).await;
         drop(tarball);
         added
     }
@@ -213,7 +273,7 @@ impl Engine {
     async fn add_image(
         &self,
         ctx: &mut Ctx<Unlocked>,
-        reference: &Reference,
+        reference: &str,
         tar: rootfs::TarSource,
         source: String,
         context: &OpContext,
@@ -225,7 +285,7 @@ impl Engine {
         let path = layout.image_rootfs(&built.digest);
         let _catalogue = ctx.lock(&self.inner.catalogue).await;
         let known = self.inner.store.images().by_digest(built.digest.hex()).await?;
-        if known.is_some() && path.exists() {
+        if known.is_some() && path.exists() && !path.is_symlink() {
             // VMs may be using the file that is there; the same content need not replace it.
             let _ = std::fs::remove_file(&staged);
         } else {
@@ -250,169 +310,32 @@ impl Engine {
         self.inner.store.images().put(record.clone()).await?;
         Ok(self.inner.store.images().by_digest(record.digest.hex()).await?.unwrap_or(record))
     }
+}
 
-    /// Imports a kernel in an operation of its own. The first one becomes the default.
-    ///
-    /// # Errors
-    /// A path that does not fit.
-    pub fn import_kernel(&self, source: KernelSource) -> Result<OperationId, EngineError> {
-        if let KernelSource::Files { kernel, modules } = &source {
-            require_absolute(kernel)?;
-            modules.as_deref().map_or(Ok(()), require_absolute)?;
-        }
-        let engine = self.clone();
-        let subject = match &source {
-            KernelSource::Debian => "debian".to_owned(),
-            KernelSource::Files { kernel, .. } => kernel.display().to_string(),
-        };
-        self.operations()
-            .begin(OperationKind::KernelImport, subject, move |context, mut ctx| async move {
-                let work = async {
-                    let _flight = engine.inner.flights.board(&mut ctx, KERNEL_FLIGHT).await;
-                    engine.add_kernel(&mut ctx, source, &context).await
-                };
-                context.cancellable(work).await.map(Outcome::Kernel)
-            })
-            .map(|operation| operation.id())
-    }
-
-    /// All kernels.
-    ///
-    /// # Errors
-    /// The store.
-    pub async fn kernels(&self) -> Result<Vec<KernelRecord>, EngineError> {
-        Ok(self.inner.store.kernels().list().await?)
-    }
-
-    /// Deletes a kernel.
-    ///
-    /// # Errors
-    /// No such kernel, or a VM that uses it.
-    pub async fn delete_kernel(&self, ctx: &mut Ctx<Unlocked>, name: &str) -> Result<(), EngineError> {
-        // One that is being imported again has its files before its record.
-        let _flight = self.inner.flights.board(ctx, KERNEL_FLIGHT).await;
-        let _catalogue = ctx.lock(&self.inner.catalogue).await;
-        let kernels = self.inner.store.kernels();
-        let kernel = kernels.get(name).await?.ok_or_else(|| no_kernel(name))?;
-        // First, so that there is a default whenever there is a kernel.
-        let newest = kernels.list().await?.into_iter().find(|other| other.id != kernel.id);
-        if let (true, Some(newest)) = (kernel.default, &newest) {
-            kernels.set_default(&newest.id).await?;
-        }
-        if let Err(error) = kernels.delete(&kernel.id).await {
-            if kernel.default {
-                kernels.set_default(&kernel.id).await?;
-            }
-            return Err(error.into());
-        }
-        let path = self.inner.layout.kernel(&kernel.id);
-        match std::fs::remove_dir_all(&path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(EngineError::File { action: "remove", path, source })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The kernel that is named, else the default one, acquired first if there is none at all.
-    pub(crate) async fn require_kernel(
-        &self,
-        ctx: &mut Ctx<Unlocked>,
-        name: Option<&str>,
-        context: &OpContext,
-    ) -> Result<KernelRecord, EngineError> {
-        let kernels = self.inner.store.kernels();
-        if let Some(name) = name {
-            return kernels.get(name).await?.ok_or_else(|| no_kernel(name));
-        }
-        if let Some(kernel) = kernels.default().await? {
-            return Ok(kernel);
-        }
-        let _flight = self.inner.flights.board(ctx, KERNEL_FLIGHT).await;
-        match kernels.default().await? {
-            Some(kernel) => Ok(kernel),
-            None => self.add_kernel(ctx, KernelSource::Debian, context).await,
-        }
-    }
-
-    async fn add_kernel(
-        &self,
-        ctx: &mut Ctx<Unlocked>,
-        source: KernelSource,
-        context: &OpContext,
-    ) -> Result<KernelRecord, EngineError> {
-        let inner = &self.inner;
-        let scratch = inner.layout.scratch();
-        let sink = sink(context, "kernel: ");
-        let (files, source) = match source {
-            KernelSource::Debian => {
-                (kernel::import_debian(inner.runner.as_ref(), &scratch, sink).await?, "debian".to_owned())
-            }
-            KernelSource::Files { kernel, modules } => {
-                let source = kernel.display().to_string();
-                (kernel::import_files(&kernel, modules.as_deref(), None).await?, source)
-            }
-        };
-        let installed = kernel::install(files, &inner.layout.kernels()).await?;
-        let _catalogue = ctx.lock(&inner.catalogue).await;
-        let default = inner.store.kernels().default().await?.is_none_or(|default| default.id == installed.id);
-        let record = KernelRecord {
-            id: installed.id,
-            release: installed.release,
-            source,
-            created_at: unix_seconds(),
-            default,
-        };
-        inner.store.kernels().put(record.clone()).await?;
-        Ok(record)
-    }
-
-    /// The initramfs all VMs of a kernel share: the agent and the kernel's modules. It is made anew where the agent is another than
-    /// last time, so that an upgraded daemon never boots an old agent.
-    pub(crate) async fn initramfs_base(
-        &self,
-        ctx: &mut Ctx<Unlocked>,
-        id: &KernelId,
-    ) -> Result<PathBuf, EngineError> {
-        let _one_at_a_time = ctx.lock(&self.inner.initramfs).await;
-        let directory = self.inner.layout.kernel(id);
-        let agent_path = self.inner.settings.agent.clone();
-        let make = move || {
-            let failed = |source| EngineError::Agent { path: agent_path.clone(), source };
-            let about = std::fs::metadata(&agent_path).map_err(failed)?;
-            // Size and time tell whether to look at the content at all: reading megabytes at each start would show.
-            let stamp = format!("{}-{:?}", about.len(), about.modified().map_err(failed)?);
-            let tag: String =
-                Sha256::digest(stamp).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-            let path = directory.join(format!("initramfs-{tag}.cpio"));
-            if path.exists() {
-                return Ok(path);
-            }
-            let file = |path: &Path, action| {
-                let path = path.to_owned();
-                move |source| EngineError::File { action, path, source }
-            };
-            for entry in std::fs::read_dir(&directory).map_err(file(&directory, "read"))?.flatten() {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                if name.starts_with("initramfs-") && name.ends_with(".cpio") {
-                    let _ = std::fs::remove_file(entry.path());
-                }
-            }
-            let modules = directory.join("modules.cpio");
-            let mut content = kernel::agent_segment(&std::fs::read(&agent_path).map_err(failed)?);
-            content.extend(std::fs::read(&modules).map_err(file(&modules, "read"))?);
-            vm_host::files::write_atomic(&path, 0o600, &content).map_err(file(&path, "write"))?;
-            Ok(path)
-        };
-        tokio::task::spawn_blocking(make)
-            .await
-            .map_err(|error| EngineError::Panicked { detail: error.to_string() })?
+/// What a file or directory holds. An archive that is none of images is a root filesystem's, or whoever unpacks it says what is
+/// wrong with it.
+fn identify(path: PathBuf) -> Result<ImageSource, vm_oci::OciError> {
+    match ImageSource::Path(path.clone()).identify() {
+        Err(vm_oci::OciError::NoImage { .. }) if path.is_file() => Ok(ImageSource::Tarball { file: path }),
+        other => other,
     }
 }
 
-/// A reference as the store has it; `None` for what is none, e.g. a digest.
-fn normal(name: &str) -> Option<String> {
-    name.parse::<Reference>().ok().map(|reference| reference.to_string())
+/// What is to be acquired.
+enum Wanted {
+    /// A distribution, made on this host.
+    Debian(Suite),
+    /// What others have made.
+    Source(ImageSource),
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Debian(suite) => write!(f, "debian:{suite}"),
+            Self::Source(source) => source.fmt(f),
+        }
+    }
 }
 
 fn is_digest(name: &str) -> bool {
@@ -424,19 +347,11 @@ fn not_there(name: &str) -> EngineError {
     EngineError::NotFound {
         what: "image",
         name: name.to_owned(),
-        hint: "`vm image ls` lists those that are there; debian:SUITE is acquired by itself; `vm image import FILE.tar NAME` makes one".into(),
+        hint: "`vm image ls` lists those that are there; `vm image pull` and `vm image import FILE.tar NAME` acquire others".into(),
     }
 }
 
-fn no_kernel(name: &str) -> EngineError {
-    EngineError::NotFound {
-        what: "kernel",
-        name: name.to_owned(),
-        hint: "`vm kernel ls` lists those that are there; `vm kernel import debian` acquires one".into(),
-    }
-}
-
-fn require_absolute(path: &Path) -> Result<(), EngineError> {
+pub(crate) fn require_absolute(path: &Path) -> Result<(), EngineError> {
     if path.is_absolute() {
         return Ok(());
     }
@@ -446,7 +361,7 @@ fn require_absolute(path: &Path) -> Result<(), EngineError> {
     })
 }
 
-fn sink(context: &OpContext, prefix: &str) -> ProgressSink {
+pub(crate) fn sink(context: &OpContext, prefix: &str) -> ProgressSink {
     let (context, prefix) = (context.clone(), prefix.to_owned());
     Arc::new(move |progress| {
         context.progress(format!("{prefix}{}", progress.stage), progress.done, progress.total);

@@ -19,6 +19,7 @@ mod failpoint;
 mod flights;
 mod images;
 pub mod journal;
+mod kernels;
 mod keys;
 mod network;
 pub mod ops;
@@ -31,5 +32,9 @@ pub mod vm;
 
 pub use engine::{Engine, Parts, Settings, SubnetChoice};
 pub use error::EngineError;
-pub use images::KernelSource;
+pub use images::{
+    give::{DiskUsage, PrunedImages},
+    oci::Registries,
+};
+pub use kernels::KernelSource;
 pub use reconcile::Recovery;

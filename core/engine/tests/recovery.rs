@@ -96,6 +96,7 @@ impl Bench {
             default_memory_mib: 128,
             default_disk_bytes: 1 << 20,
             default_disk_limits: Default::default(),
+            registries: Default::default(),
             start_timeout: Duration::from_secs(10),
             stop_grace: Duration::from_secs(1),
             console_log_bytes: 1 << 16,

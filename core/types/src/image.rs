@@ -48,9 +48,9 @@ pub struct ImageConfig {
     pub working_dir: Option<String>,
     /// Who runs them: `USER`, `UID`, `USER:GROUP` or `UID:GID`; root if absent.
     pub user: Option<String>,
-    /// What every command is put behind, and what is run where no command is given.
+    /// What is run where no command is given.
     pub entrypoint: Vec<String>,
-    /// What is put behind the entry point where no command is given.
+    /// What is put behind the entry point; run by itself where there is none.
     pub cmd: Vec<String>,
     /// Notes of its maker.
     pub labels: BTreeMap<String, String>,

@@ -79,6 +79,14 @@ impl Layout {
     pub fn plugin_run(&self, plugin: &str, id: &VmId) -> PathBuf {
         self.plugins().join(plugin).join("runs").join(id.as_str())
     }
+    /// Blobs of images as registries have them, by digest.
+    pub fn content(&self) -> PathBuf {
+        self.state.join("content")
+    }
+    /// Names and passwords at registries, as docker's `config.json` has them.
+    pub fn registry_logins(&self) -> PathBuf {
+        self.state.join("registry-logins.json")
+    }
     /// Half-made things; emptied when the daemon starts.
     pub fn scratch(&self) -> PathBuf {
         self.state.join("scratch")

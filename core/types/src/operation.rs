@@ -35,6 +35,14 @@ pub enum OperationKind {
     ImagePull,
     /// `image.import`
     ImageImport,
+    /// `image.push`
+    ImagePush,
+    /// `image.export`
+    ImageExport,
+    /// `image.register`
+    ImageRegister,
+    /// `image.promote`
+    ImagePromote,
     /// `kernel.import`
     KernelImport,
     /// `plugin.configure` and `plugin.remove`, as far as VMs have to do with it

@@ -1,5 +1,7 @@
 //! The configuration file, `config.toml`: versioned, checked, complete in its defaults.
 
+mod images;
+
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -9,10 +11,11 @@ use std::{
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use vm_disk::BackendChoice;
-use vm_engine::{Settings, SubnetChoice, admission::Limits};
+use vm_engine::{Registries, Settings, SubnetChoice, admission::Limits};
 use vm_types::vm::DiskLimits;
 use vm_vmm::{Accelerator, JailUsers};
 
+use self::images::ImagesConfig;
 use crate::plugins::Trust;
 
 /// The version this build reads.
@@ -70,6 +73,7 @@ pub(crate) struct Config {
     network: Network,
     pub(crate) vmm: VmmConfig,
     pub(crate) disk: Disk,
+    pub(crate) images: ImagesConfig,
     pub(crate) plugins: PluginsConfig,
     pub(crate) names: NamesConfig,
 }
@@ -293,6 +297,7 @@ impl Default for Config {
             network: Network::default(),
             vmm: VmmConfig::default(),
             disk: Disk::default(),
+            images: ImagesConfig::default(),
             plugins: PluginsConfig::default(),
             names: NamesConfig::default(),
         }
@@ -399,7 +404,13 @@ fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         let rule = "is true, and plugins.trusted_keys names no key: nothing could be installed".to_owned();
         return value("plugins.require_signature", rule);
     }
-    if let Err(error) = config.vm.image.parse::<vm_image::Reference>() {
+    if let Some((key, rule)) = config.images.mistake() {
+        return value(key, rule);
+    }
+    let defaults = vm_oci::ReferenceDefaults::default();
+    if let Err(error) = config.vm.image.parse::<vm_image::Reference>()
+        && vm_oci::Reference::parse(&config.vm.image, &defaults).is_err()
+    {
         return value("vm.image", format!("cannot be used: {error}"));
     }
     Ok(config)
@@ -444,7 +455,7 @@ impl Config {
     }
 
     /// The engine's part.
-    pub(crate) fn settings(&self, socket_group: Option<u32>) -> Settings {
+    pub(crate) fn settings(&self, socket_group: Option<u32>, registries: Registries) -> Settings {
         Settings {
             default_image: self.vm.image.clone(),
             default_cpus: self.vm.cpus,
@@ -460,6 +471,7 @@ impl Config {
             socket_group,
             agent: self.agent(),
             limits: self.limits(),
+            registries,
         }
     }
 
@@ -553,6 +565,8 @@ mod tests {
             ("[plugins]\ntrusted_keys = [\"/a.pub\", \"b.pub\"]", "plugins.trusted_keys is b.pub"),
             ("[plugins]\nrequire_signature = true", "plugins.require_signature is true"),
             ("[vm]\nimage = \"De bian\"", "vm.image"),
+            ("[images]\nregistry = \"a b\"", "images.registry"),
+            ("[images]\nparallel = 0", "images.parallel is 0"),
             ("[network]\nsubnet = \"10.0.0.0/31\"", "network.subnet"),
         ] {
             let error = read(text).unwrap_err();

@@ -121,7 +121,9 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
         [layout.run.clone(), layout.state.clone()],
         runner.clone(),
     );
-    let settings = config.settings(group);
+    let registries =
+        config.images.registries(layout.registry_logins()).map_err(vm_engine::EngineError::from)?;
+    let settings = config.settings(group, registries);
     let names = NameService::new(config.resolvers(), host.names.clone()).await?;
     let plugins = plugins(&layout, &config, &store, &vmm, &runner).await?;
     // Before VMs that are up are taken over: guests are told the domains.

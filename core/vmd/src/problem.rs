@@ -44,6 +44,8 @@ fn kind(error: &EngineError) -> ErrorKind {
         EngineError::Net(error) => net(error),
         EngineError::Disk(error) => disk(error),
         EngineError::Image(error) => image(error),
+        EngineError::NotPulled { .. } => ErrorKind::NotFound,
+        EngineError::Oci(error) => content(error),
         EngineError::Vmm(error) => vmm(error),
         EngineError::Shim(error) => shim(error),
     }
@@ -220,6 +222,35 @@ fn image(error: &ImageError) -> ErrorKind {
         ImageError::Cancelled => ErrorKind::Cancelled,
         ImageError::NoKernelPackage { .. } | ImageError::ToolOutput { .. } => ErrorKind::HostFailure,
         ImageError::Worker { .. } => ErrorKind::Internal,
+    }
+}
+
+fn content(error: &vm_oci::OciError) -> ErrorKind {
+    use vm_oci::OciError;
+    match error {
+        OciError::Reference { .. } | OciError::Source { .. } | OciError::Ambiguous { .. } => {
+            ErrorKind::InvalidArgument
+        }
+        OciError::NoImage { .. } | OciError::NotFound { .. } | OciError::NoEntry { .. } => {
+            ErrorKind::NotFound
+        }
+        OciError::Unauthorized { .. } | OciError::LoginRefused { .. } => ErrorKind::PermissionDenied,
+        OciError::Platform { .. } | OciError::MediaType { .. } | OciError::Foreign { .. } => {
+            ErrorKind::Unsupported
+        }
+        OciError::NoImage { .. }
+        | OciError::Malformed { .. }
+        | OciError::Large { .. }
+        | OciError::Size { .. }
+        | OciError::Digest { .. }
+        | OciError::NoPart { .. }
+        | OciError::Outside { .. } => ErrorKind::BadImage,
+        OciError::Exists { .. } => ErrorKind::AlreadyExists,
+        OciError::InUse { .. } => ErrorKind::InUse,
+        OciError::Read { source, .. } | OciError::Store { source, .. } | OciError::Export { source, .. } => {
+            io(source)
+        }
+        _ => ErrorKind::HostFailure,
     }
 }
 

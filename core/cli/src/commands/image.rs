@@ -1,11 +1,20 @@
 //! `vm image`
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::{self, IsTerminal},
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, Subcommand};
+use jsonrpsee::core::{ClientError, client::Client};
 use serde_json::json;
-use vm_api::{ImageRecord, ImportImage, rpc::ImageClient};
+use vm_api::{
+    Begun, ExportImage, ImageFormat, ImageRecord, ImportImage, Login, PruneImages, RegisterImage,
+    rpc::ImageClient,
+};
+use vm_types::image::{ImageLayer, ImageStep};
 
+use super::session::quote;
 use crate::{
     context::Context,
     errors::CliError,
@@ -29,15 +38,99 @@ enum Verb {
     Ls,
     /// Acquire an image; Ctrl-C undoes it
     Pull {
-        /// For example debian:bookworm
+        /// debian:SUITE, [REGISTRY/]NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]
         reference: String,
+        /// The name it gets [default: its own]
+        #[arg(long, value_name = "REFERENCE")]
+        name: Option<String>,
     },
-    /// Make an image of a root filesystem's tarball
+    /// Make an image of a root filesystem's tarball, an image layout or what `docker save` writes
     Import {
-        /// The tarball
+        /// The tarball, archive or directory
+        file: PathBuf,
+        /// The name it gets; a tarball has none of its own
+        reference: Option<String>,
+    },
+    /// Send an image to a registry; layers that are there are not sent again
+    Push {
+        /// Reference or digest
+        image: String,
+        /// Where to [default: where its reference says]
+        #[arg(value_name = "REFERENCE")]
+        to: Option<String>,
+    },
+    /// Write an image to a file or directory
+    Export {
+        /// Reference or digest
+        image: String,
+        /// Where to; nothing may be there
+        path: PathBuf,
+        /// As what
+        #[arg(long, value_enum, default_value = "oci-archive")]
+        format: Format,
+    },
+    /// Keep name and password for a registry
+    Login {
+        /// HOST[:PORT]
+        registry: String,
+        /// The name there
+        #[arg(short, long)]
+        user: String,
+        /// Read the password from stdin; else the terminal is asked
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Forget name and password for a registry
+    Logout {
+        /// HOST[:PORT]
+        registry: String,
+    },
+    /// Remove images that no VM uses and that have no name, and layers of no image
+    Prune {
+        /// Those with a name, too
+        #[arg(short, long)]
+        all: bool,
+        /// Say which, remove none
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show what images, kernels and VMs take on the disk
+    Df,
+    /// Make an image of a file with an ext4 filesystem, which is used where it is and never written
+    Register {
+        /// The file
         file: PathBuf,
         /// The name it gets
+        #[arg(long, value_name = "REFERENCE")]
+        name: String,
+        /// What its VMs boot: a kernel of the catalogue, or a file
+        #[arg(long, value_name = "KERNEL")]
+        kernel: Option<String>,
+        /// The module directory of that file, the one with modules.dep
+        #[arg(long, value_name = "DIR", requires = "kernel")]
+        modules: Option<PathBuf>,
+    },
+    /// Copy a registered image into the store; its file is no longer needed then
+    Promote {
+        /// Reference or digest
+        image: String,
+    },
+    /// Give an image one more name
+    Tag {
+        /// Reference or digest
+        image: String,
+        /// The name it gets
         reference: String,
+    },
+    /// Show an image and how its commands run
+    Show {
+        /// Reference or digest
+        image: String,
+    },
+    /// Show the steps that made an image
+    History {
+        /// Reference or digest
+        image: String,
     },
     /// Delete images that no VM uses
     #[command(visible_alias = "rm")]
@@ -52,22 +145,89 @@ impl ImageArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         match self.verb {
             Verb::Ls => ls(context).await,
-            Verb::Pull { reference } => {
-                let (client, mut interrupts) = context.client_and_interrupts().await?;
-                let begun = client.pull(reference).await?;
-                let image =
-                    follow(&client, begun, context.output, PATIENCE, OnSignal::Cancel, &mut interrupts)
-                        .await?;
-                shown(context, &image.result)
+            Verb::Pull { reference, name } => {
+                let reference = from_here(reference)?;
+                made(context, async |client| client.pull(reference, name).await).await
+            }
+            Verb::Push { image, to } => made(context, async |client| client.push(image, to).await).await,
+            Verb::Export { image, path, format } => {
+                let path = std::path::absolute(&path).map_err(|source| CliError::File { path, source })?;
+                let params = ExportImage { image, path, format: format.into() };
+                made(context, async |client| client.export(params).await).await
+            }
+            Verb::Login { registry, user, password_stdin } => {
+                let password = password(&registry, password_stdin)?;
+                let client = context.client().await?;
+                client.login(Login { registry: registry.clone(), user, password }).await?;
+                context.output.show(&json!({"registry": registry}), || format!("{registry}\n"))?;
+                Ok(0)
+            }
+            Verb::Logout { registry } => {
+                context.client().await?.logout(registry.clone()).await?;
+                context.output.show(&json!({"registry": registry}), || format!("{registry}\n"))?;
+                Ok(0)
+            }
+            Verb::Prune { all, dry_run } => {
+                let client = context.client().await?;
+                let pruned = ImageClient::prune(&client, PruneImages { all, dry_run }).await?;
+                context.output.show(&pruned, || {
+                    let names = pruned.images.iter().map(|image| name(image) + "\n").collect::<String>();
+                    let verb = if dry_run { "would be freed" } else { "freed" };
+                    format!("{names}{} {verb}\n", human(pruned.bytes))
+                })?;
+                Ok(0)
+            }
+            Verb::Df => {
+                let usage = context.client().await?.disk_usage().await?;
+                context.output.show(&usage, || {
+                    let rows = [
+                        ("images", usage.images, human(usage.images_unused)),
+                        ("layers", usage.layers, "-".to_owned()),
+                        ("kernels", usage.kernels, "-".to_owned()),
+                        ("VMs", usage.vms, "-".to_owned()),
+                    ];
+                    let rows =
+                        rows.into_iter().map(|(what, used, unused)| [what.to_owned(), human(used), unused]);
+                    table(["WHAT", "USED", "OF NO VM"], rows)
+                })?;
+                Ok(0)
             }
             Verb::Import { file, reference } => {
                 let path = absolute(&file)?;
-                let (client, mut interrupts) = context.client_and_interrupts().await?;
-                let begun = ImageClient::import(&client, ImportImage { path, reference }).await?;
-                let image =
-                    follow(&client, begun, context.output, PATIENCE, OnSignal::Cancel, &mut interrupts)
-                        .await?;
-                shown(context, &image.result)
+                made(context, async |client| {
+                    ImageClient::import(client, ImportImage { path, reference }).await
+                })
+                .await
+            }
+            Verb::Register { file, name, kernel, modules } => {
+                let kernel = match kernel {
+                    Some(file) if Path::new(&file).exists() => {
+                        Some(absolute(Path::new(&file))?.to_string_lossy().into_owned())
+                    }
+                    other => other,
+                };
+                let modules = modules.as_deref().map(absolute).transpose()?;
+                let params = RegisterImage { path: absolute(&file)?, reference: name, kernel, modules };
+                made(context, async |client| client.register(params).await).await
+            }
+            Verb::Promote { image } => made(context, async |client| client.promote(image).await).await,
+            Verb::Tag { image, reference } => {
+                let image = context.client().await?.tag(image, reference).await?;
+                context.output.show(&image, || image.references.join("\n") + "\n")?;
+                Ok(0)
+            }
+            Verb::Show { image } => {
+                let client = context.client().await?;
+                let image = ImageClient::show(&client, image).await?;
+                context.output.show(&image, || describe(&image))?;
+                Ok(0)
+            }
+            Verb::History { image } => {
+                let client = context.client().await?;
+                let image = ImageClient::show(&client, image).await?;
+                let steps = image.origin.map(|origin| origin.history).unwrap_or_default();
+                context.output.show(&steps, || history(&steps))?;
+                Ok(0)
             }
             Verb::Delete { images } => {
                 let client = context.client().await?;
@@ -80,6 +240,111 @@ impl ImageArgs {
             }
         }
     }
+}
+
+/// What an image is written as.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Format {
+    /// An image layout in a tar archive
+    OciArchive,
+    /// An image layout in a directory
+    Oci,
+    /// What `docker load` takes
+    DockerArchive,
+}
+
+impl From<Format> for ImageFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::OciArchive => Self::OciArchive,
+            Format::Oci => Self::Oci,
+            Format::DockerArchive => Self::DockerArchive,
+        }
+    }
+}
+
+/// A source whose path, if it has one, is seen from the root.
+fn from_here(source: String) -> Result<String, CliError> {
+    let kinds = ["oci:", "oci-archive:", "docker-archive:", "./", "../"];
+    let Some(kind) = kinds.into_iter().find(|kind| source.starts_with(kind)) else { return Ok(source) };
+    let kind = if kind.ends_with(':') { kind } else { "" };
+    let path = Path::new(&source[kind.len()..]);
+    let path =
+        std::path::absolute(path).map_err(|error| CliError::File { path: path.into(), source: error })?;
+    Ok(format!("{kind}{}", path.display()))
+}
+
+/// The password, of which nothing is shown.
+fn password(registry: &str, from_stdin: bool) -> Result<String, CliError> {
+    if !from_stdin && !io::stdin().is_terminal() {
+        return Err(CliError::Usage {
+            message: "there is no terminal to ask for the password".into(),
+            hint: "pipe it in and say --password-stdin".into(),
+        });
+    }
+    let read = match from_stdin {
+        true => io::read_to_string(io::stdin()),
+        false => rpassword::prompt_password(format!("password for {registry}: ")),
+    };
+    let password = read.map_err(|source| CliError::File { path: "stdin".into(), source })?;
+    Ok(password.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// Follows what makes an image, and shows that.
+async fn made(
+    context: &Context,
+    begin: impl AsyncFnOnce(&Client) -> Result<Begun, ClientError>,
+) -> Result<u8, CliError> {
+    let (client, mut interrupts) = context.client_and_interrupts().await?;
+    let begun = begin(&client).await?;
+    let image = follow(&client, begun, context.output, PATIENCE, OnSignal::Cancel, &mut interrupts).await?;
+    shown(context, &image.result)
+}
+
+/// All that is known of it, a line each; what it does not have is left out.
+fn describe(image: &ImageRecord) -> String {
+    let config = &image.config;
+    let mut lines: Vec<(&str, String)> = vec![("Digest", image.digest.to_string())];
+    let mut add = |name, values: Vec<String>| lines.extend(values.into_iter().map(|value| (name, value)));
+    add("Reference", image.references.clone());
+    add("Size", vec![human(image.size_bytes)]);
+    add("Used", vec![human(image.used_bytes)]);
+    add("Source", vec![image.source.clone()]);
+    add("File", image.registered.iter().map(|file| file.path.display().to_string()).collect());
+    add("Kernel", image.kernel.iter().map(ToString::to_string).collect());
+    add("Created", vec![ago(image.created_at)]);
+    add("Entrypoint", command(&config.entrypoint));
+    add("Command", command(&config.cmd));
+    add("User", config.user.clone().into_iter().collect());
+    add("Workdir", config.working_dir.clone().into_iter().collect());
+    add("Env", config.env.clone());
+    add("Port", config.exposed_ports.clone());
+    add("Label", config.labels.iter().map(|(name, value)| format!("{name}={value}")).collect());
+    if let Some(origin) = &image.origin {
+        add("Manifest", origin.manifest.clone().into_iter().collect());
+        let layer = |layer: &ImageLayer| format!("{}  {}", layer.digest, human(layer.size_bytes));
+        add("Layer", origin.layers.iter().map(layer).collect());
+    }
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + 2;
+    lines.iter().map(|(name, value)| format!("{:width$}{value}\n", format!("{name}:"))).collect()
+}
+
+fn command(words: &[String]) -> Vec<String> {
+    let words: Vec<_> = words.iter().map(Into::into).collect();
+    let line = String::from_utf8_lossy(&quote(&words)).into_owned();
+    if words.is_empty() { Vec::new() } else { vec![line] }
+}
+
+/// The newest step first, as docker has it.
+fn history(steps: &[ImageStep]) -> String {
+    let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    table(
+        ["CREATED", "LAYER", "CREATED BY"],
+        steps.iter().rev().map(|step| {
+            let layer = if step.empty_layer { "no" } else { "yes" };
+            [or_dash(&step.created), layer.to_owned(), or_dash(&step.created_by)]
+        }),
+    )
 }
 
 async fn ls(context: &Context) -> Result<u8, CliError> {

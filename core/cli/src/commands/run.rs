@@ -4,7 +4,10 @@ use std::{ffi::OsString, io, io::IsTerminal};
 
 use clap::Args;
 use jsonrpsee::core::client::Client;
-use vm_api::{ErrorKind, VmInfo, rpc::VmClient};
+use vm_api::{
+    ErrorKind, VmInfo,
+    rpc::{ImageClient, VmClient},
+};
 use vm_types::guest::{EXEC_ARGV_ENV, EXEC_CWD_ENV};
 
 use super::{
@@ -22,7 +25,8 @@ use crate::{
 /// Run a command in a new VM
 ///
 /// Makes a VM, boots it, runs the command with this process's stdin, stdout, stderr and signals, and exits with the
-/// command's own exit code. Without a command it is the login shell, on a terminal if stdin is one.
+/// command's own exit code. Without a command it is what the image runs by itself, else the login shell, on a terminal if stdin
+/// is one. The image's variables, user and working directory hold unless others are given.
 ///
 /// A VM without --name is deleted in the end, whatever happens to vm; one with --name is kept running.
 ///
@@ -41,10 +45,10 @@ pub(crate) struct RunArgs {
     /// Set a variable; without a value, to our own value of it
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     env: Vec<String>,
-    /// Run as this user of the guest
-    #[arg(short, long, default_value = "root")]
-    user: String,
-    /// Run in this directory of the guest [default: the user's home]
+    /// Run as this user of the guest, with UID, USER:GROUP and UID:GID too [default: the image's, else root]
+    #[arg(short, long)]
+    user: Option<String>,
+    /// Run in this directory of the guest [default: the image's, else the user's home]
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
     /// Run on a terminal
@@ -62,9 +66,9 @@ impl RunArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let ephemeral = self.rm || (self.machine.name.is_none() && !self.keep);
         let say_name = self.keep && self.machine.name.is_none();
-        let environment = self.environment()?;
-        let shell = self.command.is_empty();
-        let terminal = !context.output.json && (self.tty || (shell && io::stdin().is_terminal()));
+        let mut environment = environment(&self.env)?;
+        let unnamed = self.command.is_empty();
+        let terminal = !context.output.json && (self.tty || (unnamed && io::stdin().is_terminal()));
 
         let (client, mut interrupts) = context.client_and_interrupts().await?;
         let begun = client.create(self.machine.into_request(ephemeral, true)).await?;
@@ -77,10 +81,25 @@ impl RunArgs {
             &mut interrupts,
         )
         .await?;
+        // A daemon of before has no images with a configuration.
+        let image = ImageClient::show(&client, vm.image_digest.to_string())
+            .await
+            .map(|image| image.config)
+            .unwrap_or_default();
+        let command = match unnamed {
+            true => image.entrypoint.iter().chain(&image.cmd).map(OsString::from).collect(),
+            false => self.command,
+        };
+        if !command.is_empty() {
+            environment.push((EXEC_ARGV_ENV.to_owned(), "1".to_owned()));
+        }
+        if let Some(dir) = self.workdir.or(image.working_dir) {
+            environment.push((EXEC_CWD_ENV.to_owned(), dir));
+        }
         let session = Session {
             vm: vm.id.to_string(),
-            user: self.user,
-            command: (!shell).then(|| quote(&self.command)),
+            user: self.user.or(image.user).unwrap_or_else(|| "root".to_owned()),
+            command: (!command.is_empty()).then(|| quote(&command)),
             environment,
             terminal,
         };
@@ -99,17 +118,6 @@ impl RunArgs {
             context.output.show(&report, String::new)?;
         }
         Ok(code)
-    }
-
-    fn environment(&self) -> Result<Vec<(String, String)>, CliError> {
-        let mut environment = environment(&self.env)?;
-        if !self.command.is_empty() {
-            environment.push((EXEC_ARGV_ENV.to_owned(), "1".to_owned()));
-        }
-        if let Some(dir) = &self.workdir {
-            environment.push((EXEC_CWD_ENV.to_owned(), dir.clone()));
-        }
-        Ok(environment)
     }
 }
 

@@ -145,7 +145,8 @@ impl Engine {
             return Err(vm_store::StoreError::NameTaken { name }.into());
         }
         let image = self.image_at_hand(self.image_of(&request)).await?;
-        let kernel = self.kernel_at_hand(request.kernel.as_deref()).await?;
+        let own = image.kernel.as_ref().map(ToString::to_string);
+        let kernel = self.kernel_at_hand(request.kernel.as_deref().or(own.as_deref())).await?;
         let spec = self.spec_of(name, request, image, kernel)?;
         let address = match spec.network {
             NetworkMode::Nat => Some(self.next_address().await?),
@@ -216,7 +217,10 @@ impl Settled {
         context: &OpContext,
     ) -> Result<Self, EngineError> {
         let image = engine.require_image(ctx, engine.image_of(&request), context).await?;
-        let kernel = engine.require_kernel(ctx, request.kernel.as_deref(), context).await?;
+        engine.check_base(&image.digest).await?;
+        let own = image.kernel.as_ref().map(ToString::to_string);
+        let kernel =
+            engine.require_kernel(ctx, request.kernel.as_deref().or(own.as_deref()), context).await?;
         let base = engine.inner.layout.image_rootfs(&image.digest);
         let spec = engine.spec_of(name, request, image, kernel)?;
         let room = engine.admit_create(&spec.name, spec.disk_bytes, &base)?;
@@ -301,6 +305,7 @@ impl Engine {
         let key = Effect::File { path: paths.host_key(), mode: 0o600, content: host_key.into_bytes() };
         cell.scope.apply(ctx, key, Phase::Create).await?;
         cell.scope.apply(ctx, self.new_disk(&record, &paths), Phase::Create).await?;
+        self.check_base(&record.spec.image).await?;
         cell.scope.settle(ctx).await;
         let mut writer = cell.lock(ctx).await;
         self.inner.store.vms().set_complete(cell.id()).await?;

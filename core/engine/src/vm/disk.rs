@@ -46,6 +46,7 @@ impl Engine {
         let paths = cell.paths();
         match self.disk_device(ctx, cell).await {
             Some(device) => {
+                self.check_base(&cell.record().spec.image).await?;
                 cell.scope.apply(ctx, device, Phase::Start).await?;
                 Ok(paths.disk_node())
             }

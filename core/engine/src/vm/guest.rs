@@ -9,6 +9,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net};
 use vm_types::{
     guest::config::{GuestConfig, HostsEntry, Interface, Root, Route, SshConfig, VERSION},
+    image::ImageConfig,
     vm::VmRecord,
 };
 
@@ -76,4 +77,10 @@ pub(super) fn config(
         units: Vec::new(),
         root: Root { serial: ROOT_SERIAL.into(), fstype: "ext4".into(), grow: true },
     }
+}
+
+/// The variables of an image. A name without a value is one of the maker's own environment, which is not here.
+pub(super) fn environment(image: &ImageConfig) -> BTreeMap<String, String> {
+    let variables = image.env.iter().filter_map(|variable| variable.split_once('='));
+    variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }

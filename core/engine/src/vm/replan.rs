@@ -161,7 +161,7 @@ impl Engine {
             true => None,
             false => Some(self.ensure_network(ctx).await?),
         };
-        let mut config = self.guest_config(cell, network)?;
+        let mut config = self.guest_config(cell, network).await?;
         extras.extend_guest(&mut config);
         let guest = |source| EngineError::Guest { what: "apply its configuration", source };
         let (mut control, _) = vm_shim::connect_control(&cell.paths(), APPLY).await.map_err(guest)?;

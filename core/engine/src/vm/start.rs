@@ -186,7 +186,7 @@ impl Placed {
             let tap = engine.take_tap(ctx, cell).await?;
             nics.push(Nic { tap, mac: vm_net::names::mac_for(address) });
         }
-        let mut config = engine.guest_config(cell, network)?;
+        let mut config = engine.guest_config(cell, network).await?;
         extras.extend_guest(&mut config);
         let segment = Effect::AppendedFile {
             path: paths.initramfs(),
@@ -278,7 +278,7 @@ impl Launched {
 
 impl Engine {
     /// What a guest is told, without what plugins add.
-    pub(super) fn guest_config(
+    pub(super) async fn guest_config(
         &self,
         cell: &Cell,
         network: Option<Network>,
@@ -298,7 +298,11 @@ impl Engine {
             path: paths.host_key(),
             source: Box::new(error),
         })?;
-        Ok(guest::config(&record, place.as_ref(), host_key, &self.inner.client_public_key))
+        let mut config = guest::config(&record, place.as_ref(), host_key, &self.inner.client_public_key);
+        if let Some(image) = self.inner.store.images().by_digest(record.spec.image.hex()).await? {
+            config.environment = guest::environment(&image.config);
+        }
+        Ok(config)
     }
 
     fn machine(&self, record: &VmRecord, paths: &VmPaths, disk: PathBuf, nics: Vec<Nic>) -> MachineSpec {

@@ -1,18 +1,76 @@
 //! Namespace `image`.
 
 use jsonrpsee::core::{RpcResult, async_trait};
-use vm_api::{Begun, ImageRecord, ImportImage, rpc::ImageServer};
+use vm_api::{
+    Begun, DiskUsage, ExportImage, ImageFormat, ImageRecord, ImportImage, Login, PruneImages, PrunedImages,
+    RegisterImage, rpc::ImageServer,
+};
+use vm_oci::Form;
 
 use super::{server::Context, vm::wire};
 
 #[async_trait]
 impl ImageServer for Context {
-    async fn pull(&self, reference: String) -> RpcResult<Begun> {
-        Ok(Begun { operation: self.engine.pull_image(&reference).map_err(wire)? })
+    async fn pull(&self, reference: String, name: Option<String>) -> RpcResult<Begun> {
+        Ok(Begun { operation: self.engine.pull_image(&reference, name).map_err(wire)? })
+    }
+
+    async fn push(&self, image: String, to: Option<String>) -> RpcResult<Begun> {
+        Ok(Begun { operation: self.engine.push_image(&image, to).map_err(wire)? })
+    }
+
+    async fn export(&self, params: ExportImage) -> RpcResult<Begun> {
+        let ExportImage { image, path, format } = params;
+        let form = match format {
+            ImageFormat::OciArchive => Form::LayoutArchive,
+            ImageFormat::Oci => Form::Layout,
+            ImageFormat::DockerArchive => Form::DockerArchive,
+        };
+        Ok(Begun { operation: self.engine.export_image(&image, path, form).map_err(wire)? })
+    }
+
+    async fn login(&self, params: Login) -> RpcResult<()> {
+        self.engine.login(&params.registry, &params.user, &params.password).await.map_err(wire)
+    }
+
+    async fn logout(&self, registry: String) -> RpcResult<()> {
+        self.engine.logout(&registry).map_err(wire)
+    }
+
+    async fn prune(&self, params: PruneImages) -> RpcResult<PrunedImages> {
+        let engine = self.engine.clone();
+        let work = async move |mut ctx| engine.prune_images(&mut ctx, params.all, params.dry_run).await;
+        let pruned = self.engine.locks().root("request image.prune", work).await.map_err(wire)?;
+        Ok(PrunedImages { images: pruned.images, bytes: pruned.bytes })
+    }
+
+    async fn disk_usage(&self) -> RpcResult<DiskUsage> {
+        let vm_engine::DiskUsage { images, images_unused, layers, kernels, vms } =
+            self.engine.disk_usage().await.map_err(wire)?;
+        Ok(DiskUsage { images, images_unused, layers, kernels, vms })
     }
 
     async fn import(&self, params: ImportImage) -> RpcResult<Begun> {
-        Ok(Begun { operation: self.engine.import_image(params.path, &params.reference).map_err(wire)? })
+        Ok(Begun { operation: self.engine.import_image(params.path, params.reference).map_err(wire)? })
+    }
+
+    async fn register(&self, params: RegisterImage) -> RpcResult<Begun> {
+        let RegisterImage { path, reference, kernel, modules } = params;
+        Ok(Begun { operation: self.engine.register_image(path, &reference, kernel, modules).map_err(wire)? })
+    }
+
+    async fn promote(&self, image: String) -> RpcResult<Begun> {
+        Ok(Begun { operation: self.engine.promote_image(&image).map_err(wire)? })
+    }
+
+    async fn tag(&self, image: String, reference: String) -> RpcResult<ImageRecord> {
+        let engine = self.engine.clone();
+        let work = async move |mut ctx| engine.tag_image(&mut ctx, &image, &reference).await;
+        self.engine.locks().root("request image.tag", work).await.map_err(wire)
+    }
+
+    async fn show(&self, image: String) -> RpcResult<ImageRecord> {
+        self.engine.image(&image).await.map_err(wire)
     }
 
     async fn list(&self) -> RpcResult<Vec<ImageRecord>> {
