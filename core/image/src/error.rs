@@ -91,10 +91,10 @@ pub enum ImageError {
         /// What is wrong with it.
         reason: String,
     },
-    /// An entry that could not be made on the host's filesystem.
+    /// An entry whose content could not be written on the host.
     #[error("cannot {action} archive entry {path:?}")]
     Entry {
-        /// What was tried, e.g. `set an extended attribute of`.
+        /// What was tried, e.g. `write`.
         action: &'static str,
         /// The entry's name as in the archive.
         path: String,
@@ -190,6 +190,7 @@ impl ImageError {
             Self::Tool { source: RunError::Failed { stderr_tail, .. }, .. } => return tool_hint(stderr_tail),
             Self::Tool { source: RunError::Io { source, .. }, .. }
             | Self::File { source, .. }
+            | Self::Entry { source, .. }
             | Self::ReadArchive { source } => return io_hint(source),
             Self::ToolOutput { .. } | Self::Worker { .. } => {
                 "this is a defect of vmd or of the tool: please report it with the daemon's log".into()
@@ -212,11 +213,10 @@ impl ImageError {
                     .into()
             }
             Self::RefusedEntry { .. } => {
-                "an image's archive holds relative paths that stay inside of it and pass through no symbolic link; \
-                 make it anew, e.g. with tar --numeric-owner --xattrs -C ROOT -cf IMAGE.tar ."
+                "an image's archives hold relative paths that stay inside of it, also where symbolic links lead; make \
+                 the image anew, a root filesystem's e.g. with tar --numeric-owner --xattrs -C ROOT -cf IMAGE.tar ."
                     .into()
             }
-            Self::Entry { source, .. } => return entry_hint(source),
             Self::NotAKernel { .. } => {
                 "give an x86-64 bzImage (often /boot/vmlinuz-RELEASE) or an uncompressed ELF vmlinux".into()
             }
@@ -251,20 +251,6 @@ fn io_hint(error: &io::Error) -> Option<String> {
         Errno::ACCESS | Errno::PERM => Some("vmd needs to run as root to make images".into()),
         Errno::NOENT => Some("check the path".into()),
         _ => None,
-    }
-}
-
-fn entry_hint(error: &io::Error) -> Option<String> {
-    use rustix::io::Errno;
-    match Errno::from_io_error(error)? {
-        Errno::OPNOTSUPP => Some(
-            "the state directory's filesystem keeps no such attributes; put it on ext4, XFS or btrfs".into(),
-        ),
-        Errno::PERM => Some(
-            "owners, device nodes and capabilities need root with CAP_MKNOD, CAP_CHOWN and CAP_SETFCAP"
-                .into(),
-        ),
-        _ => io_hint(error),
     }
 }
 

@@ -14,8 +14,10 @@ use crate::ext4::{
     Parsed, ROOT, Xattr, xattrs_fit,
 };
 
-/// Entries of all layers together. One takes some 250 bytes of memory until the image is written.
+/// Entries of all layers together. One takes some 300 bytes of memory until the image is written.
 const ENTRIES_MAX: u32 = 3_000_000;
+/// What names, link targets, attributes and maps of fragments take beside that, in bytes.
+const WEIGHT_MAX: usize = 1 << 30;
 /// The longest path, in bytes (Linux's PATH_MAX counts a zero byte).
 const PATH_MAX: usize = 4095;
 const NAME_MAX: usize = 255;
@@ -39,6 +41,7 @@ pub(super) struct Tree {
     layer: u32,
     whiteouts: bool,
     entries: u32,
+    weight: usize,
     /// Contents of files that are gone.
     dead: Vec<Extent>,
 }
@@ -66,7 +69,7 @@ fn shown(name: &[u8]) -> String {
 impl Tree {
     /// An empty root. With `whiteouts` names like `.wh.x` mean what they mean in a layer; without they are names.
     pub(super) fn new(whiteouts: bool) -> Self {
-        Self { filesystem: Filesystem::new(), layer: 0, whiteouts, entries: 0, dead: Vec::new() }
+        Self { filesystem: Filesystem::new(), layer: 0, whiteouts, entries: 0, weight: 0, dead: Vec::new() }
     }
 
     /// What comes next is above all that was before.
@@ -108,6 +111,13 @@ impl Tree {
         let parts = components(&entry.path)?;
         if self.is_instruction(entry) {
             return self.instruction(&parts);
+        }
+        self.weight += weight(entry) + size_of_val(content.as_slice());
+        if self.weight > WEIGHT_MAX {
+            return Err(format!(
+                "is too much: names, links, attributes and fragments of an image take {} MiB at most",
+                WEIGHT_MAX >> 20
+            ));
         }
         let Some((&name, parents)) = parts.split_last() else {
             if entry.kind != EntryKind::Directory {
@@ -225,8 +235,9 @@ impl Tree {
             parts.iter().rev().map(|part| ((*part).into(), false)).collect();
         let mut link = String::new();
         while let Some((part, by_link)) = ahead.pop() {
-            let (directory, layer) = (self.filesystem.directory_mut(at), self.layer);
-            let Some(directory) = directory else { return Err("lies below no directory".into()) };
+            let Some(directory) = self.filesystem.directory(at) else {
+                return Err("lies below no directory".into());
+            };
             if &*part == b".." {
                 if at == ROOT {
                     return Err(format!(
@@ -236,8 +247,7 @@ impl Tree {
                 at = directory.parent;
                 continue;
             }
-            let child = directory.children.get_mut(&part);
-            let child = match child {
+            let child = match directory.children.get(&part) {
                 None if by_link => {
                     return Err(format!("passes through the symbolic link {link}, which leads nowhere"));
                 }
@@ -246,15 +256,15 @@ impl Tree {
                     continue;
                 }
                 None => return Err("is not there".into()),
-                Some(child) => {
-                    if create {
-                        child.layer = layer;
-                    }
-                    child.node
-                }
+                Some(child) => child.node,
             };
             match &self.filesystem.node(child).kind {
-                Kind::Directory(_) => at = child,
+                Kind::Directory(_) => {
+                    if create {
+                        self.touch(at, &part);
+                    }
+                    at = child;
+                }
                 Kind::Symlink(target) => {
                     followed += 1;
                     if !by_link {
@@ -280,7 +290,6 @@ impl Tree {
 
     /// The directory of this name in another, made if it is not there or something else is.
     fn sub_directory(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, Refusal> {
-        let layer = self.layer;
         let Some(directory) = self.filesystem.directory(parent) else {
             return Err("lies below no directory".into());
         };
@@ -288,11 +297,7 @@ impl Tree {
         if let Some(&Child { node, .. }) = directory.children.get(name)
             && self.filesystem.directory(node).is_some()
         {
-            if let Some(child) =
-                self.filesystem.directory_mut(parent).and_then(|directory| directory.children.get_mut(name))
-            {
-                child.layer = layer;
-            }
+            self.touch(parent, name);
             return Ok(node);
         }
         if depth > DEPTH_MAX {
@@ -303,6 +308,15 @@ impl Tree {
         let id = self.push(Node { attributes: Attributes::implied(), kind, links: 1 });
         self.insert(parent, name, id);
         Ok(id)
+    }
+
+    /// Marks a name as one of this layer's.
+    fn touch(&mut self, parent: NodeId, name: &[u8]) {
+        let layer = self.layer;
+        let directory = self.filesystem.directory_mut(parent);
+        if let Some(child) = directory.and_then(|directory| directory.children.get_mut(name)) {
+            child.layer = layer;
+        }
     }
 
     fn push(&mut self, node: Node) -> NodeId {
@@ -346,6 +360,16 @@ impl Tree {
             }
         }
     }
+}
+
+/// What an entry takes beside its node. A whole path: each part of it may be a directory that nothing else names.
+fn weight(entry: &Entry) -> usize {
+    let target = match &entry.kind {
+        EntryKind::Symlink(target) => target.len(),
+        _ => 0,
+    };
+    let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+    entry.path.len() + target + xattrs
 }
 
 fn symlink(target: &[u8]) -> Result<Kind, Refusal> {
@@ -402,4 +426,63 @@ fn attributes(entry: &Entry) -> Result<Attributes, Refusal> {
 fn representable((seconds, nanos): (i64, u32)) -> (i64, u32) {
     let range = i64::from(i32::MIN)..(1 << 34) + i64::from(i32::MIN);
     if range.contains(&seconds) { (seconds, nanos) } else { (seconds.clamp(range.start, range.end - 1), 0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(path: &str, kind: EntryKind) -> Entry {
+        let (path, size) = (path.as_bytes().to_vec(), 0);
+        Entry {
+            path,
+            kind,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: (0, 0),
+            xattrs: Vec::new(),
+            size,
+            segments: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_last_entry_that_fits_does_and_the_next_does_not() {
+        let mut tree = Tree::new(true);
+        tree.entries = ENTRIES_MAX - 1;
+        let fifo = entry("fifo", EntryKind::Fifo);
+        assert_eq!(tree.check(&fifo), Ok(()));
+        assert!(tree.check(&fifo).unwrap_err().contains("3000000 at most"));
+        tree.weight = WEIGHT_MAX - "fifo".len();
+        assert_eq!(tree.add(&fifo, Extents::None), Ok(()));
+        assert!(tree.add(&fifo, Extents::None).unwrap_err().contains("1024 MiB"));
+    }
+
+    #[test]
+    fn ext4_has_no_more_links_than_65000() {
+        let mut tree = Tree::new(true);
+        tree.add(&entry("a", EntryKind::Fifo), Extents::None).unwrap();
+        let mut link =
+            |i| tree.add(&entry(&format!("l{i}"), EntryKind::Hardlink(b"a".to_vec())), Extents::None);
+        for i in 1..LINKS_MAX {
+            link(i).unwrap();
+        }
+        // A name that is one of them already may stay.
+        assert!(link(0).unwrap_err().contains("65000"));
+    }
+
+    #[test]
+    fn directories_end_somewhere() {
+        let mut tree = Tree::new(true);
+        let mut path = "d/".repeat(1000);
+        tree.add(&entry(&path, EntryKind::Directory), Extents::None).unwrap();
+        tree.add(&entry("deep", EntryKind::Symlink(path.clone().into_bytes())), Extents::None).unwrap();
+        path.insert_str(0, "deep/");
+        tree.add(&entry(&path, EntryKind::Directory), Extents::None).unwrap();
+        tree.add(&entry("deeper", EntryKind::Symlink(path.clone().into_bytes())), Extents::None).unwrap();
+        path.replace_range(.."deep/".len(), "deeper/");
+        let error = tree.add(&entry(&path, EntryKind::Directory), Extents::None).unwrap_err();
+        assert!(error.contains("deeper than 2048"), "{error}");
+    }
 }

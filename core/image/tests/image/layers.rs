@@ -41,6 +41,7 @@ fn awkward() -> Vec<Vec<u8>> {
     one.push(b'1', "etc/b", "etc/a", b"");
     one.push(b'2', "bin", "usr/bin", b"");
     one.push(b'2', "var/run", "/run", b"");
+    one.push(b'2', "ln", "usr", b"");
     for file in ["gone/x", "opaque/old", "opaque/sub/old", "swap/inner", "file", "d/keep", "d/drop", "last"] {
         one.push(b'0', file, "", file.as_bytes());
     }
@@ -71,6 +72,9 @@ fn awkward() -> Vec<Vec<u8>> {
     two.push_as(b'5', "etc/", "", b"", (0o2775, 9, 1_400_000_000));
     two.push(b'0', "bin/tool", "", b"through the link");
     two.push(b'0', "var/run/lock", "", b"through an absolute one");
+    // The link goes, what was written through it stays.
+    two.push(b'0', "ln/made", "", b"made");
+    two.push(b'0', ".wh.ln", "", b"");
     two.push(b'0', "d/keep", "", b"newer");
     two.push(b'0', "d/.wh.keep", "", b"");
     two.push(b'0', "d/.wh.drop", "", b"");
