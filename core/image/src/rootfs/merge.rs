@@ -25,8 +25,9 @@ const NAME_MAX: usize = 255;
 const TARGET_MAX: usize = 4095;
 /// How deep directories are nested; a path has no more components.
 const DEPTH_MAX: u16 = 2048;
-/// How many symbolic links one path passes through (path_resolution(7)).
+/// How many symbolic links one path passes through (path_resolution(7)), and how many names it comes to with them.
 const FOLLOWED_MAX: usize = 40;
+const STEPS_MAX: usize = 8192;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// What aufs kept its own files under.
@@ -40,7 +41,9 @@ pub(super) struct Tree {
     pub(super) filesystem: Filesystem,
     layer: u32,
     whiteouts: bool,
+    /// Entries that were, and that may be.
     entries: u32,
+    most: u32,
     weight: usize,
     /// Contents of files that are gone.
     dead: Vec<Extent>,
@@ -69,7 +72,15 @@ fn shown(name: &[u8]) -> String {
 impl Tree {
     /// An empty root. With `whiteouts` names like `.wh.x` mean what they mean in a layer; without they are names.
     pub(super) fn new(whiteouts: bool) -> Self {
-        Self { filesystem: Filesystem::new(), layer: 0, whiteouts, entries: 0, weight: 0, dead: Vec::new() }
+        Self {
+            filesystem: Filesystem::new(),
+            layer: 0,
+            whiteouts,
+            entries: 0,
+            most: ENTRIES_MAX,
+            weight: 0,
+            dead: Vec::new(),
+        }
     }
 
     /// What comes next is above all that was before.
@@ -89,8 +100,8 @@ impl Tree {
     /// Checks what can be told before a file's content is read.
     pub(super) fn check(&mut self, entry: &Entry) -> Result<(), Refusal> {
         self.entries += 1;
-        if self.entries > ENTRIES_MAX {
-            return Err(format!("is one entry too many; an image has {ENTRIES_MAX} at most"));
+        if self.entries > self.most {
+            return Err(self.too_many());
         }
         if entry.path.len() > PATH_MAX {
             return Err(format!("is {} bytes long; a path has {PATH_MAX} at most", entry.path.len()));
@@ -126,9 +137,6 @@ impl Tree {
             self.filesystem.node_mut(ROOT).attributes = attributes(entry)?;
             return Ok(());
         };
-        if parents.is_empty() && name == LOST_FOUND && entry.kind != EntryKind::Directory {
-            return Err("takes the place of a directory that each ext4 filesystem has".into());
-        }
         let kind = match &entry.kind {
             EntryKind::Hardlink(target) => return self.hard_link(parents, name, target),
             EntryKind::File => Kind::File { size: entry.size, extents: content },
@@ -146,7 +154,8 @@ impl Tree {
         };
         let attributes = attributes(entry)?;
         let parent = self.resolve(parents, true)?;
-        let id = self.push(Node { attributes, kind, links: 1 });
+        not_lost_found(parent, name)?;
+        let id = self.push(Node { attributes, kind, links: 1 })?;
         self.insert(parent, name, id);
         Ok(())
     }
@@ -215,6 +224,7 @@ impl Tree {
             return Err(format!("is a hard link to {}, a directory", shown(target)));
         }
         let parent = self.resolve(parents, true)?;
+        not_lost_found(parent, name)?;
         let links = &mut self.filesystem.node_mut(node).links;
         if *links >= LINKS_MAX {
             return Err(format!("is one hard link too many; ext4 has {LINKS_MAX} to one file"));
@@ -229,12 +239,13 @@ impl Tree {
     /// count as this layer's.
     fn resolve(&mut self, parts: &[&[u8]], create: bool) -> Result<NodeId, Refusal> {
         let mut at = ROOT;
-        let mut followed = 0;
+        let (mut followed, mut steps) = (0, 0);
         // What is still to go, the next one last, and whether a link says so.
         let mut ahead: Vec<(Box<[u8]>, bool)> =
             parts.iter().rev().map(|part| ((*part).into(), false)).collect();
         let mut link = String::new();
         while let Some((part, by_link)) = ahead.pop() {
+            steps += 1;
             let Some(directory) = self.filesystem.directory(at) else {
                 return Err("lies below no directory".into());
             };
@@ -270,7 +281,7 @@ impl Tree {
                     if !by_link {
                         link = shown(&part);
                     }
-                    if followed > FOLLOWED_MAX {
+                    if followed > FOLLOWED_MAX || steps > STEPS_MAX {
                         return Err(format!(
                             "passes through the symbolic link {link}, which leads in circles"
                         ));
@@ -278,9 +289,9 @@ impl Tree {
                     if target.starts_with(b"/") {
                         at = ROOT;
                     }
-                    let steps =
-                        target.rsplit(|&b| b == b'/').filter(|step| !step.is_empty() && *step != b".");
-                    ahead.extend(steps.map(|step| (step.into(), true)));
+                    let names =
+                        target.rsplit(|&b| b == b'/').filter(|name| !name.is_empty() && *name != b".");
+                    ahead.extend(names.map(|name| (name.into(), true)));
                 }
                 _ => return Err(format!("lies below {}, which is no directory", shown(&part))),
             }
@@ -305,7 +316,7 @@ impl Tree {
         }
         let directory = Directory { parent, depth, children: Default::default() };
         let kind = Kind::Directory(Box::new(directory));
-        let id = self.push(Node { attributes: Attributes::implied(), kind, links: 1 });
+        let id = self.push(Node { attributes: Attributes::implied(), kind, links: 1 })?;
         self.insert(parent, name, id);
         Ok(id)
     }
@@ -319,9 +330,18 @@ impl Tree {
         }
     }
 
-    fn push(&mut self, node: Node) -> NodeId {
+    fn push(&mut self, node: Node) -> Result<NodeId, Refusal> {
+        let id = self.filesystem.nodes.len() as NodeId;
+        // One path can ask for a thousand directories that no entry names.
+        if id > self.most {
+            return Err(self.too_many());
+        }
         self.filesystem.nodes.push(node);
-        (self.filesystem.nodes.len() - 1) as NodeId
+        Ok(id)
+    }
+
+    fn too_many(&self) -> Refusal {
+        format!("is one entry too many; an image has {} at most", self.most)
     }
 
     /// Gives a node a name, of which it has counted the link; what had the name loses it.
@@ -360,6 +380,14 @@ impl Tree {
             }
         }
     }
+}
+
+/// Only a directory can have this name at the root.
+fn not_lost_found(parent: NodeId, name: &[u8]) -> Result<(), Refusal> {
+    if parent == ROOT && name == LOST_FOUND {
+        return Err("takes the place of a directory that each ext4 filesystem has".into());
+    }
+    Ok(())
 }
 
 /// What an entry takes beside its node. A whole path: each part of it may be a directory that nothing else names.
@@ -457,6 +485,28 @@ mod tests {
         tree.weight = WEIGHT_MAX - "fifo".len();
         assert_eq!(tree.add(&fifo, Extents::None), Ok(()));
         assert!(tree.add(&fifo, Extents::None).unwrap_err().contains("1024 MiB"));
+    }
+
+    #[test]
+    fn directories_that_no_entry_names_count() {
+        let mut tree = Tree::new(true);
+        tree.most = 3000;
+        tree.add(&entry(&"d/".repeat(2000), EntryKind::Directory), Extents::None).unwrap();
+        assert_eq!(tree.filesystem.nodes.len(), 2001);
+        let another = entry(&"e/".repeat(2000), EntryKind::Directory);
+        assert!(tree.add(&another, Extents::None).unwrap_err().contains("3000 at most"));
+    }
+
+    #[test]
+    fn only_a_directory_is_lost_and_found() {
+        let mut tree = Tree::new(true);
+        tree.add(&entry("root", EntryKind::Symlink(b"/".to_vec())), Extents::None).unwrap();
+        tree.add(&entry("f", EntryKind::Fifo), Extents::None).unwrap();
+        for kind in [EntryKind::Fifo, EntryKind::Hardlink(b"f".to_vec())] {
+            let error = tree.add(&entry("root/lost+found", kind), Extents::None).unwrap_err();
+            assert!(error.contains("each ext4 filesystem"), "{error}");
+        }
+        tree.add(&entry("root/lost+found", EntryKind::Directory), Extents::None).unwrap();
     }
 
     #[test]
