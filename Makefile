@@ -102,4 +102,5 @@ bench: build bench-disks
 	@cargo build --locked --release -p vmd -p vm-vmm -p vm-tests --features vmd/fake,vm-vmm/fake --bins
 	@for file in vm vmd vm-plugin-compile vm-fake-vmm; do $(call put,$(TARGET)/release/$$file,$(BENCH)); done
 	@cargo test --locked --release -p vm-plugin --test host -- --ignored --nocapture measure
+	@$(as_root) cargo test --locked --release -p vm-image --test image -- --ignored --nocapture measure
 	@$(call test_env,$(DIST)) VM_BENCH_FAKE_BIN="$(BENCH)" $(SUDO) "$(TARGET)/release/vm-bench" "$(TARGET)/bench.json"

@@ -281,7 +281,7 @@ impl Engine {
         let layout = &self.inner.layout;
         let staged = layout.scratch().join(format!("image-{}.ext4", context.id));
         let sink = sink(context, &format!("{reference}: "));
-        let built = rootfs::build(self.inner.runner.as_ref(), tar, &staged, &layout.scratch(), sink).await?;
+        let built = rootfs::build(tar, &staged, &layout.scratch(), sink).await?;
         let path = layout.image_rootfs(&built.digest);
         let _catalogue = ctx.lock(&self.inner.catalogue).await;
         let known = self.inner.store.images().by_digest(built.digest.hex()).await?;

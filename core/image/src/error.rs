@@ -31,14 +31,6 @@ pub enum ImageError {
         /// How it failed.
         source: RunError,
     },
-    /// A tool reported success, but what it said or left shows otherwise.
-    #[error("{action} went wrong: {output}")]
-    ToolOutput {
-        /// What it was run for.
-        action: &'static str,
-        /// What it said.
-        output: String,
-    },
     /// A file on the host could not be read or written.
     #[error("cannot {action} {}", path.display())]
     File {
@@ -192,7 +184,7 @@ impl ImageError {
             | Self::File { source, .. }
             | Self::Entry { source, .. }
             | Self::ReadArchive { source } => return io_hint(source),
-            Self::ToolOutput { .. } | Self::Worker { .. } => {
+            Self::Worker { .. } => {
                 "this is a defect of vmd or of the tool: please report it with the daemon's log".into()
             }
             Self::NotAFilesystem { .. } => {

@@ -35,7 +35,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use vm_host::Runner;
 use vm_types::ImageDigest;
 
 use self::flatten::{Identify, Input, Layer};
@@ -121,13 +120,11 @@ pub struct BuiltRootfs {
 /// Makes a read-only (mode 0444) ext4 file of a tar archive. `out` appears whole or not at all; one that is there is
 /// replaced. It should be on one filesystem with `scratch`, where it is made. Names like `.wh.x` are names.
 ///
-/// Dropping the future cancels; a directory made below `scratch` then vanishes shortly after. No command is run: the runner
-/// is there for sources that need one.
+/// Dropping the future cancels; a directory made below `scratch` then vanishes shortly after.
 ///
 /// # Errors
 /// An archive that is damaged, cut short or hostile; lack of room.
 pub async fn build(
-    _runner: &dyn Runner,
     source: TarSource,
     out: &Path,
     scratch: &Path,

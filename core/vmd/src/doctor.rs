@@ -24,8 +24,7 @@ const LITTLE_SPACE: u64 = 4 << 30;
 
 /// Programs that are run, what for, and the Debian package each is in.
 const TOOLS: &[(&str, &str, &str)] = &[
-    ("mke2fs", "making root filesystems", "e2fsprogs"),
-    ("debugfs", "making root filesystems", "e2fsprogs"),
+    ("mke2fs", "formatting disks of plugins", "e2fsprogs"),
     ("nft", "the firewall", "nftables"),
     ("mmdebstrap", "acquiring debian:SUITE images", "mmdebstrap"),
     ("dpkg-deb", "acquiring Debian's kernel", "dpkg"),

@@ -220,7 +220,7 @@ fn image(error: &ImageError) -> ErrorKind {
         | ImageError::Entry { source, .. }
         | ImageError::ReadArchive { source, .. } => io(source),
         ImageError::Cancelled => ErrorKind::Cancelled,
-        ImageError::NoKernelPackage { .. } | ImageError::ToolOutput { .. } => ErrorKind::HostFailure,
+        ImageError::NoKernelPackage { .. } => ErrorKind::HostFailure,
         ImageError::Worker { .. } => ErrorKind::Internal,
     }
 }
@@ -231,9 +231,7 @@ fn content(error: &vm_oci::OciError) -> ErrorKind {
         OciError::Reference { .. } | OciError::Source { .. } | OciError::Ambiguous { .. } => {
             ErrorKind::InvalidArgument
         }
-        OciError::NoImage { .. } | OciError::NotFound { .. } | OciError::NoEntry { .. } => {
-            ErrorKind::NotFound
-        }
+        OciError::NotFound { .. } | OciError::NoEntry { .. } => ErrorKind::NotFound,
         OciError::Unauthorized { .. } | OciError::LoginRefused { .. } => ErrorKind::PermissionDenied,
         OciError::Platform { .. } | OciError::MediaType { .. } | OciError::Foreign { .. } => {
             ErrorKind::Unsupported

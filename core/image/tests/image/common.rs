@@ -44,7 +44,7 @@ impl Bench {
     pub(crate) async fn build(&self, tar: Vec<u8>) -> Result<rootfs::BuiltRootfs, ImageError> {
         let length = Some(tar.len() as u64);
         let source = rootfs::TarSource::Reader { reader: Box::new(std::io::Cursor::new(tar)), length };
-        rootfs::build(&self.runner, source, &self.out(), &self.scratch(), silent()).await
+        rootfs::build(source, &self.out(), &self.scratch(), silent()).await
     }
     /// A failed build must leave nothing.
     pub(crate) fn assert_clean(&self) {

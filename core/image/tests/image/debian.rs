@@ -16,7 +16,7 @@ async fn a_suite_becomes_a_root_filesystem() {
     let bytes = fs::metadata(tarball.path()).unwrap().len();
     let start = Instant::now();
     let source = rootfs::TarSource::Path(tarball.path().to_owned());
-    let built = rootfs::build(&bench.runner, source, &bench.out(), &bench.scratch(), silent()).await.unwrap();
+    let built = rootfs::build(source, &bench.out(), &bench.scratch(), silent()).await.unwrap();
     let seconds = start.elapsed().as_secs_f64();
     println!("{bytes} bytes of tar in {seconds:.2} s, {:.0} MB/s: {built:?}", bytes as f64 / 1e6 / seconds);
     drop(tarball);

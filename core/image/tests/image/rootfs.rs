@@ -10,7 +10,6 @@ use std::{
 
 use crate::common::{Bench, Tar, look, mounted, privately, recorded, silent};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
-use vm_host::HostRunner;
 use vm_image::{ImageError, rootfs};
 
 fn set_time(path: &Path, seconds: i64, nanos: i64) {
@@ -388,7 +387,7 @@ async fn a_dropped_build_leaves_nothing() {
     };
     let (out, scratch) = (bench.out(), bench.scratch());
     let writer = tokio::select! {
-        result = rootfs::build(&HostRunner, source, &out, &scratch, sink) => panic!("{result:?}"),
+        result = rootfs::build(source, &out, &scratch, sink) => panic!("{result:?}"),
         writer = started => writer,
     };
     // The sender still holds its end, and says nothing.
@@ -418,7 +417,7 @@ fn a_full_disk_is_told_and_left_as_it_was() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let tar = Tar::default().add(b'0', "a", "", &vec![1; 200 << 20]).end();
         let source = rootfs::TarSource::Reader { reader: Box::new(std::io::Cursor::new(tar)), length: None };
-        let built = rootfs::build(&HostRunner, source, &out, &scratch, silent());
+        let built = rootfs::build(source, &out, &scratch, silent());
         let error = runtime.block_on(built).unwrap_err();
         assert!(matches!(&error, ImageError::Entry { path, .. } if path == "a"), "{error:?}");
         assert!(error.hint().unwrap().contains("free space"), "{error:?}");
@@ -431,8 +430,7 @@ fn a_full_disk_is_told_and_left_as_it_was() {
 async fn a_missing_archive_says_so() {
     let bench = Bench::new();
     let source = rootfs::TarSource::Path(bench.dir.path().join("nothing.tar"));
-    let error =
-        rootfs::build(&HostRunner, source, &bench.out(), &bench.scratch(), silent()).await.unwrap_err();
+    let error = rootfs::build(source, &bench.out(), &bench.scratch(), silent()).await.unwrap_err();
     assert!(error.to_string().contains("nothing.tar") && error.hint().is_some(), "{error}");
     bench.assert_clean();
 }
