@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use vm_host::process::{self, PidFd};
 use vm_types::{Handle, Observed, ProcessRef, VmPaths};
 
-use crate::{client, error::ShimError, identity::verify};
+use crate::{client, error::ShimError, identity::verify, jail};
 
 /// How long a shim is given to end by itself after it was asked to, before it is killed: time for the console's rest and
 /// the exit record.
@@ -54,11 +54,22 @@ pub async fn observe(run_dir: &Path) -> Observed {
 }
 
 /// Ends the shim of `run_dir` and its VMM: asks it to, then kills both. Idempotent; returns when neither runs.
-/// Each process is known by its start time and held by a pidfd, so no other is ever signalled.
+/// Each process is known by its start time and held by a pidfd, so no other is ever signalled. Taps that a jail was given, and that a
+/// killed shim could not take back, are this process's user's again.
 ///
 /// # Errors
 /// No permission to signal, or a process that has not ended within `limit`.
 pub async fn undo(run_dir: &Path, handle: &Handle, limit: Duration) -> Result<(), ShimError> {
+    end(run_dir, handle, limit).await?;
+    // One that cannot be read was not started from.
+    let jail = client::spec(&sockets(run_dir)).ok().flatten().and_then(|spec| spec.launch.jail);
+    let Some(jail) = jail.filter(|jail| !jail.taps.is_empty()) else { return Ok(()) };
+    // It may wait for the kernel's network lock.
+    let _ = tokio::task::spawn_blocking(move || jail::take_back(&jail.taps)).await;
+    Ok(())
+}
+
+async fn end(run_dir: &Path, handle: &Handle, limit: Duration) -> Result<(), ShimError> {
     let deadline = Instant::now() + limit;
     let gentle = deadline.min(Instant::now() + GENTLE.min(limit / 2));
     let mut held: Vec<PidFd> = Vec::new();

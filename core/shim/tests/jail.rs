@@ -10,7 +10,10 @@ use nix::sys::signal::Signal;
 use tokio::{io::AsyncReadExt, net::UnixStream};
 use vm_host::process::{PidFd, alive};
 use vm_shim::{ShimError, client};
-use vm_types::shim::{ApiRequest, Inherited, Jail, JailAccess, JailFile, OwnDir, Setup, Told, VmmPipe};
+use vm_types::{
+    Handle,
+    shim::{ApiRequest, Inherited, Jail, JailAccess, JailFile, OwnDir, Setup, Told, VmmPipe},
+};
 
 use super::{LIMIT, Vm, helper, in_time, until};
 
@@ -139,13 +142,20 @@ async fn a_vmm_that_attaches_to_its_taps_itself_may_have_those_and_no_others() {
         let jail = launch.jail.as_mut().unwrap();
         (jail.host_network, jail.taps) = (true, vec!["own0".to_owned()]);
     });
-    for _ in 0..2 {
+    for killed in [false, true] {
         let started = vm.start().await;
         let denied = |tap| format!("tap {tap}: Err(PermissionDenied)");
         assert_eq!(vm.lines(3).await, ["tap own0: Ok(())".to_owned(), denied("other0"), denied("new0")]);
         let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).unwrap();
         assert_eq!(of(&started.vmm.pid.to_string()), of("thread-self"));
-        client::kill(&vm.paths).await.unwrap();
+        if killed {
+            // Whoever sees to what is left of it takes the tap back.
+            PidFd::open(started.shim).unwrap().unwrap().kill(Signal::SIGKILL).unwrap();
+            let handle = Handle::Processes { shim: started.shim, vmm: started.vmm, answered: true };
+            vm_shim::effect::undo(&vm.paths.run, &handle, LIMIT).await.unwrap();
+        } else {
+            client::kill(&vm.paths).await.unwrap();
+        }
         until("the shim's end", || (!alive(started.shim)).then_some(())).await;
         let shown = std::process::Command::new("ip").args(["-d", "link", "show", "own0"]).output().unwrap();
         let shown = String::from_utf8(shown.stdout).unwrap();
