@@ -32,7 +32,7 @@ use crate::say;
 pub(crate) const IMAGE: &str = "nested-host";
 /// The programs under test.
 pub(crate) const PROGRAMS: &str = "/opt/vmd";
-/// Firecracker and its jailer, where there are any; not on PATH, so that each test says which VMM it is about.
+/// Firecracker's directory, where there is one; not on PATH, so that each test says which VMM it is about.
 pub(crate) const FIRECRACKER: &str = "/opt/firecracker";
 /// Test binaries as PACKAGE.TARGET, and `vm-test-world`.
 pub(crate) const SUITES: &str = "/opt/tests";
@@ -145,12 +145,8 @@ impl Content {
         }
         this.program(SUITES, "vm-test-world", &programs::world_holder())?;
         this.program(SUITES, "vm-test-prog", &programs::test_program())?;
-        for name in ["firecracker", "jailer"] {
-            if let Some(found) =
-                firecracker().map(|path| path.with_file_name(name)).filter(|path| path.is_file())
-            {
-                this.files.push((format!("{FIRECRACKER}/{name}"), found));
-            }
+        if let Some(found) = firecracker() {
+            this.files.push((format!("{FIRECRACKER}/firecracker"), found));
         }
         this.tree(&format!("{SUITES}/plugins"), &programs::test_plugins())?;
         let state = this.scratch.path().join("seed");
