@@ -17,6 +17,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 /// The same where stderr belongs to a command in the guest.
 pub(crate) const SESSION_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Totals from here on are of bytes; whoever counts steps has fewer.
+const BYTES: u64 = 64 << 10;
+
 /// Between two frames of the live line.
 const TICK: Duration = Duration::from_millis(120);
 
@@ -51,6 +54,9 @@ impl Progress {
             Kind::Live(bar) => {
                 // Templates are constants, so they parse; indicatif's own default would do too.
                 let template = match progress.total {
+                    Some(total) if total >= BYTES => {
+                        "{spinner} {msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {percent}%"
+                    }
                     Some(_) => "{spinner} {msg} {wide_bar} {percent}%",
                     None => "{spinner} {msg} {elapsed}",
                 };

@@ -20,10 +20,7 @@ use vm_types::{
     operation::OperationKind,
 };
 
-use crate::{
-    Engine, EngineError,
-    ops::{OpContext, Outcome},
-};
+use crate::{Engine, EngineError, ops::OpContext};
 
 impl Engine {
     /// Acquires an image in an operation of its own, also if it is there already. It gets `name`, else the name that it has where it
@@ -41,7 +38,7 @@ impl Engine {
                     let _flight = engine.inner.flights.board(&mut ctx, wanted.to_string()).await;
                     engine.pull_now(&mut ctx, &wanted, name, &context).await
                 };
-                context.cancellable(work).await.map(Outcome::Image)
+                context.cancellable(work).await
             })
             .map(|operation| operation.id())
     }
@@ -75,7 +72,7 @@ impl Engine {
                         (source, name) => engine.fetch_now(&mut ctx, &source, name, &context).await,
                     }
                 };
-                context.cancellable(work).await.map(Outcome::Image)
+                context.cancellable(work).await
             })
             .map(|operation| operation.id())
     }

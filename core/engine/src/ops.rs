@@ -51,7 +51,7 @@ pub enum Outcome {
     /// What of many VMs was deleted.
     Pruned(Pruned),
     /// An image.
-    Image(ImageRecord),
+    Image(Box<ImageRecord>),
     /// A kernel.
     Kernel(KernelRecord),
 }
@@ -90,8 +90,13 @@ outcomes! {
     Vm(VmId),
     VmChanged(VmChanged),
     Pruned(Pruned),
-    Image(ImageRecord),
     Kernel(KernelRecord),
+}
+
+impl From<ImageRecord> for Outcome {
+    fn from(image: ImageRecord) -> Self {
+        Self::Image(Box::new(image))
+    }
 }
 
 impl From<()> for Outcome {

@@ -278,7 +278,7 @@ pub fn remember(path: &Path, registry: &str, user: &str, password: &str) -> Resu
     .map(drop)
 }
 
-/// Removes what a file has for a registry; whether there was something.
+/// Removes what a file has for a registry, and the file if it has nothing else; whether there was something.
 ///
 /// # Errors
 /// [`OciError::Credentials`].
@@ -302,6 +302,9 @@ fn change(path: &Path, change: impl FnOnce(&mut Map<String, Value>) -> bool) -> 
     };
     if !change(auths) {
         return Ok(false);
+    }
+    if auths.is_empty() && document.len() == 1 {
+        return vm_host::files::remove_if_there(path).map_err(failed(path)).map(|()| true);
     }
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(failed(path))?;

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     Compression, Digest, Layer, MAX_DOCUMENT, OciError, Pulled, Reference, Store,
     document::{self, REF_NAME},
-    store::blocking,
+    store::{Cancel, Cancelled, blocking},
 };
 
 /// What an image is written as.
@@ -33,7 +33,7 @@ pub enum Form {
 /// Writes an image to `path`, where nothing may be. `name` is the tag it has in a layout, or the reference in a Docker archive;
 /// without one it is found by its digest alone.
 ///
-/// Dropping the future does not stop what is being written; it is removed when it is done.
+/// Dropping the future cancels it: the thread that writes stops at its next piece, and removes what it has written.
 ///
 /// # Errors
 /// [`OciError::Exists`], [`OciError::Export`], [`OciError::Gone`], or [`OciError::Digest`] for a layer that does not unpack to what
@@ -47,15 +47,19 @@ pub async fn export(
 ) -> Result<(), OciError> {
     let (image, store, path) = (image.clone(), store.clone(), path.to_owned());
     let name = name.map(str::to_owned);
-    blocking(move || {
-        let job = Job { image: &image, store: &store, path: &path, name: name.as_deref() };
+    let cancel = Cancel::default();
+    let cancelled = cancel.told();
+    let work = blocking(move || {
+        let job = Job { image: &image, store: &store, path: &path, name: name.as_deref(), cancelled };
         match form {
             Form::Layout => job.directory(),
             Form::LayoutArchive => job.archive(Job::layout_archive),
             Form::DockerArchive => job.archive(Job::docker_archive),
         }
-    })
-    .await
+    });
+    let done = work.await;
+    drop(cancel);
+    done
 }
 
 struct Job<'a> {
@@ -63,6 +67,7 @@ struct Job<'a> {
     store: &'a Store,
     path: &'a Path,
     name: Option<&'a str>,
+    cancelled: Cancelled,
 }
 
 type Output = tar::Builder<BufWriter<File>>;
@@ -72,6 +77,19 @@ impl Job<'_> {
         |source| match source.kind() {
             io::ErrorKind::AlreadyExists => OciError::Exists { path: self.path.to_owned() },
             _ => OciError::Export { path: self.path.to_owned(), source },
+        }
+    }
+
+    /// Of a blob, for copying.
+    fn watched<R>(&self, reader: R) -> Watched<'_, R> {
+        Watched { reader, cancelled: &self.cancelled }
+    }
+
+    /// To be asked before the output gets its name.
+    fn go_on(&self) -> Result<(), OciError> {
+        match self.cancelled.is() {
+            true => Err(self.failed()(nobody_waits())),
+            false => Ok(()),
         }
     }
 
@@ -115,15 +133,16 @@ impl Job<'_> {
         let blobs = temporary.path().join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(&failed)?;
         for digest in self.image.digests() {
-            let mut from = self.store.open_blob("blob", digest)?;
+            let from = self.store.open_blob("blob", digest)?;
             let mut to = File::create_new(blobs.join(digest.hex())).map_err(&failed)?;
             if rustix::fs::ioctl_ficlone(&to, &from).is_err() {
-                io::copy(&mut from, &mut to).map_err(&failed)?;
+                io::copy(&mut self.watched(from), &mut to).map_err(&failed)?;
             }
         }
         for (name, bytes) in self.documents()? {
             fs::write(temporary.path().join(name), bytes).map_err(&failed)?;
         }
+        self.go_on()?;
         fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).map_err(&failed)?;
         rustix::fs::renameat_with(
             rustix::fs::CWD,
@@ -155,6 +174,7 @@ impl Job<'_> {
         let finished =
             output.into_inner().and_then(|writer| writer.into_inner().map_err(|error| error.into_error()));
         finished.and_then(|file| file.sync_all()).map_err(&failed)?;
+        self.go_on()?;
         place.persist_noclobber(self.path).map_err(|error| failed(error.error))
     }
 
@@ -167,7 +187,8 @@ impl Job<'_> {
         for digest in self.image.digests() {
             let file = self.store.open_blob("blob", digest)?;
             let size = file.metadata().map_err(&failed)?.len();
-            append(output, &format!("blobs/sha256/{}", digest.hex()), size, file).map_err(&failed)?;
+            append(output, &format!("blobs/sha256/{}", digest.hex()), size, self.watched(file))
+                .map_err(&failed)?;
         }
         Ok(())
     }
@@ -214,9 +235,10 @@ impl Job<'_> {
         let writer = output.get_mut();
         let start = writer.stream_position().map_err(&failed)?;
         writer.write_all(header(name, 0).as_bytes()).map_err(&failed)?;
-        let mut reader = Hashing { reader, hasher: Sha256::new() };
+        let mut reader = Hashing { reader: self.watched(reader), hasher: Sha256::new() };
         let size = io::copy(&mut reader, writer).map_err(|error| match error.raw_os_error() {
             Some(_) => failed(error),
+            None if self.cancelled.is() => failed(error),
             // The decompressor's.
             None => OciError::Malformed { what: what(), reason: crate::error::plain(&error.to_string()) },
         })?;
@@ -240,6 +262,22 @@ impl Job<'_> {
         };
         patch(writer).map_err(&failed)
     }
+}
+
+/// Ends with an error once nobody waits any more.
+struct Watched<'a, R> {
+    reader: R,
+    cancelled: &'a Cancelled,
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, piece: &mut [u8]) -> io::Result<usize> {
+        if self.cancelled.is() { Err(nobody_waits()) } else { self.reader.read(piece) }
+    }
+}
+
+fn nobody_waits() -> io::Error {
+    io::Error::other("cancelled")
 }
 
 struct Hashing<R> {

@@ -4,26 +4,19 @@ mod docker;
 mod layout;
 mod tree;
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::HashMap, path::PathBuf};
 
 use futures::{StreamExt, TryStreamExt, stream};
 
 pub use self::layout::Layout;
 pub(crate) use self::tree::Section;
-use self::tree::Tar;
+use self::tree::{Kind, Tar};
 use crate::{
     Descriptor, Digest, ImageSource, Lease, OciError, Platform, ProgressSink, Pulled, Select, Store,
     document::Manifest,
     image::Parts,
     progress::{Progress, Reporter},
-    store::{Partial, blocking},
+    store::{Cancel, Partial, blocking},
 };
 
 /// How much is copied at once.
@@ -50,23 +43,13 @@ pub(crate) fn identify(path: PathBuf) -> Result<ImageSource, OciError> {
             false => Err(OciError::NoImage { path, found: "a directory without index.json" }),
         };
     }
-    let scratch = std::env::temp_dir();
-    let tar = match Tar::open(&path, &scratch, tree::Depth::Names) {
-        Ok(tar) => tar,
-        Err(OciError::Malformed { .. }) => {
-            return Err(OciError::NoImage { path, found: "a file of another kind" });
-        }
-        Err(error) => return Err(error),
-    };
-    // Newer `docker save` writes both; the layout keeps the layers as they were pushed.
-    if tar.has("oci-layout") && tar.has("index.json") {
-        Ok(ImageSource::LayoutArchive { file: path, select })
-    } else if tar.has("manifest.json") {
-        Ok(ImageSource::DockerArchive { file: path, select })
-    } else if tar.is_empty() {
-        Err(OciError::NoImage { path, found: "an empty archive" })
-    } else {
-        Ok(ImageSource::Tarball { file: path })
+    match tree::kind(&path) {
+        Ok(Kind::Layout) => Ok(ImageSource::LayoutArchive { file: path, select }),
+        Ok(Kind::Docker) => Ok(ImageSource::DockerArchive { file: path, select }),
+        Ok(Kind::Other) => Ok(ImageSource::Tarball { file: path }),
+        Ok(Kind::Empty) => Err(OciError::NoImage { path, found: "an empty archive" }),
+        Err(OciError::Malformed { .. }) => Err(OciError::NoImage { path, found: "a file of another kind" }),
+        Err(error) => Err(error),
     }
 }
 
@@ -81,11 +64,11 @@ pub(crate) async fn load(
     let found = blocking(move || match source.identify()? {
         ImageSource::Layout { dir, select } => Layout::open(&dir)?.image(&select, &platform),
         ImageSource::LayoutArchive { file, select } => {
-            let tar = Tar::open(&file, &scratch, tree::Depth::Content)?;
+            let tar = Tar::open(&file, &scratch)?;
             Layout::of(Box::new(tar))?.image(&select, &platform)
         }
         ImageSource::DockerArchive { file, select } => {
-            docker::image(&Tar::open(&file, &scratch, tree::Depth::Content)?, &select, &platform)
+            docker::image(&Tar::open(&file, &scratch)?, &select, &platform)
         }
         ImageSource::Tarball { file } | ImageSource::Path(file) => {
             Err(OciError::NoImage { path: file, found: "a tar archive without an image in it" })
@@ -114,15 +97,6 @@ pub(crate) async fn load(
     Ok(parts.pulled(digest, size, index, &manifest, names, lease))
 }
 
-/// Tells the thread that copies that nobody waits any more.
-struct Cancel(Arc<AtomicBool>);
-
-impl Drop for Cancel {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 async fn keep(
     store: &Store,
     lease: &Lease,
@@ -133,8 +107,8 @@ async fn keep(
     let reporter = Reporter::new(progress, blob.digest, blob.size);
     lease.add(blob.digest);
     let claim = store.claim(blob.digest).await;
-    let cancel = Cancel(Arc::default());
-    let cancelled = cancel.0.clone();
+    let cancel = Cancel::default();
+    let cancelled = cancel.told();
     blocking(move || {
         let what = format!("blob {}", blob.digest);
         let Some(mut partial) = Partial::open(claim, blob.size)? else {
@@ -165,7 +139,7 @@ async fn keep(
                         at += n as u64;
                     }
                 }
-                if cancelled.load(Ordering::Relaxed) {
+                if cancelled.is() {
                     return Ok(());
                 }
                 reporter.at(at);

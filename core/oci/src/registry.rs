@@ -16,6 +16,7 @@
 mod auth;
 mod pull;
 mod push;
+mod resolver;
 mod session;
 mod settings;
 mod transfer;
@@ -78,6 +79,7 @@ impl Client {
             reqwest::Client::builder()
                 .user_agent(concat!("vmd/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(settings.connect_timeout)
+                .dns_resolver(Arc::new(resolver::Resolver))
                 .redirect(policy)
                 // Blobs are hashed as they are.
                 .no_gzip()

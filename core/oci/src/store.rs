@@ -22,7 +22,10 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -50,6 +53,14 @@ struct State {
     leases: HashMap<Digest, usize>,
     /// Who writes a blob holds its lock; others wait for it.
     writers: HashMap<Digest, Weak<tokio::sync::Mutex<()>>>,
+}
+
+impl State {
+    /// Whether somebody writes the blob, or wants to.
+    fn at_work(&self, digest: &Digest) -> bool {
+        let written = self.writers.get(digest).is_some_and(|lock| lock.strong_count() > 0);
+        written || self.leases.contains_key(digest)
+    }
 }
 
 /// Keeps blobs from being removed as long as it lives.
@@ -227,11 +238,8 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        let now = SystemTime::now();
         for (digest, about) in files(&self.inner.ingest)? {
-            let age =
-                about.modified().ok().and_then(|then| now.duration_since(then).ok()).unwrap_or_default();
-            if age >= partials_older_than && self.sweep(&digest)? {
+            if age(&about) >= partials_older_than && self.sweep(&digest)? {
                 collected.partials += 1;
                 collected.bytes += about.len();
             }
@@ -239,11 +247,35 @@ impl Store {
         Ok(collected)
     }
 
+    /// What [`Store::collect`] would remove now.
+    ///
+    /// # Errors
+    /// [`OciError::Store`].
+    pub fn collectable(
+        &self,
+        live: &HashSet<Digest>,
+        partials_older_than: Duration,
+    ) -> Result<Collected, OciError> {
+        let mut found = Collected::default();
+        for (digest, about) in files(&self.inner.blobs)? {
+            if !live.contains(&digest) && !self.state().leases.contains_key(&digest) {
+                found.blobs += 1;
+                found.bytes += about.len();
+            }
+        }
+        for (digest, about) in files(&self.inner.ingest)? {
+            if age(&about) >= partials_older_than && !self.state().at_work(&digest) {
+                found.partials += 1;
+                found.bytes += about.len();
+            }
+        }
+        Ok(found)
+    }
+
     /// Removes what is left of one transfer, if nobody goes on with it.
     fn sweep(&self, digest: &Digest) -> Result<bool, OciError> {
         let state = self.state();
-        let written = state.writers.get(digest).is_some_and(|lock| lock.strong_count() > 0);
-        if written || state.leases.contains_key(digest) {
+        if state.at_work(digest) {
             return Ok(false);
         }
         partial::remove(&self.partial_path(digest))
@@ -344,6 +376,37 @@ fn files(dir: &Path) -> Result<Vec<(Digest, fs::Metadata)>, OciError> {
         }
     }
     Ok(files)
+}
+
+/// How long ago it was written.
+fn age(about: &fs::Metadata) -> Duration {
+    about.modified().ok().and_then(|then| SystemTime::now().duration_since(then).ok()).unwrap_or_default()
+}
+
+/// Tells a thread that works, when it is dropped, that nobody waits any more.
+#[derive(Debug, Default)]
+pub(crate) struct Cancel(Arc<AtomicBool>);
+
+/// What the thread is told by.
+#[derive(Debug, Clone)]
+pub(crate) struct Cancelled(Arc<AtomicBool>);
+
+impl Cancel {
+    pub(crate) fn told(&self) -> Cancelled {
+        Cancelled(self.0.clone())
+    }
+}
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Cancelled {
+    pub(crate) fn is(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Runs what blocks on a thread for that. It goes on when nobody waits any more.

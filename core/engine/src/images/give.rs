@@ -7,7 +7,7 @@ use vm_oci::{Form, ImageSource};
 use vm_types::{OperationId, image::ImageRecord, operation::OperationKind};
 
 use super::{oci::transfer, require_absolute};
-use crate::{Engine, EngineError, ops::Outcome};
+use crate::{Engine, EngineError};
 
 /// What a prune has removed, or would.
 #[derive(Debug, Clone, Default)]
@@ -60,7 +60,7 @@ impl Engine {
                     content.client.push(&blobs, &content.store, &reference, &progress).await?;
                     Ok(image)
                 };
-                context.cancellable(work).await.map(Outcome::Image)
+                context.cancellable(work).await
             })
             .map(|operation| operation.id())
     }
@@ -86,7 +86,7 @@ impl Engine {
                         .await?;
                     Ok(image)
                 };
-                context.cancellable(work).await.map(Outcome::Image)
+                context.cancellable(work).await
             })
             .map(|operation| operation.id())
     }
@@ -128,16 +128,20 @@ impl Engine {
     ) -> Result<PrunedImages, EngineError> {
         let _catalogue = ctx.lock(&self.inner.catalogue).await;
         let mut pruned = PrunedImages::default();
+        let mut goes = Vec::new();
         for image in self.unused().await?.into_iter().filter(|image| all || image.references.is_empty()) {
             if !dry_run {
                 self.remove_image(&image).await?;
             }
             pruned.bytes += if image.registered.is_none() { image.used_bytes } else { 0 };
+            goes.push(image.digest.clone());
             pruned.images.push(image);
         }
-        if !dry_run {
-            pruned.bytes += self.collect_blobs().await?.bytes;
+        pruned.bytes += match dry_run {
+            true => self.collectable_blobs(&goes).await?,
+            false => self.collect_blobs().await?,
         }
+        .bytes;
         Ok(pruned)
     }
 

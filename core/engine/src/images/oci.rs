@@ -170,10 +170,13 @@ impl Engine {
             .map(|name| name.to_string())
             .collect();
         if names.is_empty() {
-            return Err(EngineError::InvalidArgument {
-                message: format!("{source} does not say what the image is called"),
-                hint: "give it a name: vm image pull SOURCE --name NAME, vm image import FILE NAME".into(),
-            });
+            let tags = pulled.names.join(", ");
+            let message = match tags.as_str() {
+                "" => format!("{source} does not say what the image is called"),
+                tags => format!("{source} calls the image {tags} only, which is a tag and no name"),
+            };
+            let hint = "give it a name: vm image pull SOURCE --name NAME, vm image import FILE NAME".into();
+            return Err(EngineError::InvalidArgument { message, hint });
         }
         Ok(names)
     }
@@ -196,16 +199,43 @@ impl Engine {
     /// # Errors
     /// The store, or the content store.
     pub(super) async fn collect_blobs(&self) -> Result<vm_oci::Collected, EngineError> {
+        let live = self.live_blobs(&[]).await?;
+        let store = self.inner.content.store.clone();
+        on_a_thread(move || store.collect(&live, PARTIAL)).await
+    }
+
+    /// What [`Engine::collect_blobs`] would remove if these images were no longer there.
+    ///
+    /// # Errors
+    /// The store, or the content store.
+    pub(super) async fn collectable_blobs(
+        &self,
+        without: &[ImageDigest],
+    ) -> Result<vm_oci::Collected, EngineError> {
+        let live = self.live_blobs(without).await?;
+        let store = self.inner.content.store.clone();
+        on_a_thread(move || store.collectable(&live, PARTIAL)).await
+    }
+
+    /// The blobs of all images but these.
+    async fn live_blobs(&self, without: &[ImageDigest]) -> Result<HashSet<Digest>, EngineError> {
         let mut live = HashSet::new();
-        for origin in self.inner.store.images().list().await?.into_iter().filter_map(|image| image.origin) {
+        let images = self.inner.store.images().list().await?.into_iter();
+        let images = images.filter(|image| !without.contains(&image.digest));
+        for origin in images.filter_map(|image| image.origin) {
             let layers = origin.layers.into_iter().map(|layer| layer.digest);
             let digests = layers.chain(origin.manifest).chain([origin.config]);
             live.extend(digests.filter_map(|digest| digest.parse::<Digest>().ok()));
         }
-        let store = self.inner.content.store.clone();
-        let collected = tokio::task::spawn_blocking(move || store.collect(&live, PARTIAL));
-        Ok(collected.await.map_err(|error| EngineError::Panicked { detail: error.to_string() })??)
+        Ok(live)
     }
+}
+
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, OciError> + Send + 'static,
+) -> Result<T, EngineError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(done.map_err(|error| EngineError::Panicked { detail: error.to_string() })??)
 }
 
 /// A filesystem that is not in its place yet; removed unless it gets there.

@@ -15,11 +15,7 @@ use vm_types::{
 };
 
 use super::{not_there, require_absolute, sink};
-use crate::{
-    Engine, EngineError,
-    kernels::KernelSource,
-    ops::{OpContext, Outcome},
-};
+use crate::{Engine, EngineError, kernels::KernelSource, ops::OpContext};
 
 /// What VMs of a registered image boot.
 #[derive(Debug)]
@@ -60,7 +56,7 @@ impl Engine {
         self.operations()
             .begin(OperationKind::ImageRegister, reference.clone(), move |context, mut ctx| async move {
                 let work = engine.register_now(&mut ctx, path, &reference, kernel, &context);
-                context.cancellable(work).await.map(Outcome::Image)
+                context.cancellable(work).await
             })
             .map(|operation| operation.id())
     }
@@ -121,7 +117,7 @@ impl Engine {
                         engine.inner.flights.board(&mut ctx, format!("image {}", digest.short())).await;
                     engine.promote_now(&mut ctx, &name, &digest, &context).await
                 };
-                context.cancellable(work).await.map(Outcome::Image)
+                context.cancellable(work).await
             })
             .map(|operation| operation.id())
     }

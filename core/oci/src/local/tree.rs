@@ -115,13 +115,103 @@ impl Tree for Dir {
     }
 }
 
-/// How much of an archive is wanted.
+/// What an archive holds, by what its entries are called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Depth {
-    /// What its entries are called.
-    Names,
-    /// What is in them, too: a compressed archive is unpacked for that.
-    Content,
+pub(super) enum Kind {
+    /// An image layout. Newer `docker save` writes one, too: it keeps the layers as they were pushed.
+    Layout,
+    /// What older ones write.
+    Docker,
+    /// Nothing.
+    Empty,
+    /// Something else: most likely a root filesystem.
+    Other,
+}
+
+/// Looks at no more entries than it takes to be sure, for what is compressed is unpacked up to there.
+pub(super) fn kind(path: &Path) -> Result<Kind, OciError> {
+    let file = regular(path)?;
+    let read = match unpacked(path, &file)? {
+        Some(reader) => Names::default().read(tar::Archive::new(reader).entries()),
+        None => Names::default().read(tar::Archive::new(&file).entries_with_seek()),
+    };
+    read.map_err(|error| malformed(path, &error))
+}
+
+#[derive(Default)]
+struct Names {
+    any: bool,
+    marker: bool,
+    index: bool,
+    list: bool,
+}
+
+impl Names {
+    fn read<R: Read>(mut self, entries: io::Result<tar::Entries<'_, R>>) -> io::Result<Kind> {
+        for entry in entries? {
+            let entry = entry?;
+            self.any = true;
+            let Some(name) = normal(&String::from_utf8_lossy(&entry.path_bytes())) else { continue };
+            match name.as_str() {
+                "oci-layout" => self.marker = true,
+                "index.json" => self.index = true,
+                "manifest.json" => self.list = true,
+                name if is_of_image(name) => {}
+                _ => return Ok(Kind::Other),
+            }
+            if self.marker && self.index {
+                return Ok(Kind::Layout);
+            }
+        }
+        Ok(match (self.list, self.any) {
+            (true, _) => Kind::Docker,
+            (false, true) => Kind::Other,
+            (false, false) => Kind::Empty,
+        })
+    }
+}
+
+/// Whether an archive of an image may have an entry of this name. Besides what the two formats know, tools that write Docker's call
+/// layers and configurations what they like; none of it is what a root filesystem begins with.
+fn is_of_image(name: &str) -> bool {
+    let (top, rest) = name.split_once('/').map_or((name, None), |(top, rest)| (top, Some(rest)));
+    let hex = |text: &str| text.len() >= 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match rest {
+        None => {
+            matches!(top, "blobs" | "repositories")
+                || hex(top.strip_prefix("sha256:").unwrap_or(top))
+                || [".json", ".tar", ".tar.gz", ".tgz", ".tar.zst"].iter().any(|end| top.ends_with(end))
+        }
+        Some(_) if top == "blobs" || hex(top) => true,
+        Some(rest) => matches!(rest, "layer.tar" | "json" | "VERSION"),
+    }
+}
+
+fn regular(path: &Path) -> Result<File, OciError> {
+    let failed = |source| OciError::Read { path: path.to_owned(), source };
+    let opened = std::os::unix::fs::OpenOptionsExt::custom_flags(
+        File::options().read(true),
+        nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY,
+    )
+    .open(path);
+    let file = opened.map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
+    }
+    Ok(file)
+}
+
+/// What unpacks a compressed file; `None` for one that is none.
+fn unpacked(path: &Path, file: &File) -> Result<Option<Box<dyn Read>>, OciError> {
+    let failed = |source| OciError::Read { path: path.to_owned(), source };
+    let mut magic = [0; 4];
+    let known = file.read_at(&mut magic, 0).map_err(failed)?;
+    let again = || file.try_clone().map_err(failed);
+    Ok(match &magic[..known] {
+        [0x1f, 0x8b, ..] => Some(Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(again()?)))),
+        [0x28, 0xb5, 0x2f, 0xfd] => Some(Box::new(zstd::Decoder::new(again()?).map_err(failed)?)),
+        _ => None,
+    })
 }
 
 #[derive(Debug, Clone)]
@@ -140,64 +230,26 @@ pub(super) struct Tar {
 
 impl Tar {
     /// Reads the entries' headers. `scratch` is where a compressed archive is unpacked to, in a file without a name.
-    pub(super) fn open(path: &Path, scratch: &Path, depth: Depth) -> Result<Self, OciError> {
+    pub(super) fn open(path: &Path, scratch: &Path) -> Result<Self, OciError> {
         let failed = |source| OciError::Read { path: path.to_owned(), source };
-        let opened = std::os::unix::fs::OpenOptionsExt::custom_flags(
-            File::options().read(true),
-            nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY,
-        )
-        .open(path);
-        let mut file = opened.map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
-        }
-        let mut magic = [0; 4];
-        let known = file.read_at(&mut magic, 0).map_err(failed)?;
-        let again = || file.try_clone().map_err(failed);
-        let packed: Option<Box<dyn Read>> = match &magic[..known] {
-            [0x1f, 0x8b, ..] => {
-                Some(Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(again()?))))
-            }
-            [0x28, 0xb5, 0x2f, 0xfd] => Some(Box::new(zstd::Decoder::new(again()?).map_err(failed)?)),
-            _ => None,
-        };
-        match (packed, depth) {
-            (None, _) => {}
-            (Some(reader), Depth::Names) => {
-                let mut archive = tar::Archive::new(reader);
-                let entries = archive.entries().map_err(|error| malformed(path, &error))?;
-                let nodes = nodes(path, entries, None)?;
-                return Ok(Self { path: path.to_owned(), file: Arc::new(file), nodes });
-            }
-            (Some(mut reader), Depth::Content) => {
-                let store = |source| OciError::Store {
-                    action: "unpack an archive to",
-                    path: scratch.to_owned(),
-                    source,
-                };
-                let mut unpacked = tempfile::tempfile_in(scratch).map_err(store)?;
-                // Which of the two failed, the error says: the disk has its own codes.
-                io::copy(&mut reader, &mut unpacked).map_err(|error| match error.raw_os_error() {
-                    Some(_) => store(error),
-                    None => malformed(path, &error),
-                })?;
-                file = unpacked;
-                file.rewind().map_err(failed)?;
-            }
+        let mut file = regular(path)?;
+        if let Some(mut reader) = unpacked(path, &file)? {
+            let store =
+                |source| OciError::Store { action: "unpack an archive to", path: scratch.to_owned(), source };
+            let mut whole = tempfile::tempfile_in(scratch).map_err(store)?;
+            // Which of the two failed, the error says: the disk has its own codes.
+            io::copy(&mut reader, &mut whole).map_err(|error| match error.raw_os_error() {
+                Some(_) => store(error),
+                None => malformed(path, &error),
+            })?;
+            file = whole;
+            file.rewind().map_err(failed)?;
         }
         let size = file.metadata().map_err(failed)?.len();
         let mut archive = tar::Archive::new(&file);
         let entries = archive.entries_with_seek().map_err(|error| malformed(path, &error))?;
-        let nodes = nodes(path, entries, Some(size))?;
+        let nodes = nodes(path, entries, size)?;
         Ok(Self { path: path.to_owned(), file: Arc::new(file), nodes })
-    }
-
-    pub(super) fn has(&self, path: &str) -> bool {
-        self.nodes.contains_key(path)
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.nodes.is_empty()
     }
 }
 
@@ -208,11 +260,11 @@ fn malformed(path: &Path, error: &io::Error) -> OciError {
     }
 }
 
-/// What is where, in an archive of this size if that is known.
+/// What is where, in an archive of this size.
 fn nodes<R: Read>(
     path: &Path,
     entries: tar::Entries<'_, R>,
-    size: Option<u64>,
+    size: u64,
 ) -> Result<HashMap<String, Node>, OciError> {
     let refused =
         |reason: String| OciError::Malformed { what: format!("archive {}", path.display()), reason };
@@ -220,14 +272,13 @@ fn nodes<R: Read>(
     for entry in entries {
         let entry = entry.map_err(|error| malformed(path, &error))?;
         if nodes.len() == MAX_ENTRIES {
-            // A root filesystem has many; an image in an archive has not.
-            break;
+            return Err(refused(format!("it has more than {MAX_ENTRIES} entries")));
         }
         let Some(name) = normal(&String::from_utf8_lossy(&entry.path_bytes())) else { continue };
         let kind = entry.header().entry_type();
         let node = if kind.is_file() || kind.is_contiguous() {
             let (offset, length) = (entry.raw_file_position(), entry.size());
-            if size.is_some_and(|size| offset.checked_add(length).is_none_or(|end| end > size)) {
+            if offset.checked_add(length).is_none_or(|end| end > size) {
                 return Err(refused(format!("it ends within {name:?}")));
             }
             Node::File { offset, size: length }

@@ -13,7 +13,7 @@ use reqwest::{
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
 };
 
-use super::{Scope, Settings, auth::Auth, document};
+use super::{Scope, Settings, auth::Auth, document, resolver};
 use crate::{Credentials, Descriptor, Digest, MAX_DOCUMENT, OciError, error::plain};
 
 /// The most that is read of an answer that tells an error, in bytes.
@@ -287,10 +287,15 @@ impl Session {
         let registry = self.registry.clone();
         // The address is in our own message, and may have a signature in it.
         let error = error.without_url();
-        let again = !error.is_builder() && !error.is_redirect();
+        let ours = error.is_builder() || error.is_redirect();
+        // Names and hosts that were not there after seconds of asking will not be there in the next.
+        let vain = error.is_connect()
+            && !self.reached.load(Ordering::Relaxed)
+            && (error.is_timeout() || resolver::failed(&error));
+        let again = !ours && !vain;
         let error = if error.is_connect() {
             OciError::Unreachable { registry, source: Box::new(error) }
-        } else if again {
+        } else if !ours {
             self.reached.store(true, Ordering::Relaxed);
             OciError::Interrupted { registry, what: what.to_owned(), source: Box::new(error) }
         } else {

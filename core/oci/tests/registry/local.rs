@@ -7,7 +7,7 @@ use vm_oci::{
 };
 
 use crate::{
-    bench::{Bench, client, in_namespace, run, skopeo_copy},
+    bench::{Bench, client, in_namespace, run, skopeo_copy, until},
     made::{Image, Made, one, tar},
 };
 
@@ -269,5 +269,66 @@ fn what_is_exported_other_tools_take() {
             .filter(|name| name.to_string_lossy().starts_with('.'))
             .collect();
         assert!(left.is_empty(), "{left:?}");
+    });
+}
+
+/// Whoever asks what a large root filesystem is does not unpack it for that.
+#[test]
+fn of_an_archive_only_what_is_needed_is_read() {
+    in_namespace(|bench| async move {
+        let packed = |names: &[&str], name: &str| {
+            let mut file = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            for name in names {
+                let entry = tar(name, 50_000);
+                // Without the archive's end.
+                file.write_all(&entry[..entry.len() - 1024]).unwrap();
+            }
+            file.flush().unwrap();
+            // Whoever reads on fails.
+            let mut bytes = file.finish().unwrap();
+            bytes.truncate(bytes.len() - 30_000);
+            fs::write(bench.path(name), bytes).unwrap();
+            ImageSource::Path(bench.path(name)).identify()
+        };
+        let rootfs = ["./bin/sh", "./etc/passwd", "./manifest.json", "./usr/lib/large"];
+        assert!(matches!(packed(&rootfs, "rootfs.tar.gz").unwrap(), ImageSource::Tarball { .. }));
+        let layout = ["blobs/sha256/00", "index.json", "oci-layout", "blobs/sha256/01"];
+        assert!(matches!(packed(&layout, "layout.tar.gz").unwrap(), ImageSource::LayoutArchive { .. }));
+        // Docker's format is told by its list, which may be the last entry.
+        let hex = "0".repeat(64);
+        let docker = [&*format!("{hex}/layer.tar"), "manifest.json", &*format!("sha256:{hex}"), "b.tar.gz"];
+        let docker = docker.map(|name| tar(name, 10));
+        let whole: Vec<u8> = docker.iter().flat_map(|entry| &entry[..1024]).copied().collect();
+        fs::write(bench.path("docker.tar"), [whole, vec![0; 1024]].concat()).unwrap();
+        let docker = ImageSource::Path(bench.path("docker.tar")).identify();
+        assert!(matches!(docker.unwrap(), ImageSource::DockerArchive { .. }));
+    });
+}
+
+#[test]
+fn of_a_cancelled_export_nothing_is_left() {
+    in_namespace(|bench| async move {
+        made(&bench, Compression::Zstd);
+        let store = bench.store();
+        let pulled = fetch(&format!("oci:{}", bench.text("layout")), &store).await.unwrap();
+        // A layer that comes when we say so.
+        let slow = store.path(&pulled.layers[1].digest);
+        fs::remove_file(&slow).unwrap();
+        nix::unistd::mkfifo(&slow, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for form in [Form::Layout, Form::LayoutArchive, Form::DockerArchive] {
+            let (dir, file) = (bench.path("to"), bench.path("to/out"));
+            fs::create_dir_all(&dir).unwrap();
+            let export = tokio::spawn({
+                let (pulled, store, file) = (pulled.clone(), store.clone(), file.clone());
+                async move { export(&pulled, &store, form, &file, None).await }
+            });
+            // Opening it waits for the one who reads, and the other way round.
+            let come = slow.clone();
+            let writer = tokio::task::spawn_blocking(move || fs::File::create(come)).await.unwrap().unwrap();
+            export.abort();
+            assert!(export.await.unwrap_err().is_cancelled());
+            drop(writer);
+            until("it is cleaned up", || fs::read_dir(&dir).unwrap().next().is_none()).await;
+        }
     });
 }

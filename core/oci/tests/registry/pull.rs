@@ -8,7 +8,7 @@ use vm_oci::{
 };
 
 use crate::{
-    bench::{AT, Bench, at, client, in_namespace, run, settings, skopeo_copy},
+    bench::{AT, Bench, LONG, at, client, in_namespace, run, settings, skopeo_copy},
     made::{Made, tar},
     proxy::Proxy,
 };
@@ -300,5 +300,18 @@ fn plain_http_is_for_this_host_and_for_what_is_configured() {
         let insecure = [proxy.address.to_string()].into();
         let client = Client::new(Settings { insecure, ..settings() }).unwrap();
         assert_eq!(client.pull(&reference, &store, &silent()).await.unwrap().manifest_digest, image.manifest);
+    });
+}
+
+#[test]
+fn a_registry_whose_name_has_no_address_is_asked_for_once() {
+    in_namespace(|bench| async move {
+        // Another try would take longer than the test may.
+        let patient = Settings { attempts: 9, backoff: LONG * 60, backoff_most: LONG * 60, ..settings() };
+        let client = Client::new(patient).unwrap();
+        let (reference, store) = ("registry.invalid/tool:1".parse().unwrap(), bench.store());
+        let error = client.pull(&reference, &store, &silent()).await.unwrap_err();
+        assert!(matches!(error, OciError::Unreachable { .. }), "{error}");
+        assert!(vm_types::report::chain(&error).contains("registry.invalid has no address"), "{error:?}");
     });
 }
