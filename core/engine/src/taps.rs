@@ -197,7 +197,11 @@ impl Engine {
         let mut pool = ctx.lock(&self.inner.taps.pool).await;
         for entry in entries.iter().filter(whole) {
             if let Effect::Tap { name, .. } = &entry.effect {
-                pool.ready.push(name.clone());
+                // Those of a former build have no owner yet. One that cannot be had is left to the end of the network.
+                match self.inner.host.net.apply(&entry.effect).await {
+                    Ok(_) => pool.ready.push(name.clone()),
+                    Err(error) => tracing::warn!(tap = %name, %error, "cannot be used any more"),
+                }
             }
         }
         pool.open = !pool.ready.is_empty();

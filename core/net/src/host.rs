@@ -48,7 +48,11 @@ impl HostNet {
     /// Touches nothing yet.
     pub fn new(runner: Arc<dyn Runner>) -> Self {
         let nft = Nft::new(Arc::clone(&runner));
-        let resolved = Resolved { runner: Arc::clone(&runner), directory: "/run/systemd/resolve".into() };
+        let resolved = Resolved {
+            runner: Arc::clone(&runner),
+            directory: "/run/systemd/resolve".into(),
+            bus: "/run/dbus/system_bus_socket".into(),
+        };
         Self { runner, nft, resolved, changes: Arc::default(), held: Arc::default() }
     }
 
@@ -118,6 +122,15 @@ impl HostNet {
         let is_new = match links.find(name).await? {
             Some(link) => {
                 refuse_other(&link, &InfoKind::Tun)?;
+                let tap = name.to_owned();
+                // One of a former build is nobody's. One that a VMM holds stays what it is.
+                blocking(name, move || match create_tap(&tap) {
+                    Err(NetError::Tap { source, .. }) if source.raw_os_error() == Some(nix::libc::EBUSY) => {
+                        Ok(())
+                    }
+                    other => other,
+                })
+                .await?;
                 false
             }
             None => {
@@ -463,8 +476,8 @@ async fn blocking<R: Send + 'static>(
         .map_err(|source| NetError::Died { name: name.to_owned(), source })?
 }
 
-/// Makes a tap that outlives its creator, which only the creator's user may attach to without privileges, with one queue and without a packet information header, as VMMs open it
-/// (Linux, Documentation/networking/tuntap.rst).
+/// Makes a tap that outlives its creator, which only the creator's user may attach to without privileges, with one queue and without
+/// a packet information header, as VMMs open it (Linux, Documentation/networking/tuntap.rst).
 #[expect(unsafe_code, reason = "nix wraps no TUNSETIFF")]
 fn create_tap(name: &str) -> Result<(), NetError> {
     use nix::libc;

@@ -13,6 +13,9 @@ pub(crate) struct Resolved {
     pub(crate) runner: Arc<dyn Runner>,
     /// Where systemd-resolved keeps its files while it runs.
     pub(crate) directory: PathBuf,
+    /// The system bus, on which resolvectl speaks to it. Where that is not, as in a container that sees its host's `/run/systemd`,
+    /// nobody here has told it anything.
+    pub(crate) bus: PathBuf,
 }
 
 /// [`Effect::LinkDns`], checked.
@@ -122,7 +125,7 @@ impl Resolved {
     }
 
     fn runs(&self) -> bool {
-        self.directory.exists()
+        self.directory.exists() && self.bus.exists()
     }
 
     /// What resolvectl printed; `None` where it is not installed.
@@ -198,7 +201,7 @@ mod tests {
 
     fn with(runner: FakeResolvectl, directory: &str) -> (Arc<FakeResolvectl>, Resolved) {
         let runner = Arc::new(runner);
-        (Arc::clone(&runner), Resolved { runner, directory: directory.into() })
+        (Arc::clone(&runner), Resolved { runner, directory: directory.into(), bus: "/".into() })
     }
 
     #[tokio::test]
@@ -234,7 +237,10 @@ mod tests {
     #[tokio::test]
     async fn without_the_resolver_there_is_nothing_to_do() {
         let effect = effect("lo", "10.213.0.1:53", &["vm"]);
+        let (fake, without_a_bus) = with(FakeResolvectl::default(), "/");
+        let without_a_bus = Resolved { bus: "/no/such/socket".into(), ..without_a_bus };
         for (fake, resolved) in [
+            (fake, without_a_bus),
             with(FakeResolvectl::default(), "/no/such/directory"),
             with(FakeResolvectl { missing: true, ..FakeResolvectl::default() }, "/"),
         ] {

@@ -29,6 +29,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -54,6 +55,10 @@ const ROOT_OPTIONS: &str = "mode=0755,size=1M,nr_inodes=4096";
 /// The namespaces of its own, beside that of the network. Not the one of pids, which only a child would be in.
 const NAMESPACES: CloneFlags =
     CloneFlags::CLONE_NEWNS.union(CloneFlags::CLONE_NEWIPC).union(CloneFlags::CLONE_NEWUTS);
+
+/// How long a VMM that was killed may hold a tap, and how often it is asked for.
+const RELEASE: Duration = Duration::from_secs(2);
+const RELEASE_RETRY: Duration = Duration::from_millis(5);
 
 /// Why there is no jail.
 #[derive(Debug, thiserror::Error)]
@@ -217,10 +222,17 @@ fn place_spec(path: &Path) -> impl FnOnce(io::Error) -> JailError {
     move |source| JailError::Spec { path: path.to_owned(), source }
 }
 
-/// The taps are again this process's own user's, as far as they are there.
+/// The taps are again this process's own user's, as far as they are there. Blocks while a VMM that was killed still holds one, for a
+/// while: it gives its memory back first.
 pub(crate) fn take_back(taps: &[String]) {
     for tap in taps {
-        let _ = give_tap(tap, Uid::effective().as_raw());
+        let deadline = Instant::now() + RELEASE;
+        while let Err(error) = give_tap(tap, Uid::effective().as_raw()) {
+            if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() > deadline {
+                break;
+            }
+            std::thread::sleep(RELEASE_RETRY);
+        }
     }
 }
 

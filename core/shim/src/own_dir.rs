@@ -50,6 +50,14 @@ pub(crate) fn make(own: &OwnDir, user: Option<u32>) -> Result<Pipes, StartError>
     make().map_err(|source| StartError::OwnDir { path: own.path.clone(), source })
 }
 
+/// Takes it back from the VMM, which has made all that it makes in it: no guest that takes the VMM over is to fill this filesystem,
+/// or to put something else in a socket's place.
+pub(crate) fn close(own: &OwnDir) -> Result<(), StartError> {
+    let (user, group) = (unistd::geteuid().as_raw(), unistd::getegid().as_raw());
+    chown(&own.path, Some(user), Some(group))
+        .map_err(|source| StartError::OwnDir { path: own.path.clone(), source })
+}
+
 /// Removes it with all that is in it.
 pub(crate) fn remove(own: &OwnDir) -> io::Result<()> {
     match fs::remove_dir_all(&own.path) {

@@ -20,26 +20,37 @@ const WHOLE: Duration = Duration::from_secs(90);
 /// Pause between attempts to reach the VMM, from the first to the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
-/// Makes the requests. On an error the VMM is good for nothing but being killed.
-pub(crate) async fn configure(setup: &Setup, vmm: &mut Child) -> Result<(), StartError> {
+/// Makes the requests, and `close`s what the VMM needs no longer before the one that starts the guest. On an error the VMM is good
+/// for nothing but being killed.
+pub(crate) async fn configure(
+    setup: &Setup,
+    vmm: &mut Child,
+    close: impl FnOnce() -> Result<(), StartError>,
+) -> Result<(), StartError> {
     // Cancel-safe: the VMM's end is kept by `Child`; of requests to a VMM that has ended, nothing matters.
     tokio::select! {
         biased;
-        made = timeout(WHOLE, make(setup)) => made.unwrap_or_else(|_| Err(late())).map_err(|source| StartError::Configure { source }),
+        made = timeout(WHOLE, make(setup, close)) => made.unwrap_or_else(|_| Err(failed(late()))),
         ended = vmm.wait() => Err(StartError::Ended { status: ended.map_or_else(|error| error.to_string(), said) }),
     }
+}
+
+fn failed(source: HttpError) -> StartError {
+    StartError::Configure { source }
 }
 
 fn late() -> HttpError {
     HttpError::TimedOut { request: "all that configures the VMM".to_owned(), millis: WHOLE.as_millis() }
 }
 
-async fn make(setup: &Setup) -> Result<(), HttpError> {
-    let mut client = connect(setup).await?;
-    for request in &setup.requests {
-        client.request(&request.method, &request.path, Some(&request.body)).await?;
+async fn make(setup: &Setup, close: impl FnOnce() -> Result<(), StartError>) -> Result<(), StartError> {
+    let mut client = connect(setup).await.map_err(failed)?;
+    let Some((start, machine)) = setup.requests.split_last() else { return close() };
+    for request in machine {
+        client.request(&request.method, &request.path, Some(&request.body)).await.map_err(failed)?;
     }
-    Ok(())
+    close()?;
+    client.request(&start.method, &start.path, Some(&start.body)).await.map(drop).map_err(failed)
 }
 
 async fn connect(setup: &Setup) -> Result<HttpClient, HttpError> {

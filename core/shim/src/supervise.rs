@@ -191,8 +191,9 @@ impl Prepared {
                 Told::Metrics => tokio::spawn(own_dir::read(pipe, over.clone(), metrics.taker())),
             });
         }
+        let close = || self.spec.launch.own_dir.as_ref().map_or(Ok(()), own_dir::close);
         if let Some(setup) = &self.spec.launch.setup
-            && let Err(error) = setup::configure(setup, &mut child).await
+            && let Err(error) = setup::configure(setup, &mut child, close).await
         {
             // The run directory is another's to use only when this VMM is gone.
             let _ = child.kill().await;
