@@ -180,7 +180,7 @@ fn file_hint(file_code: &str) -> Option<&'static str> {
         code::MALFORMED | code::TRUNCATED => {
             "make the archive anew; a tar is meant, plain, with gzip or with zstd"
         }
-        code::REQUEST => "name files by their absolute path",
+        code::REQUEST => "name files by their absolute path, without `..`",
         _ => return None,
     })
 }

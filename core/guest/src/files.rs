@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use vm_types::guest::{
     FILES_SUBSYSTEM,
-    files::{FileError, FileRequest},
+    files::{FileError, FileRequest, PackOptions, PackReport},
 };
 
 use crate::{
@@ -29,7 +29,16 @@ pub struct Content {
     pub more: bool,
 }
 
-/// Standard output goes to a writer, and the reason of a failure is kept.
+/// What a guest has packed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packed {
+    /// Of the archive.
+    pub bytes: u64,
+    /// What is in it, and what is not.
+    pub report: PackReport,
+}
+
+/// Standard output goes to a writer, and the reason of a failure, or the report of a success, is kept.
 struct Answer<'a, W> {
     to: &'a mut W,
     written: u64,
@@ -89,9 +98,30 @@ impl Guest {
     pub async fn read_to(&self, path: &str, to: impl AsyncWrite + Send) -> Result<u64, GuestError> {
         tokio::pin!(to);
         let request = FileRequest::Read { path: path.to_owned(), limit: None };
-        let written = self.files(&request, tokio::io::empty(), &mut to).await?;
+        let written = self.files(&request, tokio::io::empty(), &mut to).await?.0;
         to.flush().await.map_err(|source| GuestError::Sink { source })?;
         Ok(written)
+    }
+
+    /// Writes a file, or a directory with all below it, to `to` as a plain tar archive, see [`FileRequest::Pack`]. While `to`
+    /// takes nothing, all that is done as root in this guest waits.
+    ///
+    /// # Errors
+    /// What the guest says, a sink that fails, a guest that is lost; then `to` may have got a part, without an end mark.
+    pub async fn pack(
+        &self,
+        path: &str,
+        options: PackOptions,
+        to: impl AsyncWrite + Send,
+    ) -> Result<Packed, GuestError> {
+        tokio::pin!(to);
+        let request = FileRequest::Pack { path: path.to_owned(), options };
+        let (bytes, report) = self.files(&request, tokio::io::empty(), &mut to).await?;
+        to.flush().await.map_err(|source| GuestError::Sink { source })?;
+        match serde_json::from_slice(&report) {
+            Ok(report) => Ok(Packed { bytes, report }),
+            Err(_) => Err(GuestError::Answer { answer: String::from_utf8_lossy(&report).into_owned() }),
+        }
     }
 
     /// Unpacks a tar archive, plain, with gzip or with zstd, below a directory of the guest, which is made. All that is made
@@ -136,13 +166,13 @@ impl Guest {
         .map(drop)
     }
 
-    /// One operation of the file service; returns how many bytes came.
+    /// One operation of the file service; returns how many bytes came, and what was said beside them.
     async fn files<W: AsyncWrite + Unpin + Send>(
         &self,
         request: &FileRequest,
         content: impl AsyncRead + Send,
         to: &mut W,
-    ) -> Result<u64, GuestError> {
+    ) -> Result<(u64, Vec<u8>), GuestError> {
         let mut line =
             serde_json::to_vec(request).map_err(|error| GuestError::Source { source: error.into() })?;
         line.push(b'\n');
@@ -152,7 +182,7 @@ impl Guest {
         let mut answer = Answer { to, written: 0, reason: Kept::default() };
         let input = Cursor::new(line).chain(content);
         match channel.converse("to handle files", input, &mut answer).await? {
-            Ending::Exited(0) => Ok(answer.written),
+            Ending::Exited(0) => Ok((answer.written, answer.reason.bytes)),
             _ => Err(match serde_json::from_slice::<FileError>(&answer.reason.bytes) {
                 Ok(FileError { code, message }) => GuestError::File { code, message },
                 Err(_) => {

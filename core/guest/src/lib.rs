@@ -25,7 +25,7 @@ use std::{
 
 pub use command::{Command, Output};
 pub use error::GuestError;
-pub use files::Content;
+pub use files::{Content, Packed};
 use russh::keys::{PrivateKey, PublicKey};
 
 use connection::Connection;

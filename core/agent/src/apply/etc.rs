@@ -11,10 +11,13 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use vm_types::guest::config::{GuestConfig, GuestFile};
 
+use super::Generalized;
 use crate::draft::Draft;
 
 const BEGIN: &str = "# vmd: begin (kept by the VM's agent)";
 const END: &str = "# vmd: end";
+/// Begins a `/etc/resolv.conf` of ours.
+const RESOLV_MARK: &str = "# Written by the VM's agent.\n";
 
 /// Replaces `path` unless it is a regular file with just this content.
 pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
@@ -48,7 +51,8 @@ pub(super) fn hosts(root: &Path, config: &GuestConfig) -> io::Result<()> {
     replace(&path, hosts_text(&old, config).as_bytes(), 0o644)
 }
 
-fn hosts_text(old: &str, config: &GuestConfig) -> String {
+/// The lines that are not ours.
+fn without_block(old: &str) -> String {
     let mut text = String::new();
     let mut ours = false;
     for line in old.lines() {
@@ -62,6 +66,11 @@ fn hosts_text(old: &str, config: &GuestConfig) -> String {
             }
         }
     }
+    text
+}
+
+fn hosts_text(old: &str, config: &GuestConfig) -> String {
+    let mut text = without_block(old);
     let names_in = |name: &str| {
         text.lines().any(|line| {
             let line = line.split('#').next().unwrap_or_default();
@@ -90,7 +99,7 @@ pub(super) fn resolv_conf(root: &Path, config: &GuestConfig) -> io::Result<()> {
     if config.resolvers.is_empty() {
         return Ok(());
     }
-    let mut text = String::from("# Written by the VM's agent.\n");
+    let mut text = String::from(RESOLV_MARK);
     for server in &config.resolvers {
         let _ = writeln!(text, "nameserver {server}");
     }
@@ -109,6 +118,29 @@ pub(super) fn machine_id(root: &Path, config: &GuestConfig) -> io::Result<()> {
         return Ok(());
     }
     replace(&path, format!("{}\n", config.machine_id).as_bytes(), 0o444)
+}
+
+/// What of the above an image must not have: contents instead of the files' own, nothing for those that do not belong in it.
+pub(super) fn generalized(root: &Path, hostname: &str, files: &mut Generalized) {
+    let text = |path: &Path| {
+        fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file)?;
+        fs::read_to_string(path).ok()
+    };
+    // machine-id(5): each first boot makes its own of an empty one.
+    files.insert(root.join("etc/machine-id"), Some(Vec::new()));
+    let path = root.join("etc/hostname");
+    if text(&path).is_some_and(|text| text.trim_end() == hostname) {
+        files.insert(path, None);
+    }
+    let path = root.join("etc/hosts");
+    if let Some(hosts) = text(&path).filter(|text| text.lines().any(|line| line == BEGIN)) {
+        let rest = without_block(&hosts);
+        files.insert(path, Some(rest.into_bytes()).filter(|rest| !rest.is_empty()));
+    }
+    let path = root.join("etc/resolv.conf");
+    if text(&path).is_some_and(|text| text.starts_with(RESOLV_MARK)) {
+        files.insert(path, None);
+    }
 }
 
 /// One configured file, directories above it included.
@@ -190,6 +222,37 @@ mod tests {
         fs::write(&path, "feedfeedfeedfeedfeedfeedfeedfeed\n").unwrap();
         machine_id(root.path(), &config()).unwrap();
         assert!(fs::read_to_string(&path).unwrap().starts_with("feed"));
+    }
+
+    #[test]
+    fn an_image_has_nothing_of_one_vm() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join("etc").join(name);
+        fs::create_dir(root.path().join("etc")).unwrap();
+        fs::write(at("hosts"), "10.0.0.1 mine\n").unwrap();
+        let config = config();
+        hostname(root.path(), &config).unwrap();
+        hosts(root.path(), &config).unwrap();
+        resolv_conf(root.path(), &config).unwrap();
+        machine_id(root.path(), &config).unwrap();
+        let mut files = Generalized::new();
+        generalized(root.path(), &config.hostname, &mut files);
+        assert!(!config.resolvers.is_empty());
+        let wanted = [
+            (at("hosts"), Some(b"10.0.0.1 mine\n".to_vec())),
+            (at("machine-id"), Some(Vec::new())),
+            (at("hostname"), None),
+            (at("resolv.conf"), None),
+        ];
+        assert_eq!(files, Generalized::from(wanted));
+
+        // What the user has made of them stays.
+        for name in ["hostname", "resolv.conf", "hosts"] {
+            fs::write(at(name), "theirs\n").unwrap();
+        }
+        let mut files = Generalized::new();
+        generalized(root.path(), &config.hostname, &mut files);
+        assert_eq!(files, Generalized::from([(at("machine-id"), Some(Vec::new()))]));
     }
 
     #[test]

@@ -7,7 +7,8 @@ mod net;
 mod units;
 
 use std::{
-    path::Path,
+    collections::HashMap,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -33,6 +34,18 @@ use crate::kmod;
 
 /// A clock that is off by less is left alone.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
+
+/// Contents by path, nothing for files that are left out.
+pub(crate) type Generalized = HashMap<PathBuf, Option<Vec<u8>>>;
+
+/// What of the files that [`apply`] writes below `root` an image must not have, or not as it is.
+pub(crate) fn generalized(root: &Path) -> Generalized {
+    let mut files = Generalized::new();
+    let hostname = nix::unistd::gethostname().unwrap_or_default();
+    etc::generalized(root, &hostname.to_string_lossy(), &mut files);
+    units::generalized(root, &mut files);
+    files
+}
 
 /// Applies all but the boot commands; the result says what did not work.
 pub(crate) async fn apply(config: &GuestConfig, systemd: Systemd) -> Vec<String> {

@@ -14,7 +14,7 @@ use std::{
 
 use vm_types::guest::config::Unit;
 
-use super::etc;
+use super::{Generalized, etc};
 
 /// Where units are.
 const UNITS: &str = "etc/systemd/system";
@@ -63,6 +63,16 @@ pub(super) fn apply(root: &Path, units: &[Unit], systemd: Systemd) -> Vec<String
         warnings.extend(tell(&changes).err());
     }
     warnings
+}
+
+/// Our units do not belong in an image.
+pub(super) fn generalized(root: &Path, files: &mut Generalized) {
+    let list = root.join(LIST);
+    let Ok(text) = fs::read_to_string(&list) else { return };
+    for name in text.lines().filter(|name| is_unit(name)) {
+        files.insert(root.join(UNITS).join(name), None);
+    }
+    files.insert(list, None);
 }
 
 fn write(root: &Path, units: &[Unit], warnings: &mut Vec<String>) -> Changes {
@@ -267,6 +277,12 @@ mod tests {
         let meta = fs::metadata(at("etc/systemd/system/web.service")).unwrap();
         assert_eq!(meta.permissions().mode() & 0o7777, 0o644);
         assert!(at("etc/systemd/system/many@.service").exists());
+
+        let mut files = Generalized::new();
+        generalized(root.path(), &mut files);
+        let names = ["web.service", "tick.timer", "many@.service", ".vmd-units"];
+        let wanted = names.map(|name| (at("etc/systemd/system").join(name), None));
+        assert_eq!(files, Generalized::from(wanted));
 
         // The next boot: what was in /run is gone.
         fs::remove_dir_all(at("run")).unwrap();

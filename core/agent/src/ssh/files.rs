@@ -10,6 +10,10 @@
 //! nothing half written stays.
 
 mod operations;
+mod pack;
+#[cfg(test)]
+mod pack_tests;
+mod pax;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -181,18 +185,24 @@ pub(super) async fn run(mut wire: Wire) {
     };
     // From here on a worker that has not ended learns that the client has gone.
     drop((to_worker, from_worker));
-    let error = match outcome {
-        Some(Ok(Ok(()))) => return finish(&wire, Some(0), None).await,
-        Some(Ok(Err(Failure::Told { code, message }))) => FileError { code: code.to_owned(), message },
+    let (line, status) = match outcome {
+        Some(Ok(Ok(None))) => return finish(&wire, Some(0), None).await,
+        Some(Ok(Ok(Some(report)))) => (serde_json::to_vec(&report), 0),
+        Some(Ok(Err(Failure::Told { code, message }))) => {
+            (serde_json::to_vec(&FileError { code: code.to_owned(), message }), 1)
+        }
         Some(Ok(Err(Failure::Gone))) | None => return,
-        Some(Err(panic)) => FileError { code: code::FAILED.to_owned(), message: panic.to_string() },
+        Some(Err(panic)) => {
+            let error = FileError { code: code::FAILED.to_owned(), message: panic.to_string() };
+            (serde_json::to_vec(&error), 1)
+        }
     };
-    let mut line = serde_json::to_vec(&error).unwrap_or_default();
+    let mut line = line.unwrap_or_default();
     line.push(b'\n');
     // Cancel-safe: a client that has gone needs no message.
     tokio::select! {
         _ = wire.output.extended_data_bytes(1, Bytes::from(line)) => {}
         () = hang_up(&mut wire.events) => return,
     }
-    finish(&wire, Some(1), None).await;
+    finish(&wire, Some(status), None).await;
 }

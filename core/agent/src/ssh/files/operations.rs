@@ -1,6 +1,7 @@
 //! What the worker does for a request.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
@@ -8,27 +9,35 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use vm_types::guest::files::{FileRequest, code};
+use vm_types::guest::files::{FileRequest, PackReport, code};
 
-use super::{Failure, Input, Output, unpack::unpack};
+use super::{Failure, Input, Output, pack::pack, unpack::unpack};
 use crate::draft::Draft;
 
-/// Bytes read at once: an SSH packet.
-const CHUNK: usize = 32 << 10;
+/// Bytes read or sent at once: an SSH packet.
+pub(super) const CHUNK: usize = 32 << 10;
 
-/// Reads the request and does what it asks for.
-pub(super) fn serve(mut input: Input, output: &Output) -> Result<(), Failure> {
+/// Reads the request and does what it asks for; the result is what is to be told of a success.
+pub(super) fn serve(mut input: Input, output: &Output) -> Result<Option<PackReport>, Failure> {
     match input.request()? {
-        FileRequest::Write { path, mode, uid, gid } => write(&path, mode, (uid, gid), &mut input),
-        FileRequest::Read { path, limit } => read(&path, limit.unwrap_or(u64::MAX), output),
+        FileRequest::Write { path, mode, uid, gid } => write(&path, mode, (uid, gid), &mut input)?,
+        FileRequest::Read { path, limit } => read(&path, limit.unwrap_or(u64::MAX), output)?,
         FileRequest::Unpack { directory, uid, gid } => {
             absolute(&directory)?;
-            unpack(Path::new(&directory), (uid, gid), input)
+            unpack(Path::new(&directory), (uid, gid), input)?;
+        }
+        FileRequest::Pack { path, options } => {
+            let replaced = match options.generalize {
+                true => crate::apply::generalized(Path::new("/")),
+                false => HashMap::new(),
+            };
+            return pack(absolute(&path)?, &options, replaced, output).map(Some);
         }
     }
+    Ok(None)
 }
 
-fn absolute(path: &str) -> Result<&Path, Failure> {
+pub(super) fn absolute(path: &str) -> Result<&Path, Failure> {
     if path.starts_with('/') && !path.contains('\0') {
         Ok(Path::new(path))
     } else {

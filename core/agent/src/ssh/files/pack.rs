@@ -1,0 +1,479 @@
+//! Packs a file, or a directory with all below it, as a tar archive.
+//!
+//! Every name is opened relative to its open directory and never through a link, and all that is said of it is said of what
+//! was opened. So whoever renames or swaps files meanwhile gets other files into the archive, but none of elsewhere. Only the
+//! names of the directories on the way to the current file are kept, and those of files with several links.
+
+use std::{
+    collections::HashMap,
+    ffi::{CStr, CString, OsStr},
+    fs::File,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Component, Path, PathBuf},
+    vec,
+};
+
+use rustix::{
+    fs::{
+        AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, Statx, StatxFlags, getxattr, listxattr, openat,
+        readlinkat, seek, statx,
+    },
+    io::Errno,
+};
+use tar::EntryType;
+use vm_types::guest::files::{FileError, PackOptions, PackReport, code};
+
+use crate::apply::Generalized;
+
+use super::{
+    Failure, Output,
+    operations::absolute,
+    pax::{Archive, BLOCK, CopyError, Entry, Xattrs, storable},
+};
+
+/// Directories within each other. Each is open while what is in it is packed.
+const DEPTH: usize = 512;
+/// The most that is remembered of the names of files with several links, in bytes. Beyond it such files are packed as if
+/// they had one.
+const LINKS: usize = 32 << 20;
+/// Parts of a sparse file. All that is behind the last is packed with its holes.
+const PARTS: usize = 1 << 16;
+/// Files with smaller holes, all taken together, are packed with them, in bytes.
+const HOLES: u64 = 64 << 10;
+/// What may be told of warnings, in bytes as they are sent.
+const WARNINGS: usize = 32 << 10;
+/// The most that an extended attribute, or their list, may have (xattr(7)), in bytes.
+const XATTR: usize = 64 << 10;
+
+/// Packs `path`. Contents in `replaced`, by absolute path, are packed instead of the files' own; nothing stands for those that
+/// are left out.
+pub(super) fn pack(
+    path: &Path,
+    options: &PackOptions,
+    replaced: Generalized,
+    output: &Output,
+) -> Result<PackReport, Failure> {
+    let base = plain(path)?;
+    let mut excluded = HashMap::new();
+    for text in &options.exclude {
+        excluded.insert(plain(absolute(text)?)?, text.ends_with('/'));
+    }
+    let packer = Packer {
+        archive: Archive::new(output),
+        base,
+        name: Vec::new(),
+        options,
+        excluded,
+        replaced,
+        home: None,
+        links: HashMap::new(),
+        links_size: 0,
+        report: PackReport::default(),
+        told: 0,
+        buffer: vec![0; XATTR],
+    };
+    packer.run()
+}
+
+/// A path without dots and doubled slashes. One that goes up means something only to who follows links.
+fn plain(path: &Path) -> Result<PathBuf, Failure> {
+    let refused = || Failure::new(code::REQUEST, format!("{}: goes up by `..`", path.display()));
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Err(refused());
+    }
+    Ok(path.components().collect())
+}
+
+struct Packer<'a> {
+    archive: Archive<'a>,
+    /// What is packed.
+    base: PathBuf,
+    /// The current entry's, in the archive.
+    name: Vec<u8>,
+    options: &'a PackOptions,
+    /// Whether only what is in it.
+    excluded: HashMap<PathBuf, bool>,
+    replaced: Generalized,
+    /// The mount that must not be left.
+    home: Option<Mount>,
+    /// Files with links that have not been met, by device and number: how many, and the first's name.
+    links: HashMap<(u32, u32, u64), (u32, Vec<u8>)>,
+    /// Bytes of these names.
+    links_size: usize,
+    report: PackReport,
+    /// Bytes of the warnings.
+    told: usize,
+    /// For attributes.
+    buffer: Vec<u8>,
+}
+
+/// A directory that is being packed.
+struct Level {
+    directory: OwnedFd,
+    names: vec::IntoIter<CString>,
+    /// Bytes of its own name in the archive, the slash included.
+    name: usize,
+}
+
+/// A mount by number, or on kernels before 5.8 a filesystem.
+type Mount = (u64, u32, u32);
+
+fn mount_of(about: &Statx) -> Mount {
+    match about.stx_mask & StatxFlags::MNT_ID.bits() {
+        0 => (0, about.stx_dev_major, about.stx_dev_minor),
+        _ => (about.stx_mnt_id, 0, 0),
+    }
+}
+
+/// Opens whatever has the name, for nothing but to be asked about it.
+fn look(directory: impl AsFd, name: impl rustix::path::Arg) -> rustix::io::Result<(OwnedFd, Statx)> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(directory, name, flags, Mode::empty())?;
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+    let about = statx(&file, "", AtFlags::EMPTY_PATH, wanted)?;
+    Ok((file, about))
+}
+
+/// The way to what a descriptor of [`look`] is of, which is no link to follow.
+fn by_descriptor(file: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+fn kind_of(about: &Statx) -> FileType {
+    FileType::from_raw_mode(about.stx_mode.into())
+}
+
+impl Packer<'_> {
+    fn run(mut self) -> Result<PackReport, Failure> {
+        let (file, about) = look(CWD, &self.base).map_err(|errno| self.failed(errno))?;
+        self.home = self.options.one_filesystem.then(|| mount_of(&about));
+        if kind_of(&about) != FileType::Directory {
+            // A path that is not one of a directory has a last name.
+            self.name = self.base.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
+            self.base.pop();
+            self.put(&file, &about)?;
+        } else {
+            self.name = b"./".to_vec();
+            let mut levels = Vec::new();
+            self.enter(file, &about, &mut levels)?;
+            self.name.clear();
+            if let Some(first) = levels.last_mut() {
+                first.name = 0;
+            }
+            while let Some(level) = levels.last_mut() {
+                self.name.truncate(level.name);
+                let Some(name) = level.names.next() else {
+                    levels.pop();
+                    continue;
+                };
+                self.name.extend_from_slice(name.to_bytes());
+                match look(&level.directory, &name) {
+                    Ok((file, about)) if kind_of(&about) == FileType::Directory => {
+                        self.enter(file, &about, &mut levels)?;
+                    }
+                    Ok((file, about)) => self.put(&file, &about)?,
+                    Err(Errno::NOENT | Errno::STALE) => self.vanished(),
+                    Err(errno) => return Err(self.failed(errno)),
+                }
+            }
+        }
+        self.archive.finish()?;
+        Ok(self.report)
+    }
+
+    /// Where the current entry is.
+    fn path(&self) -> PathBuf {
+        match self.name.as_slice() {
+            b"./" => self.base.clone(),
+            name => self.base.join(OsStr::from_bytes(name.strip_suffix(b"/").unwrap_or(name))),
+        }
+    }
+
+    fn failed(&self, errno: Errno) -> Failure {
+        Failure::of(&self.path().display().to_string(), &errno.into())
+    }
+
+    fn warn(&mut self, code: &str, what: &str) {
+        let warning =
+            FileError { code: code.to_owned(), message: format!("{}: {what}", self.path().display()) };
+        let size = serde_json::to_vec(&warning).map_or(WARNINGS, |text| text.len() + 1);
+        if self.report.more == 0 && self.told + size <= WARNINGS {
+            self.told += size;
+            self.report.warnings.push(warning);
+        } else {
+            self.report.more += 1;
+        }
+    }
+
+    fn vanished(&mut self) {
+        self.warn(code::VANISHED, "removed meanwhile, left out");
+    }
+
+    /// Whether the current entry is not to be packed at all.
+    fn is_excluded(&self) -> bool {
+        self.excluded.get(&self.path()) == Some(&false) || self.replaced.get(&self.path()) == Some(&None)
+    }
+
+    fn is_elsewhere(&self, about: &Statx) -> bool {
+        self.home.is_some_and(|home| home != mount_of(about))
+    }
+
+    /// Packs the current entry, a directory, and goes into it where what is in it is wanted.
+    fn enter(&mut self, file: OwnedFd, about: &Statx, levels: &mut Vec<Level>) -> Result<(), Failure> {
+        // What was asked for is packed, whatever is excluded.
+        if !levels.is_empty() && self.is_excluded() {
+            return Ok(());
+        }
+        if !self.name.ends_with(b"/") {
+            self.name.push(b'/');
+        }
+        let elsewhere = self.is_elsewhere(about);
+        // Those of what is mounted say nothing of the directory below.
+        let xattrs = if elsewhere { Vec::new() } else { self.xattrs(&file)? };
+        self.header(about, EntryType::Directory, b"", 0, &xattrs, None)?;
+        let emptied = self.excluded.get(&self.path()) == Some(&true);
+        if elsewhere || emptied {
+            return Ok(());
+        }
+        if levels.len() == DEPTH {
+            self.warn(code::LEFT_OUT, "what is in it is left out, it is too deep");
+            return Ok(());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = openat(&file, ".", flags, Mode::empty()).map_err(|errno| self.failed(errno))?;
+        let names = match names_in(&directory) {
+            Ok(names) => names.into_iter(),
+            // It was removed since it was opened.
+            Err(Errno::NOENT) => Vec::new().into_iter(),
+            Err(errno) => return Err(self.failed(errno)),
+        };
+        levels.push(Level { directory, names, name: self.name.len() });
+        Ok(())
+    }
+
+    /// Packs the current entry, which is no directory.
+    fn put(&mut self, file: &OwnedFd, about: &Statx) -> Result<(), Failure> {
+        if self.is_excluded() || self.is_elsewhere(about) {
+            return Ok(());
+        }
+        let kind = match kind_of(about) {
+            FileType::RegularFile => EntryType::Regular,
+            FileType::Symlink => EntryType::Symlink,
+            FileType::CharacterDevice => EntryType::Char,
+            FileType::BlockDevice => EntryType::Block,
+            FileType::Fifo => EntryType::Fifo,
+            // They mean nothing without the program behind them.
+            FileType::Socket => return Ok(()),
+            FileType::Directory | FileType::Unknown => {
+                self.warn(code::LEFT_OUT, "of a kind that no archive has");
+                return Ok(());
+            }
+        };
+        if kind.is_file()
+            && let Some(Some(content)) = self.replaced.remove(&self.path())
+        {
+            self.header(about, kind, b"", content.len() as u64, &[], None)?;
+            self.archive.write(&content)?;
+            return self.archive.fill();
+        }
+        if about.stx_nlink > 1
+            && let Some(first) = self.linked(about)
+        {
+            return self.header(about, EntryType::Link, &first, 0, &[], None);
+        }
+        let xattrs = self.xattrs(file)?;
+        match kind {
+            EntryType::Regular => self.content(file, about, &xattrs),
+            EntryType::Symlink => {
+                let target = readlinkat(file, "", Vec::new()).map_err(|errno| self.failed(errno))?;
+                self.header(about, kind, target.to_bytes(), 0, &xattrs, None)
+            }
+            _ => self.header(about, kind, b"", 0, &xattrs, None),
+        }
+    }
+
+    fn header(
+        &mut self,
+        about: &Statx,
+        kind: EntryType,
+        link: &[u8],
+        size: u64,
+        xattrs: &[(Vec<u8>, Vec<u8>)],
+        sparse: Option<u64>,
+    ) -> Result<(), Failure> {
+        self.report.entries += 1;
+        self.archive.entry(&Entry { name: &self.name, kind, about, link, size, xattrs, sparse })
+    }
+
+    /// The name under which the file is in the archive already. If it is not, it will be under the current one.
+    fn linked(&mut self, about: &Statx) -> Option<Vec<u8>> {
+        let key = (about.stx_dev_major, about.stx_dev_minor, about.stx_ino);
+        if let Some((left, first)) = self.links.get_mut(&key) {
+            *left -= 1;
+            let first = if *left == 0 { self.links.remove(&key)?.1 } else { return Some(first.clone()) };
+            self.links_size -= first.len();
+            return Some(first);
+        }
+        if self.links_size + self.name.len() <= LINKS {
+            self.links_size += self.name.len();
+            self.links.insert(key, (about.stx_nlink - 1, self.name.clone()));
+        } else {
+            self.warn(
+                code::LEFT_OUT,
+                "its hard links are files of their own, there are too many to remember",
+            );
+        }
+        None
+    }
+
+    /// Header and content of a regular file.
+    fn content(
+        &mut self,
+        file: &OwnedFd,
+        about: &Statx,
+        xattrs: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<(), Failure> {
+        let size = about.stx_size;
+        // Not by its name, which may be another file's by now.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file =
+            openat(CWD, by_descriptor(file), flags, Mode::empty()).map_err(|errno| self.failed(errno))?;
+        let mut file = File::from(file);
+        let parts = match self.options.sparse && about.stx_blocks.saturating_mul(512) < size {
+            true => parts(&file, size).map_err(|errno| self.failed(errno))?,
+            false => None,
+        };
+        let mut whole = true;
+        if let Some(parts) = parts {
+            let map = map_of(&parts);
+            let stored = map.len() as u64 + parts.iter().map(|(_, length)| length).sum::<u64>();
+            self.header(about, EntryType::Regular, b"", stored, xattrs, Some(size))?;
+            self.archive.write(&map)?;
+            for (offset, length) in parts {
+                if length > 0 {
+                    seek(&file, SeekFrom::Start(offset)).map_err(|errno| self.failed(errno))?;
+                    whole &= self.copy(&mut file, length)?;
+                }
+            }
+        } else {
+            self.header(about, EntryType::Regular, b"", size, xattrs, None)?;
+            whole = self.copy(&mut file, size)?;
+        }
+        self.archive.fill()?;
+        let after = statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS);
+        let after = after.map_err(|errno| self.failed(errno))?;
+        let state = |about: &Statx| (about.stx_size, about.stx_mtime.tv_sec, about.stx_mtime.tv_nsec);
+        if !whole || state(&after) != state(about) {
+            self.warn(code::CHANGED, "changed while it was read");
+        }
+        Ok(())
+    }
+
+    /// Copies so much of a file. Where it has become shorter, zeros are in its place, as its header tells a length.
+    fn copy(&mut self, file: &mut File, length: u64) -> Result<bool, Failure> {
+        let copied = self.archive.copy(file, length).map_err(|error| match error {
+            CopyError::Gone(failure) => failure,
+            CopyError::Read(error) => Failure::of(&self.path().display().to_string(), &error),
+        })?;
+        self.archive.zeros(length - copied)?;
+        Ok(copied == length)
+    }
+
+    /// Extended attributes that say something of the file, rather than of its filesystem, by name.
+    fn xattrs(&mut self, file: &OwnedFd) -> Result<Xattrs, Failure> {
+        let way = by_descriptor(file);
+        let length = match listxattr(&way, self.buffer.as_mut_slice()) {
+            Ok(0) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(Vec::new()),
+            Ok(length) => length,
+            Err(errno) => return Err(self.failed(errno)),
+        };
+        let names = self.buffer[..length].split_inclusive(|byte| *byte == 0);
+        let mut names: Vec<CString> = names
+            .filter_map(|name| CStr::from_bytes_with_nul(name).ok())
+            .filter(|name| is_wanted(name))
+            .map(CStr::to_owned)
+            .collect();
+        names.sort_unstable();
+        let mut found = Vec::with_capacity(names.len());
+        for name in names {
+            if !storable(&name) {
+                self.warn(
+                    code::LEFT_OUT,
+                    &format!("its attribute {name:?} has a name that no archive can have"),
+                );
+                continue;
+            }
+            match getxattr(&way, name.as_c_str(), self.buffer.as_mut_slice()) {
+                Ok(length) => found.push((name.into_bytes(), self.buffer[..length].to_vec())),
+                // Removed meanwhile; one that cannot be read at all is none to others either.
+                Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(self.failed(errno)),
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Attributes of the namespace `system` are the filesystem's own, but for access lists.
+fn is_wanted(name: &CStr) -> bool {
+    let name = name.to_bytes();
+    !name.starts_with(b"system.") || name.starts_with(b"system.posix_acl_")
+}
+
+fn names_in(directory: &OwnedFd) -> rustix::io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(entry.file_name().to_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Where a file has data, as offsets and lengths, the last of which reaches its end; `None` if its holes are not worth it.
+fn parts(file: &File, size: u64) -> rustix::io::Result<Option<Vec<(u64, u64)>>> {
+    let mut parts = Vec::new();
+    let (mut at, mut data) = (0, 0);
+    while at < size {
+        let begin = match seek(file, SeekFrom::Data(at)) {
+            Ok(begin) if begin < size => begin,
+            // A hole reaches the end.
+            Ok(_) | Err(Errno::NXIO) => break,
+            // A filesystem without holes.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        let end = match parts.len() + 1 < PARTS {
+            true => seek(file, SeekFrom::Hole(begin))?.min(size),
+            false => size,
+        };
+        parts.push((begin, end - begin));
+        data += end - begin;
+        at = end;
+    }
+    seek(file, SeekFrom::Start(0))?;
+    if size - data < HOLES {
+        return Ok(None);
+    }
+    // As GNU tar does it: an empty part at the end of a file that ends in a hole.
+    if at < size || parts.is_empty() {
+        parts.push((size, 0));
+    }
+    Ok(Some(parts))
+}
+
+/// What stands before the content: the number of parts, then offset and length of each, filled up to a block.
+fn map_of(parts: &[(u64, u64)]) -> Vec<u8> {
+    let mut map = format!("{}\n", parts.len());
+    for (offset, length) in parts {
+        map.push_str(&format!("{offset}\n{length}\n"));
+    }
+    let mut map = map.into_bytes();
+    map.resize((map.len() as u64).next_multiple_of(BLOCK) as usize, 0);
+    map
+}
