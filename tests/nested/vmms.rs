@@ -3,15 +3,18 @@
 use vm_tests::wait_until;
 
 use crate::{
-    host::{BUSYBOX, Host, WHILE},
+    host::{BUSYBOX, E2E, Host, WHILE},
     image, say,
 };
 
 /// Of the end-to-end tests, those that show the most of a VMM and its guest: a session's surroundings, the network, OpenSSH, a VMM that is
-/// killed and started again by its policy, a disk and a memory of other sizes.
-const END_TO_END: &str = "--exact run::surroundings_and_exit_codes network::host_and_guest_reach_each_other \
-                          session::openssh_through_the_proxy ends::a_policy_starts_it_again_and_so_does_a_restart \
-                          ends::disks_grow_and_processors_halt";
+/// killed and started again by its policy.
+const END_TO_END: &[&str] = &[
+    "run::surroundings_and_exit_codes",
+    "network::host_and_guest_reach_each_other",
+    "session::openssh_through_the_proxy",
+    "ends::a_policy_starts_it_again_and_so_does_a_restart",
+];
 /// The process that is a VM's shim, as `pgrep` finds it.
 const SHIM: &str = "$(pgrep -f '^[^ ]*vmd shim ')";
 
@@ -22,9 +25,12 @@ fn qemu_with_kvm() {
     let before = host.traces();
     finds(&host, "true", "qemu");
     host.attempt(&format!("vm run --rm {BUSYBOX} -- sh -c 'exit 7'")).exits(7);
+    host.run(&format!("vm create --name small {BUSYBOX} --start"));
+    host.run("pgrep -af '^[^ ]*qemu-system'").tells("-machine microvm").tells("-accel kvm");
+    host.run("vm ssh small true");
     host.leaves_nothing(&before);
-    host.suite("vm-vmm.contract", "", "--exact qemu_keeps_the_contract");
-    host.suite("vm-tests.e2e", &end_to_end(), END_TO_END);
+    host.tests("vm-vmm.contract", "", &["qemu_keeps_the_contract"]);
+    host.tests(E2E, &end_to_end(), END_TO_END);
     assert_eq!(host.traces(), before);
     host.end();
 }
@@ -46,13 +52,13 @@ fn firecracker() {
     host.leaves_nothing(&before);
     // The daemon's own program is shim and jail.
     let jailer = format!("{path} VM_JAILER={}/vmd", image::PROGRAMS);
-    host.suite(
-        "vm-vmm.contract",
-        &jailer,
-        "--exact firecracker_keeps_the_contract firecracker_keeps_the_contract_in_a_jail \
-         firecracker::is_its_shims_alone",
-    );
-    host.suite("vm-tests.e2e", &format!("{path} {}", end_to_end()), END_TO_END);
+    let contract = [
+        "firecracker_keeps_the_contract",
+        "firecracker_keeps_the_contract_in_a_jail",
+        "firecracker::is_its_shims_alone",
+    ];
+    host.tests("vm-vmm.contract", &jailer, &contract);
+    host.tests(E2E, &format!("{path} {}", end_to_end()), END_TO_END);
     assert_eq!(host.traces(), before);
     host.end();
 }

@@ -189,7 +189,8 @@ fn is_shelf(path: &Path) -> bool {
 }
 
 /// What a daemon may keep between two lives without owing it to a VM: its log, the database's side files, the journal of
-/// the host's network, the log of events, the initramfs that all VMs of a kernel share, and plugins' calls that failed.
+/// the host's network, the log of events, what all VMs of a kernel share (the initramfs, the kernel unpacked for Firecracker), and
+/// plugins' calls that failed.
 fn is_kept(path: &Path) -> bool {
     let parts: Vec<_> = path.iter().filter_map(|part| part.to_str()).collect();
     if matches!(parts[..], ["plugins", _, "calls"]) {
@@ -197,5 +198,6 @@ fn is_kept(path: &Path) -> bool {
     }
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let own = ["vmd.log", "vmd.db-wal", "vmd.db-shm", "host.jsonl", "host.handles.json", "events.jsonl"];
-    own.contains(&name) || (path.starts_with("kernels") && name.starts_with("initramfs-"))
+    own.contains(&name)
+        || (path.starts_with("kernels") && (name.starts_with("initramfs-") || name == "vmlinux"))
 }

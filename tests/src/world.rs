@@ -77,9 +77,24 @@ impl World {
         fixtures::plant(seed, &world.dirs.state);
         // A daemon that came and went: what it leaves is what there was before.
         world.vm(&["daemon", "start"]).run().exits(0);
+        if !config.contains("bundled") {
+            world.wait_for_bundled_plugins();
+        }
         world.vm(&["daemon", "stop"]).run().exits(0);
         world.before = Some(Snapshot::take(&world));
         world
+    }
+
+    /// A daemon answers before it has compiled them where that takes long.
+    #[track_caller]
+    fn wait_for_bundled_plugins(&self) {
+        let list = fs::read_to_string(self.program("plugins/default.toml")).unwrap_or_default();
+        // Nothing else in it is quoted.
+        let names: Vec<_> = list.split('"').skip(1).step_by(2).collect();
+        wait_until("the plugins that come with the daemon are installed", BOOT, || {
+            let installed = self.vm(&["plugin", "ls", "-q"]).run().exits(0).text();
+            names.iter().all(|name| installed.lines().any(|line| line == *name))
+        });
     }
 
     /// One without images.
