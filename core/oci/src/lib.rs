@@ -7,7 +7,7 @@
 //!   "docker-archive:F" ─> DockerArchive ─────────> the same, and a manifest made for it ────┘   blobs     manifest, config,
 //!   "./file.tar" ───────> Path ── identify ──> one of these, or a Tarball for others            by digest  layers
 //!
-//!   Pulled ──> Client::push, export(…)
+//!   a tar stream ──> LayerDraft ──> compose(…) ──> Pulled ──> Client::push, export(…)
 //! ```
 //!
 //! # Use
@@ -39,6 +39,7 @@
 //!
 //! Futures want a tokio runtime with time and I/O; hashing and files are left to its threads for blocking work.
 
+mod compose;
 mod config;
 mod credentials;
 mod digest;
@@ -53,6 +54,7 @@ mod registry;
 mod source;
 mod store;
 
+pub use compose::{LayerDraft, compose};
 pub use config::{History, ImageConfig};
 pub use credentials::{CredentialStore, Credentials, forget, remember};
 pub use digest::{Digest, DigestError};

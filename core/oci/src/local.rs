@@ -1,6 +1,7 @@
 //! Images on disk: layouts and archives, read in place and never written.
 
 mod docker;
+mod entries;
 mod layout;
 mod tree;
 

@@ -98,6 +98,20 @@ pub(crate) struct Claim {
     _lock: tokio::sync::OwnedMutexGuard<()>,
 }
 
+/// What is left free on the disk, for VMs to go on.
+const RESERVE: u64 = 256 << 20;
+
+/// Refuses to write so many bytes more to a directory where they would fill the disk.
+pub(crate) fn room(dir: &Path, bytes: u64) -> Result<(), OciError> {
+    let about = rustix::fs::statvfs(dir).map_err(|error| failed("look at", dir)(error.into()))?;
+    let free = about.f_bavail.saturating_mul(about.f_frsize);
+    if bytes.saturating_add(RESERVE) <= free {
+        return Ok(());
+    }
+    let text = format!("{bytes} bytes more would leave less than {RESERVE} of {free} free");
+    Err(failed("write to", dir)(io::Error::new(io::ErrorKind::StorageFull, text)))
+}
+
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OciError {
     move |source| OciError::Store { action, path: path.to_owned(), source }
 }

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 
-use oci_distribution::manifest::{OciDescriptor, OciImageManifest};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -13,7 +12,8 @@ use super::{
 };
 use crate::{
     Digest, ImageConfig, MAX_DOCUMENT, OciError, Platform, Reference, Select,
-    document::{self, Document, MAX_CONFIG},
+    compose::{described, manifest},
+    document::{self, MAX_CONFIG},
     error::plain,
     image::Parts,
 };
@@ -87,31 +87,9 @@ pub(super) fn image(tar: &Tar, select: &Select, platform: &Platform) -> Result<F
     let digest = Digest::of(&bytes);
     let descriptor = described(document::CONFIG, digest, bytes.len() as u64)?;
     blobs.insert(digest, config);
-    let manifest = OciImageManifest {
-        media_type: Some(document::MANIFEST.to_owned()),
-        config: descriptor,
-        layers,
-        ..OciImageManifest::default()
-    };
-    let document =
-        serde_json::to_vec(&manifest).map_err(|error| malformed("image's manifest", error.to_string()))?;
-    let Document::Image(manifest) = document::parse(&document, None)? else {
-        return Err(malformed("image's manifest", "it is an index".to_owned()));
-    };
+    let (document, manifest) = manifest(descriptor, layers)?;
     let parts = Parts::of(&manifest, &bytes, platform)?;
     Ok(Found { document, manifest, parts, index: None, blobs, names: item.tags().to_vec() })
-}
-
-fn described(media_type: &str, digest: Digest, size: u64) -> Result<OciDescriptor, OciError> {
-    let what = || "archive".to_owned();
-    let size = i64::try_from(size)
-        .map_err(|_| OciError::Malformed { what: what(), reason: format!("{size} bytes are too many") })?;
-    Ok(OciDescriptor {
-        media_type: media_type.to_owned(),
-        digest: digest.to_string(),
-        size,
-        ..OciDescriptor::default()
-    })
 }
 
 /// How the media type of a layer ends that is compressed, which Docker does not do, but others.

@@ -16,6 +16,7 @@ use nix::{
     sys::stat::Mode,
 };
 
+use super::entries::{Entries, Source};
 use crate::OciError;
 
 /// How often openat2(2) is asked for one file.
@@ -23,6 +24,8 @@ const TRIES: u32 = 100;
 /// Layouts have a few entries for each layer.
 const MAX_ENTRIES: usize = 100_000;
 const MAX_LINKS: usize = 8;
+/// How much is unpacked before the disk is looked at again.
+const STRIDE: u64 = 64 << 20;
 
 /// A part of a file that is open.
 #[derive(Debug, Clone)]
@@ -132,8 +135,8 @@ pub(super) enum Kind {
 pub(super) fn kind(path: &Path) -> Result<Kind, OciError> {
     let file = regular(path)?;
     let read = match unpacked(path, &file)? {
-        Some(reader) => Names::default().read(tar::Archive::new(reader).entries()),
-        None => Names::default().read(tar::Archive::new(&file).entries_with_seek()),
+        Some(reader) => Names::default().read(Entries::new(reader)),
+        None => Names::default().read(Entries::new(BufReader::new(&file))),
     };
     read.map_err(|error| malformed(path, &error))
 }
@@ -147,11 +150,10 @@ struct Names {
 }
 
 impl Names {
-    fn read<R: Read>(mut self, entries: io::Result<tar::Entries<'_, R>>) -> io::Result<Kind> {
-        for entry in entries? {
-            let entry = entry?;
+    fn read(mut self, mut entries: Entries<impl Source>) -> io::Result<Kind> {
+        while let Some(entry) = entries.next()? {
             self.any = true;
-            let Some(name) = normal(&String::from_utf8_lossy(&entry.path_bytes())) else { continue };
+            let Some(name) = normal(&String::from_utf8_lossy(&entry.name)) else { continue };
             match name.as_str() {
                 "oci-layout" => self.marker = true,
                 "index.json" => self.index = true,
@@ -238,17 +240,21 @@ impl Tar {
                 |source| OciError::Store { action: "unpack an archive to", path: scratch.to_owned(), source };
             let mut whole = tempfile::tempfile_in(scratch).map_err(store)?;
             // Which of the two failed, the error says: the disk has its own codes.
-            io::copy(&mut reader, &mut whole).map_err(|error| match error.raw_os_error() {
+            let failed = |error: io::Error| match error.raw_os_error() {
                 Some(_) => store(error),
                 None => malformed(path, &error),
-            })?;
+            };
+            loop {
+                crate::store::room(scratch, STRIDE)?;
+                if io::copy(&mut (&mut reader).take(STRIDE), &mut whole).map_err(failed)? < STRIDE {
+                    break;
+                }
+            }
             file = whole;
             file.rewind().map_err(failed)?;
         }
         let size = file.metadata().map_err(failed)?.len();
-        let mut archive = tar::Archive::new(&file);
-        let entries = archive.entries_with_seek().map_err(|error| malformed(path, &error))?;
-        let nodes = nodes(path, entries, size)?;
+        let nodes = nodes(path, Entries::new(BufReader::new(&file)), size)?;
         Ok(Self { path: path.to_owned(), file: Arc::new(file), nodes })
     }
 }
@@ -261,31 +267,28 @@ fn malformed(path: &Path, error: &io::Error) -> OciError {
 }
 
 /// What is where, in an archive of this size.
-fn nodes<R: Read>(
+fn nodes(
     path: &Path,
-    entries: tar::Entries<'_, R>,
+    mut entries: Entries<impl Source>,
     size: u64,
 ) -> Result<HashMap<String, Node>, OciError> {
     let refused =
         |reason: String| OciError::Malformed { what: format!("archive {}", path.display()), reason };
     let mut nodes = HashMap::new();
-    for entry in entries {
-        let entry = entry.map_err(|error| malformed(path, &error))?;
+    while let Some(entry) = entries.next().map_err(|error| malformed(path, &error))? {
         if nodes.len() == MAX_ENTRIES {
             return Err(refused(format!("it has more than {MAX_ENTRIES} entries")));
         }
-        let Some(name) = normal(&String::from_utf8_lossy(&entry.path_bytes())) else { continue };
-        let kind = entry.header().entry_type();
+        let Some(name) = normal(&String::from_utf8_lossy(&entry.name)) else { continue };
+        let kind = entry.kind;
         let node = if kind.is_file() || kind.is_contiguous() {
-            let (offset, length) = (entry.raw_file_position(), entry.size());
+            let (offset, length) = (entry.offset, entry.size);
             if offset.checked_add(length).is_none_or(|end| end > size) {
                 return Err(refused(format!("it ends within {name:?}")));
             }
             Node::File { offset, size: length }
-        } else if let (true, Some(target)) =
-            (kind.is_symlink() || kind.is_hard_link(), entry.link_name_bytes())
-        {
-            let target = String::from_utf8_lossy(&target).into_owned();
+        } else if let (true, Some(target)) = (kind.is_symlink() || kind.is_hard_link(), &entry.target) {
+            let target = String::from_utf8_lossy(target).into_owned();
             let target = match (kind.is_symlink(), name.rsplit_once('/')) {
                 (true, Some((dir, _))) if !target.starts_with('/') => format!("{dir}/{target}"),
                 _ => target,

@@ -246,7 +246,10 @@ impl Session {
                 request = request.header(AUTHORIZATION, header);
             }
             let response = self.sent(what, request).await?;
-            if response.status() == StatusCode::UNAUTHORIZED && !asked {
+            // Where a redirect leads is not asked who may know the password.
+            let own =
+                reqwest::Url::parse(&self.base).is_ok_and(|base| base.origin() == response.url().origin());
+            if response.status() == StatusCode::UNAUTHORIZED && !asked && own {
                 asked = true;
                 if self.auth.renew(self, what, version, &response).await? {
                     continue;

@@ -38,13 +38,15 @@ pub(super) async fn download(
         };
         // Of several pieces, any may be the wrong one.
         let mut pieced = ingest.offset() > 0;
+        // Beyond the furthest so far: what is fetched again is no progress.
+        let mut furthest = ingest.offset();
         while ingest.offset() < blob.size {
-            let before = ingest.offset();
             match rest(session, &what, blob, &mut ingest, &reporter).await {
                 Ok(()) => {}
                 Err(failure) => {
                     pieced |= ingest.offset() > 0;
-                    if ingest.offset() >= before.saturating_add(PROGRESS) {
+                    if ingest.offset() >= furthest.saturating_add(PROGRESS) {
+                        furthest = ingest.offset();
                         tries.progressed();
                     }
                     tries.again(failure).await?;

@@ -67,6 +67,8 @@ impl Partial {
         };
         let mut partial = Self { file, path, hasher: Sha256::new(), written: 0, size, resumed: false, claim };
         partial.catch_up()?;
+        let dir = partial.path.parent().unwrap_or(Path::new("/"));
+        super::room(dir, size.saturating_sub(partial.written))?;
         Ok(Some(partial))
     }
 
