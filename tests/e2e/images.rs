@@ -151,7 +151,7 @@ fn a_file_of_the_hosts_is_registered_used_in_place_and_promoted() {
     register().exits(0);
     world.vm(&["image", "delete", "other", "mine"]).run().exits(0);
     assert!(file.is_file(), "it is never deleted");
-    world.vm(&["delete", "m"]).run().exits(0);
+    world.vm(&["delete", "--force", "m"]).run().exits(0);
     world.vm(&["image", "delete", "fixed"]).run().exits(0);
     world.leaves_nothing();
 }

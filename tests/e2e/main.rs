@@ -10,6 +10,7 @@ mod jail;
 mod lifecycle;
 mod limits;
 mod network;
+mod oci;
 mod overlap;
 mod plugins;
 mod registry;

@@ -12,23 +12,29 @@ use sha2::{Digest, Sha256};
 use vm_tests::{FakeWorld, Running, World, programs, wait_until, world::SHORT};
 
 /// Where it listens, in the world's own network.
-const AT: &str = "127.0.0.1:5000";
+pub(super) const AT: &str = "127.0.0.1:5000";
 
 /// A registry in a world.
-struct Registry {
-    process: Running,
+pub(super) struct Registry {
+    pub(super) process: Running,
     storage: PathBuf,
 }
 
 impl Registry {
     #[track_caller]
-    fn start(world: &World) -> Self {
+    pub(super) fn start(world: &World) -> Self {
+        Self::start_with(world, "")
+    }
+
+    /// One with more lines in its configuration. What one of before has, this one has.
+    #[track_caller]
+    pub(super) fn start_with(world: &World, more: &str) -> Self {
         needs("docker-registry", "docker-registry");
         needs("skopeo", "skopeo");
         let storage = world.directory().join("registry");
         let config = world.directory().join("registry.yml");
         let text = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {AT}}}\n",
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {AT}}}\n{more}",
             storage.display()
         );
         fs::write(&config, text).expect("a file can be written");
@@ -43,7 +49,7 @@ impl Registry {
 
     /// Pushes what a layout has under a tag.
     #[track_caller]
-    fn push(&self, world: &World, layout: &Path, tag: &str, name: &str) {
+    pub(super) fn push(&self, world: &World, layout: &Path, tag: &str, name: &str) {
         let (from, to) = (format!("oci:{}:{tag}", path(layout)), format!("docker://{AT}/{name}"));
         world
             .tool("skopeo", &["copy", "--insecure-policy", "--dest-tls-verify=false", &from, &to])
@@ -52,25 +58,25 @@ impl Registry {
     }
 
     /// The file that a blob is in.
-    fn blob(&self, digest: &str) -> PathBuf {
+    pub(super) fn blob(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").expect("a digest");
         self.storage.join("docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
     }
 
-    fn stop(mut self) {
+    pub(super) fn stop(mut self) {
         self.process.signal(Signal::SIGKILL);
         self.process.finish(SHORT);
     }
 }
 
 #[track_caller]
-fn needs(program: &str, package: &str) {
+pub(super) fn needs(program: &str, package: &str) {
     let found =
         Command::new("sh").args(["-c", "command -v \"$0\"", program]).output().expect("sh can be run");
     assert!(found.status.success(), "there is no {program}: install the Debian package {package}");
 }
 
-fn path(path: &Path) -> &str {
+pub(super) fn path(path: &Path) -> &str {
     path.to_str().expect("paths of the tests are UTF-8")
 }
 

@@ -152,7 +152,8 @@ pub fn harvest(world: &World, seed: &Path) -> io::Result<()> {
     fs::rename(&ready, seed)
 }
 
-type Tarball = tar::Builder<fs::File>;
+/// A tar archive that is being written.
+pub type Tarball = tar::Builder<fs::File>;
 
 /// Gives a new state directory the seed's content. Files that are never written to are linked; the daemon gets an identity
 /// of its own.
@@ -313,7 +314,8 @@ fn systemd_tarball(world: &World, cache: &Path) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-fn busybox() -> PathBuf {
+/// Where the host's busybox is; empty where there is none.
+pub fn busybox() -> PathBuf {
     ["/bin/busybox", "/usr/bin/busybox"]
         .map(PathBuf::from)
         .into_iter()
@@ -321,7 +323,11 @@ fn busybox() -> PathBuf {
         .unwrap_or_default()
 }
 
-fn busybox_tree(tar: &mut Tarball) -> io::Result<()> {
+/// Adds a busybox tree: no init, no libraries, no users.
+///
+/// # Errors
+/// There is no busybox, or the archive cannot be written.
+pub fn busybox_tree(tar: &mut Tarball) -> io::Result<()> {
     for (path, mode) in [("bin", 0o755), ("tmp", 0o1777), ("root", 0o700), ("etc", 0o755)] {
         directory(tar, path, mode)?;
     }
@@ -339,7 +345,11 @@ fn busybox_tree(tar: &mut Tarball) -> io::Result<()> {
     Ok(())
 }
 
-fn static_tree(tar: &mut Tarball) -> io::Result<()> {
+/// Adds `/prog`, the program for guests that have nothing else.
+///
+/// # Errors
+/// It has not been built, or the archive cannot be written.
+pub fn static_tree(tar: &mut Tarball) -> io::Result<()> {
     file(tar, "prog", &programs::test_program())
 }
 
