@@ -3,13 +3,24 @@
 //! The crate `tar` is not used because it splits PAX records at newlines, which damages binary attributes, knows no PAX
 //! sparse file, expands GNU sparse holes into zeros, and takes a stream cut between two entries for a whole one.
 
-use std::io::{self, Read};
+use std::{
+    collections::BTreeMap,
+    io::{self, Read},
+};
 
 use super::header::{BLOCK, Header, gnu_sparse_continued, pax_records, pax_time};
 use crate::ImageError;
 
 /// The longest header of names or PAX records that is read, in bytes; real ones stay below some 100 KiB.
 const META_MAX: u64 = 8 << 20;
+/// Segments of a sparse file: as many as a GNU sparse header of that length has.
+const SEGMENTS_MAX: usize = (META_MAX / 24) as usize;
+/// What PAX headers may say of one entry: extended attributes, and bytes of them and of names. Linux has 64 KiB of
+/// attributes, and names of 4095 bytes.
+const XATTRS_MAX: usize = 1000;
+const PAX_MAX: usize = 1 << 20;
+/// The same of all entries to come; each gets a copy. Real ones hold a comment or a time.
+const GLOBAL_MAX: usize = 64 << 10;
 /// The largest file in an image, in bytes. Beyond it a header is a mistake or an attack.
 const FILE_MAX: u64 = 1 << 40;
 
@@ -50,6 +61,8 @@ pub(super) struct Archive<R> {
     /// Blanks that fill up its last block.
     padding: u64,
     global: Pax,
+    /// Whether the archive may end between two entries, without an end mark.
+    open_end: bool,
     last: String,
 }
 
@@ -61,7 +74,7 @@ struct Pax {
     uid: Option<u32>,
     gid: Option<u32>,
     mtime: Option<(i64, u32)>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     sparse_version: (u32, u32),
     sparse_name: Option<Vec<u8>>,
     sparse_size: Option<u64>,
@@ -69,9 +82,20 @@ struct Pax {
     sparse_offset: Option<u64>,
 }
 
+impl Pax {
+    /// Bytes that it takes.
+    fn weight(&self) -> usize {
+        let names = [&self.path, &self.link, &self.sparse_name].into_iter().flatten().map(Vec::len);
+        let xattrs = self.xattrs.iter().map(|(name, value)| name.len() + value.len());
+        let map = self.sparse_map.as_ref().map_or(0, |map| size_of_val(map.as_slice()));
+        names.chain(xattrs).sum::<usize>() + map
+    }
+}
+
 impl<R: Read> Archive<R> {
-    pub(super) fn new(input: R) -> Self {
-        Self { input, left: 0, padding: 0, global: Pax::default(), last: String::new() }
+    /// With `open_end` the input's end between two entries is the archive's, too: for one that a digest tells to be whole.
+    pub(super) fn new(input: R, open_end: bool) -> Self {
+        Self { input, left: 0, padding: 0, global: Pax::default(), open_end, last: String::new() }
     }
 
     /// The next entry; `None` at the archive's end mark.
@@ -80,9 +104,17 @@ impl<R: Read> Archive<R> {
         (self.left, self.padding) = (0, 0);
         let mut pax = self.global.clone();
         let (mut long_path, mut long_link) = (None, None);
+        // Whether a header says something of the next one.
+        let mut begun = false;
         loop {
             let mut block = [0; BLOCK];
-            self.fill(&mut block)?;
+            if self.open_end && !begun {
+                if !self.fill_or_end(&mut block)? {
+                    return Ok(None);
+                }
+            } else {
+                self.fill(&mut block)?;
+            }
             if block == [0; BLOCK] {
                 // One empty block is an end mark too (GNU tar warns of it only), but there must be one.
                 return Ok(None);
@@ -90,15 +122,23 @@ impl<R: Read> Archive<R> {
             let header = Header::parse(&block).map_err(|reason| self.corrupt(reason))?;
             let size = header.size().and_then(|n| u64::try_from(n).ok());
             let size = size.ok_or_else(|| self.corrupt("a size is no number"))?;
+            begun |= matches!(header.kind(), b'x' | b'X' | b'L' | b'K');
             match header.kind() {
                 b'x' | b'X' => {
                     let data = self.meta(size)?;
                     self.apply_pax(&mut pax, &data)?;
+                    let names = pax.weight() - pax.sparse_map.as_deref().map_or(0, size_of_val);
+                    if names > PAX_MAX {
+                        return Err(self.corrupt("too many extended attributes, or too long names"));
+                    }
                 }
                 b'g' => {
                     let data = self.meta(size)?;
                     let mut global = std::mem::take(&mut self.global);
                     self.apply_pax(&mut global, &data)?;
+                    if global.weight() > GLOBAL_MAX {
+                        return Err(self.corrupt("a header of all entries is longer than any real one"));
+                    }
                     pax = global.clone();
                     self.global = global;
                 }
@@ -175,7 +215,7 @@ impl<R: Read> Archive<R> {
                     gnu_sparse_continued(&block).ok_or_else(|| self.corrupt("a sparse map is no map"))?;
                 segments.extend(next);
                 more = again;
-                if segments.len() as u64 * 24 > META_MAX {
+                if segments.len() > SEGMENTS_MAX {
                     return Err(self.corrupt("a sparse map has no end"));
                 }
             }
@@ -194,7 +234,17 @@ impl<R: Read> Archive<R> {
             });
         }
         self.check_segments(&kind, size, &segments)?;
-        Ok(Entry { path, kind, mode, uid, gid, mtime, xattrs: pax.xattrs, size, segments })
+        Ok(Entry {
+            path,
+            kind,
+            mode,
+            uid,
+            gid,
+            mtime,
+            xattrs: pax.xattrs.into_iter().collect(),
+            size,
+            segments,
+        })
     }
 
     /// Segments are in order, inside the file, and make up exactly what is stored.
@@ -239,7 +289,7 @@ impl<R: Read> Archive<R> {
                         if numbers.is_empty() {
                             wanted = usize::try_from(number)
                                 .ok()
-                                .filter(|&n| n as u64 <= META_MAX)
+                                .filter(|&n| n <= SEGMENTS_MAX)
                                 .map(|pairs| 1 + 2 * pairs)
                                 .ok_or_else(|| self.corrupt("a sparse map is too long"))?;
                         }
@@ -277,19 +327,28 @@ impl<R: Read> Archive<R> {
                 b"GNU.sparse.offset" => pax.sparse_offset = Some(number()?),
                 b"GNU.sparse.numbytes" => {
                     let offset = pax.sparse_offset.take().ok_or_else(invalid)?;
-                    pax.sparse_map.get_or_insert_default().push((offset, number()?));
+                    let map = pax.sparse_map.get_or_insert_default();
+                    if map.len() >= SEGMENTS_MAX {
+                        return Err(self.corrupt("a sparse map is too long"));
+                    }
+                    map.push((offset, number()?));
                 }
                 b"GNU.sparse.map" => {
                     let text = std::str::from_utf8(value).map_err(|_| invalid())?;
                     let numbers: Result<Vec<u64>, _> =
                         text.split(',').filter(|n| !n.is_empty()).map(str::parse).collect();
                     let numbers = numbers.map_err(|_| invalid())?;
+                    if numbers.len() / 2 > SEGMENTS_MAX {
+                        return Err(self.corrupt("a sparse map is too long"));
+                    }
                     pax.sparse_map = Some(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect());
                 }
                 _ => {
                     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                        pax.xattrs.retain(|(former, _)| former != name);
-                        pax.xattrs.push((name.to_vec(), value.to_vec()));
+                        pax.xattrs.insert(name.to_vec(), value.to_vec());
+                        if pax.xattrs.len() > XATTRS_MAX {
+                            return Err(self.corrupt("too many extended attributes"));
+                        }
                     }
                 }
             }
@@ -329,6 +388,20 @@ impl<R: Read> Archive<R> {
         self.fill_slice(block)
     }
 
+    /// The same, unless the input ends before it: then false.
+    fn fill_or_end(&mut self, block: &mut [u8; BLOCK]) -> Result<bool, ImageError> {
+        let count = loop {
+            match self.input.read(block) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other.map_err(|error| self.failed(error))?,
+            }
+        };
+        if count > 0 {
+            self.fill_slice(&mut block[count..])?;
+        }
+        Ok(count > 0)
+    }
+
     fn fill_slice(&mut self, buffer: &mut [u8]) -> Result<(), ImageError> {
         self.input.read_exact(buffer).map_err(|error| self.failed(error))
     }
@@ -350,6 +423,7 @@ impl<R: Read> Archive<R> {
                 reason: "is in an archive that unpacks to more than 16 GiB and more than 200 times its size"
                     .into(),
             },
+            _ if needs_memory(&error) => self.corrupt("to decompress it takes more than 256 MiB of memory"),
             // The decompressors' own errors carry no errno.
             _ if error.raw_os_error().is_none() => self.corrupt(error.to_string()),
             _ => ImageError::ReadArchive { source: error },
@@ -359,6 +433,15 @@ impl<R: Read> Archive<R> {
     fn corrupt(&self, reason: impl Into<String>) -> ImageError {
         ImageError::CorruptArchive { last: self.last.clone(), reason: reason.into() }
     }
+}
+
+/// Whether xz asks for more than it may have.
+fn needs_memory(error: &io::Error) -> bool {
+    use liblzma::stream::Error;
+    error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref())
+        .is_some_and(|inner| matches!(inner, Error::MemLimit))
 }
 
 fn until_nul(mut data: Vec<u8>) -> Vec<u8> {

@@ -12,6 +12,10 @@ use std::{
     time::Duration,
 };
 
+use liblzma::{
+    bufread::XzDecoder,
+    stream::{CONCATENATED, Stream as XzStream},
+};
 use sha2::{Digest, Sha256};
 
 use crate::progress::Cancel;
@@ -23,6 +27,11 @@ const CHUNKS_AHEAD: usize = 128;
 const BOMB_MIN: u64 = 16 << 30;
 /// … and more than so many for each byte of the blob is made to fill disks, not to be used.
 const BOMB_RATIO: u64 = 200;
+
+/// What a decompressor may take: xz, whose `-9` needs 65 MiB, in bytes; Zstandard's window, as a power of two, which is
+/// its own default (RFC 8878 asks for 8 MiB, `--ultra -22` needs 128 MiB).
+const XZ_MEMORY: u64 = 256 << 20;
+const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// SHA-256 sums of a stream that was read to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,8 +213,15 @@ pub(crate) fn decompressed<R: Read + Send + 'static>(input: R) -> io::Result<Box
     let input = BufReader::with_capacity(CHUNK, start.chain(input));
     Ok(match &magic[..known] {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
-        [0xfd, b'7', b'z', b'X', b'Z', 0] => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(input)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            Box::new(decoder)
+        }
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => {
+            let stream = XzStream::new_stream_decoder(XZ_MEMORY, CONCATENATED)?;
+            Box::new(XzDecoder::new_stream(input, stream))
+        }
         _ => Box::new(input),
     })
 }
