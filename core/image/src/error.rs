@@ -205,7 +205,7 @@ impl ImageError {
                     .into()
             }
             Self::RefusedEntry { .. } => {
-                "an image's archives hold relative paths that stay inside of it, also where symbolic links lead; make \
+                "an image's archives hold paths that stay inside of it, and what a Linux filesystem can hold; make \
                  the image anew, a root filesystem's e.g. with tar --numeric-owner --xattrs -C ROOT -cf IMAGE.tar ."
                     .into()
             }

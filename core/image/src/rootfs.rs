@@ -8,14 +8,15 @@
 //! ```
 //!
 //! Contents go from the stream to the block where they stay; nothing is unpacked into directories, no tool is run, and no
-//! privilege is needed. Memory: 32 MiB for each of four layers at most that are read at once, some 300 bytes for each
-//! entry, and names, link targets and attributes. Disk: the image itself; what an upper layer replaces is given back as soon as it is.
+//! privilege is needed. Memory: for each of four layers at most that are read at once 32 MiB, and what its decompressor
+//! needs (xz 256 MiB at most and Zstandard 128 MiB, more is refused); some 300 bytes for each entry, and names, link
+//! targets and attributes. Disk: the image itself; what an upper layer replaces is given back as soon as it is.
 //!
 //! Kept exactly: types, modes, numeric owners, extended attributes (`SCHILY.xattr.*`, so capabilities, binary POSIX ACLs
 //! and `user.*`), hard links, link targets, device numbers, contents, modification times to the nanosecond. Blocks of
 //! zeros become holes. The same layers under the same identity give the same bytes.
-//! Refused, with the path named: names that leave the root, also through links (module `merge` says how they are followed);
-//! paths beyond 4095 bytes and names beyond 255; more than 3,000,000 entries, or 1 GiB of their names, link targets and attributes; files or images beyond 1 TiB; archives
+//! Refused, with the path named: names that leave the root with ".." (module `merge` says how names and links are
+//! followed; none leads out); paths beyond 4095 bytes and names beyond 255; more than 3,000,000 entries, or 1 GiB of their names, link targets and attributes; files or images beyond 1 TiB; archives
 //! that unpack to more than 16 GiB and 200 times their size; attributes of one inode beyond one block. The last 256 MiB of
 //! the host's disk are not used.
 //! Not kept: access and change times, which become the modification time; ACLs that an archive has in text form only;

@@ -133,10 +133,7 @@ impl DataWriter {
         let bytes = self.filled as usize * SIZE;
         if self.unchecked >= HOST_INTERVAL {
             self.unchecked = 0;
-            let host = rustix::fs::fstatvfs(&self.file)?;
-            if host.f_bavail * host.f_frsize < HOST_RESERVE {
-                return Err(Errno::NOSPC.into());
-            }
+            self.ensure_room(0)?;
         }
         self.file.write_all_at(&self.buffer[..bytes], u64::from(self.start) * BLOCK)?;
         self.unchecked += bytes as u64;
@@ -146,6 +143,15 @@ impl DataWriter {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         self.move_to(at);
+        Ok(())
+    }
+
+    /// Fails unless the host's disk has room for so many bytes beside what is left free.
+    pub(super) fn ensure_room(&self, bytes: u64) -> io::Result<()> {
+        let host = rustix::fs::fstatvfs(&self.file)?;
+        if host.f_bavail * host.f_frsize < HOST_RESERVE + bytes {
+            return Err(Errno::NOSPC.into());
+        }
         Ok(())
     }
 

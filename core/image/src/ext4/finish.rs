@@ -84,6 +84,8 @@ pub(crate) fn finish<E: From<io::Error>>(
     let contents = writer.turn_to(None)?;
     let dead_blocks = dead.iter().map(|extent| extent.length).sum();
     let geometry = Geometry::plan(contents, Demand { blocks, inodes: last, dead: dead_blocks });
+    let tables = u64::from(blocks + 2 * geometry.groups) * BLOCK + u64::from(last) * u64::from(INODE_SIZE);
+    writer.ensure_room(tables)?;
     writer.turn_to(Some(geometry.rest))?;
 
     let mut finishing = Finishing {
@@ -119,7 +121,8 @@ fn ensure_lost_found(tree: &mut Filesystem) {
         return;
     }
     root.children.insert(LOST_FOUND.into(), Child { node, layer: 0 });
-    let kind = Kind::Directory(Box::new(Directory { parent: ROOT, depth: 1, children: Default::default() }));
+    let directory = Directory { parent: ROOT, depth: 1, hidden: 0, children: Default::default() };
+    let kind = Kind::Directory(Box::new(directory));
     tree.nodes.push(Node { attributes: Attributes { mode: 0o700, ..Attributes::implied() }, kind, links: 1 });
 }
 
@@ -306,7 +309,7 @@ impl Finishing<'_> {
         let below = directory.children.values();
         let links = 2 + below.filter(|child| self.tree.directory(child.node).is_some()).count() as u32;
         // A count that does not fit is not kept (dir_nlink).
-        inode.links = if links >= LINKS_MAX { 1 } else { links as u16 };
+        inode.links = if links > LINKS_MAX { 1 } else { links as u16 };
         self.directories[self.table.group(number)] += 1;
         Ok(())
     }
@@ -418,7 +421,8 @@ impl Bitmap {
 
 fn used_blocks(geometry: &Geometry, end: Cursor, dead: &[Extent]) -> Bitmap {
     let mut used = Bitmap(vec![0; geometry.groups as usize * SIZE]);
-    used.set(0, end.end(), true);
+    // A cursor that came to the begin of a group stands behind its head, even if there is no such group.
+    used.set(0, end.end().min(geometry.blocks), true);
     for extent in dead {
         used.set(extent.start, extent.length, false);
     }

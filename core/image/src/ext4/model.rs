@@ -65,6 +65,8 @@ pub(crate) struct Directory {
     pub(crate) parent: NodeId,
     /// 0 for the root.
     pub(crate) depth: u16,
+    /// The last layer that hid what lower layers have in it, 0 for none.
+    pub(crate) hidden: u32,
     pub(crate) children: BTreeMap<Box<[u8]>, Child>,
 }
 
@@ -79,7 +81,7 @@ pub(crate) struct Child {
 impl Filesystem {
     /// A filesystem with a root directory (root's, mode 0755) and nothing else.
     pub(crate) fn new() -> Self {
-        let root = Directory { parent: ROOT, depth: 0, children: BTreeMap::new() };
+        let root = Directory { parent: ROOT, depth: 0, hidden: 0, children: BTreeMap::new() };
         let kind = Kind::Directory(Box::new(root));
         Self { nodes: vec![Node { attributes: Attributes::implied(), kind, links: 1 }] }
     }

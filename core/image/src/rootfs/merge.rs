@@ -1,9 +1,10 @@
 //! Layers into one tree, by the rules of the OCI image specification ("Image Layer Filesystem Changeset").
 //!
-//! Nothing here touches a filesystem: names that nobody vouches for only ever lead from node to node. A name that passes
-//! through a symbolic link leads to where the link leads inside of the root, as umoci and containerd have it (an absolute
-//! target starts at the root); a link that leads nowhere, to no directory, or out of the root with ".." is refused, since
-//! other tools would write outside through it.
+//! Nothing here touches a filesystem: names that nobody vouches for only ever lead from node to node. As umoci and
+//! containerd have it, the root is all there is: an absolute name or link target starts there, and a ".." too many in a
+//! link's target stays there. A name that passes through a symbolic link leads to where the link leads; directories that
+//! are not there yet are made. A name that itself climbs out with ".." no tool writes, so it is refused; so are links that
+//! lead in circles or to no directory.
 //!
 //! A whiteout hides what layers below have, never what its own layer has, whichever comes first in the archive. An entry
 //! for a directory that is there changes its attributes; any other entry for a name that is there replaces that.
@@ -49,18 +50,21 @@ pub(super) struct Tree {
     dead: Vec<Extent>,
 }
 
-/// Splits a name; an error says in words why it must not be used.
+/// Splits a name, which starts at the root and whose ".." takes away what stands before it; an error says in words why
+/// it must not be used.
 fn components(path: &[u8]) -> Result<Vec<&[u8]>, &'static str> {
-    if path.starts_with(b"/") {
-        return Err("is an absolute path");
-    }
     if path.contains(&0) {
         return Err("contains a zero byte");
     }
-    let parts: Vec<&[u8]> =
-        path.split(|&b| b == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
-    if parts.contains(&&b".."[..]) {
-        return Err("leads out of the archive with \"..\"");
+    let mut parts = Vec::new();
+    for part in path.split(|&b| b == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                parts.pop().ok_or("leads out of the archive with \"..\"")?;
+            }
+            name => parts.push(name),
+        }
     }
     Ok(parts)
 }
@@ -114,7 +118,8 @@ impl Tree {
 
     /// Whether an entry is an instruction rather than a thing.
     pub(super) fn is_instruction(&self, entry: &Entry) -> bool {
-        self.whiteouts && entry.path.split(|&b| b == b'/').any(|part| part.starts_with(WHITEOUT))
+        self.whiteouts
+            && components(&entry.path).is_ok_and(|parts| parts.iter().any(|part| part.starts_with(WHITEOUT)))
     }
 
     /// Adds an entry; a file with what its content came to.
@@ -189,10 +194,15 @@ impl Tree {
         Ok(())
     }
 
-    /// Takes away what lower layers have in directories.
+    /// Takes away what lower layers have in directories. One that it was done to before in this layer cannot have got
+    /// anything of theirs since.
     fn hide_below(&mut self, mut queue: Vec<NodeId>) {
         while let Some(id) = queue.pop() {
-            let Some(directory) = self.filesystem.directory(id) else { continue };
+            let Some(directory) = self.filesystem.directory_mut(id) else { continue };
+            if directory.hidden == self.layer {
+                continue;
+            }
+            directory.hidden = self.layer;
             let mut lower = Vec::new();
             for (name, child) in &directory.children {
                 if child.layer == self.layer {
@@ -235,8 +245,8 @@ impl Tree {
         Ok(())
     }
 
-    /// The directory that components lead to. With `create` missing ones are made (root's, mode 0755), and all of them
-    /// count as this layer's.
+    /// The directory that components lead to. With `create` missing ones are made (root's, mode 0755), also where a link
+    /// says so, and all of them count as this layer's.
     fn resolve(&mut self, parts: &[&[u8]], create: bool) -> Result<NodeId, Refusal> {
         let mut at = ROOT;
         let (mut followed, mut steps) = (0, 0);
@@ -244,30 +254,26 @@ impl Tree {
         let mut ahead: Vec<(Box<[u8]>, bool)> =
             parts.iter().rev().map(|part| ((*part).into(), false)).collect();
         let mut link = String::new();
+        // Directories below `at` that are not there; a ".." behind them takes one away before it is made.
+        let mut missing: Vec<(Box<[u8]>, bool)> = Vec::new();
         while let Some((part, by_link)) = ahead.pop() {
             steps += 1;
             let Some(directory) = self.filesystem.directory(at) else {
                 return Err("lies below no directory".into());
             };
             if &*part == b".." {
-                if at == ROOT {
-                    return Err(format!(
-                        "passes through the symbolic link {link}, which leads out of the root"
-                    ));
+                if missing.pop().is_none() {
+                    // The root is its own parent.
+                    at = directory.parent;
                 }
-                at = directory.parent;
                 continue;
             }
             let child = match directory.children.get(&part) {
-                None if by_link => {
-                    return Err(format!("passes through the symbolic link {link}, which leads nowhere"));
-                }
-                None if create => {
-                    at = self.sub_directory(at, &part)?;
+                Some(child) if missing.is_empty() => child.node,
+                _ => {
+                    missing.push((part, by_link));
                     continue;
                 }
-                None => return Err("is not there".into()),
-                Some(child) => child.node,
             };
             match &self.filesystem.node(child).kind {
                 Kind::Directory(_) => {
@@ -296,6 +302,16 @@ impl Tree {
                 _ => return Err(format!("lies below {}, which is no directory", shown(&part))),
             }
         }
+        if !create && !missing.is_empty() {
+            return Err("is not there".into());
+        }
+        for (name, by_link) in missing {
+            at = self.sub_directory(at, &name)?;
+            if by_link {
+                // The entry's own path is weighed already.
+                self.weight += name.len();
+            }
+        }
         Ok(at)
     }
 
@@ -314,7 +330,7 @@ impl Tree {
         if depth > DEPTH_MAX {
             return Err(format!("lies deeper than {DEPTH_MAX} directories"));
         }
-        let directory = Directory { parent, depth, children: Default::default() };
+        let directory = Directory { parent, depth, hidden: 0, children: Default::default() };
         let kind = Kind::Directory(Box::new(directory));
         let id = self.push(Node { attributes: Attributes::implied(), kind, links: 1 })?;
         self.insert(parent, name, id);
@@ -507,6 +523,34 @@ mod tests {
             assert!(error.contains("each ext4 filesystem"), "{error}");
         }
         tree.add(&entry("root/lost+found", EntryKind::Directory), Extents::None).unwrap();
+    }
+
+    #[test]
+    fn what_is_hidden_is_gone_through_once_for_each_layer() {
+        let mut tree = Tree::new(true);
+        let opaque = entry("d/.wh..wh..opq", EntryKind::File);
+        let names = |tree: &Tree| {
+            let Some(Child { node, .. }) = tree.filesystem.directory(ROOT).unwrap().children.get(&b"d"[..])
+            else {
+                panic!("d is gone")
+            };
+            tree.filesystem.directory(*node).unwrap().children.len()
+        };
+        tree.next_layer();
+        tree.add(&entry("d/low", EntryKind::Fifo), Extents::None).unwrap();
+        tree.next_layer();
+        tree.add(&entry("d/high", EntryKind::Fifo), Extents::None).unwrap();
+        tree.add(&opaque, Extents::None).unwrap();
+        assert_eq!(names(&tree), 1);
+        // What cannot be is not looked for: a name of the lowest layer stays.
+        let id = tree.resolve(&[b"d"], false).unwrap();
+        let children = &mut tree.filesystem.directory_mut(id).unwrap().children;
+        children.get_mut(&b"high"[..]).unwrap().layer = 1;
+        tree.add(&opaque, Extents::None).unwrap();
+        assert_eq!(names(&tree), 1);
+        tree.next_layer();
+        tree.add(&opaque, Extents::None).unwrap();
+        assert_eq!(names(&tree), 0);
     }
 
     #[test]

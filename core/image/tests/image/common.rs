@@ -103,6 +103,10 @@ impl Tar {
     }
     /// A PAX header for the next entry.
     pub(crate) fn push_pax(&mut self, records: &[(&str, &[u8])]) {
+        self.push_records(b'x', records);
+    }
+    /// A PAX header, for the next entry (`x`) or all to come (`g`).
+    pub(crate) fn push_records(&mut self, kind: u8, records: &[(&str, &[u8])]) {
         let mut data = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -114,7 +118,7 @@ impl Tar {
             data.extend_from_slice(value);
             data.push(b'\n');
         }
-        self.push(b'x', "pax", "", &data);
+        self.push(kind, "pax", "", &data);
     }
     pub(crate) fn end(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);

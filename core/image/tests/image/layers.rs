@@ -1,11 +1,16 @@
 //! Layers become what another tool makes of them, and nothing where they must not.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use sha2::{Digest, Sha256};
 
 use crate::{
-    common::{Bench, Tar, look, mounted, silent},
+    common::{Bench, Seen, Tar, look, mounted, silent},
     layout::{Layout, layers},
 };
 use vm_image::{ImageError, rootfs};
@@ -126,6 +131,77 @@ async fn layers_become_what_umoci_makes_of_them() {
     }
 }
 
+/// Names that start at the root, links with nothing behind them or a ".." too many.
+#[tokio::test]
+async fn odd_names_lead_where_umoci_has_them_lead() {
+    let bench = Bench::new();
+    let mut one = Tar::default();
+    for (name, target) in
+        [("var/run", "/run"), ("up", "../../../d"), ("twice", "var/run/deep"), ("back", "none/../way")]
+    {
+        one.push(b'2', name, target, b"");
+    }
+    one.push(b'0', "/ko-app/x", "", b"x");
+    let mut two = Tar::default();
+    for name in ["var/run/app", "up/f", "twice/f", "back/f", "/var/../b", "/ko-app/y"] {
+        two.push(b'0', name, "", name.as_bytes());
+    }
+    two.push(b'1', "/ko-app/z", "/ko-app/x", b"");
+    two.push(b'1', "w", "/var/run/app", b"");
+    let layout = bench.dir.path().join("layout");
+    Layout::write(&layout, vec![one.end(), two.end()], "gzip");
+    let bundle = bench.dir.path().join("bundle");
+    let image = format!("{}:latest", layout.display());
+    let output = Command::new("umoci").args(["unpack", "--image", &image]).arg(&bundle).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    flatten(&bench, &layout).await.unwrap();
+    bench.check();
+    // Times of directories that nobody names are no one's.
+    let without_times = |seen: BTreeMap<PathBuf, Seen>| {
+        seen.into_iter().map(|(path, seen)| (path, Seen { mtime: (0, 0), ..seen })).collect::<Vec<_>>()
+    };
+    let ours = without_times(mounted(&bench.out(), look));
+    assert_eq!(ours, without_times(look(&bundle.join("rootfs"))));
+    assert!(ours.iter().any(|(path, seen)| path == Path::new("run/app") && seen.links == 2), "{ours:?}");
+}
+
+/// Some tools leave it out, and have layers of no byte at all; what says that all is there is the digest.
+#[tokio::test]
+async fn layers_may_lack_their_end_mark_where_a_digest_tells() {
+    let bench = Bench::new();
+    let layout = bench.dir.path().join("layout");
+    let open = |name: &str| Tar::default().add(b'0', name, "", b"content");
+    for compressor in ["cat", "gzip"] {
+        Layout::write(&layout, vec![open("a").0, Vec::new(), open("b").0], compressor);
+        let (identity, sources) = layers(&layout);
+        let build = |change: &dyn Fn(&mut rootfs::LayerSource)| {
+            let mut sources = sources.clone();
+            sources.iter_mut().for_each(change);
+            let (bench, identity) = (&bench, identity.clone());
+            async move { rootfs::flatten(sources, identity, &bench.out(), &bench.scratch(), silent()).await }
+        };
+        build(&|_| {}).await.unwrap();
+        build(&|layer| layer.digest = None).await.unwrap();
+        build(&|layer| layer.diff_id = None).await.unwrap();
+        bench.check();
+        let seen = mounted(&bench.out(), look);
+        assert!(["", "a", "b"].iter().all(|path| seen.contains_key(Path::new(path))) && seen.len() == 3);
+        fs::remove_file(bench.out()).unwrap();
+        let error = build(&|layer| (layer.digest, layer.diff_id) = (None, None)).await.unwrap_err();
+        assert!(matches!(error, ImageError::TruncatedArchive { .. }), "{error:?}");
+        fs::remove_dir_all(&layout).unwrap();
+    }
+    // The middle of something is no end.
+    let mut announced = open("a");
+    announced.push_pax(&[("path", b"b")]);
+    let whole = open("a").0;
+    for cut in [announced.0, whole[..512].to_vec(), whole[..1000].to_vec(), whole[..100].to_vec()] {
+        let error = flattened(&bench, vec![cut]).await.unwrap_err();
+        assert!(matches!(error, ImageError::TruncatedArchive { .. }), "{error:?}");
+        bench.assert_clean();
+    }
+}
+
 #[tokio::test]
 async fn the_same_layers_give_the_same_bytes() {
     let bench = Bench::new();
@@ -157,9 +233,8 @@ async fn the_same_layers_give_the_same_bytes() {
 
 #[tokio::test]
 async fn hostile_layers_are_refused_by_name() {
-    let base = || {
-        Tar::default().add(b'5', "d", "", b"").add(b'2', "out", "../..", b"").add(b'0', "f", "", b"f").end()
-    };
+    let base =
+        || Tar::default().add(b'5', "d", "", b"").add(b'2', "out", "out", b"").add(b'0', "f", "", b"f").end();
     let top = |kind: u8, name: &str, link: &str| Tar::default().add(kind, name, link, b"").end();
     for (kind, name, link) in [
         (b'0', ".wh.", ""),

@@ -9,6 +9,8 @@ use std::{
 };
 
 use crate::common::{Bench, Tar, look, mounted, privately, recorded, silent};
+use sha2::{Digest, Sha256};
+
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use vm_image::{ImageError, rootfs};
 
@@ -169,7 +171,6 @@ async fn compression_is_told_by_content_and_the_digest_is_of_the_tar() {
 }
 
 fn vm_image_sha256(bytes: &[u8]) -> String {
-    use sha2::{Digest, Sha256};
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -199,16 +200,12 @@ async fn the_same_archive_gives_the_same_identity() {
 async fn hostile_archives_are_refused_by_name() {
     let outside = tempfile::tempdir().unwrap();
     let out = outside.path().to_str().unwrap();
-    let absolute = format!("{out}/absolute");
     let up = Tar::default;
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("../escape", up().add(b'0', "../escape", "", b"x").end()),
         ("a/../../escape", up().add(b'0', "a/../../escape", "", b"x").end()),
-        (&absolute, up().add(b'0', &absolute, "", b"x").end()),
-        ("link/file", up().add(b'2', "link", out, b"").add(b'0', "link/file", "", b"x").end()),
-        ("in/file", up().add(b'2', "in", "../d", b"").add(b'0', "in/file", "", b"x").end()),
+        ("/../escape", up().add(b'0', "/../escape", "", b"x").end()),
         ("in/file", up().add(b'2', "in", "in", b"").add(b'0', "in/file", "", b"x").end()),
-        ("link/dir/", up().add(b'2', "link", out, b"").add(b'5', "link/dir/", "", b"").end()),
         ("hard", up().add(b'1', "hard", "/etc/passwd", b"").end()),
         ("hard", up().add(b'1', "hard", "../../etc/passwd", b"").end()),
         ("hard", up().add(b'2', "e", "/etc", b"").add(b'1', "hard", "e/passwd", b"").end()),
@@ -227,6 +224,158 @@ async fn hostile_archives_are_refused_by_name() {
         bench.assert_clean();
     }
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0, "something was written outside");
+}
+
+/// As in images that `ko` makes, and with every name that means the root of the image and not the host's.
+#[tokio::test]
+async fn names_and_links_start_at_the_root() {
+    let bench = Bench::new();
+    let outside = tempfile::tempdir().unwrap();
+    let out = outside.path().to_str().unwrap();
+    let mut tar = Tar::default();
+    tar.push_as(b'5', "/", "", b"", (0o711, 0, 1));
+    tar.push(b'0', "/ko-app/x", "", b"absolute");
+    tar.push(b'1', "/usr/x", "/ko-app/x", b"");
+    tar.push(b'1', "y", "none/../ko-app/./x", b"");
+    tar.push(b'0', "a/../b", "", b"up");
+    tar.push(b'2', "link", out, b"");
+    tar.push(b'0', "link/file", "", b"through a link");
+    tar.push(b'5', "link/dir/", "", b"");
+    tar.push(b'2', "in", "../../d/none/../e", b"");
+    tar.push(b'0', "in/file", "", b"one up too many");
+    bench.build(tar.end()).await.unwrap();
+    bench.check();
+    let seen = mounted(&bench.out(), look);
+    for (path, content) in [
+        ("ko-app/x", "absolute"),
+        ("usr/x", "absolute"),
+        ("y", "absolute"),
+        ("b", "up"),
+        (&format!("{out}/file")[1..], "through a link"),
+        ("d/e/file", "one up too many"),
+    ] {
+        let content = Some(Sha256::digest(content).to_vec());
+        assert_eq!(seen.get(Path::new(path)).map(|seen| &seen.content), Some(&content), "{path}");
+    }
+    assert_eq!((seen[Path::new("")].mode, seen[Path::new("y")].links), (0o040_711, 3));
+    assert!(seen.contains_key(Path::new(&format!("{out}/dir")[1..])));
+    assert!(!seen.contains_key(Path::new("a")) && !seen.contains_key(Path::new("d/none")));
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0, "something was written outside");
+}
+
+/// Headers that would have to be kept, copied or gone through again and again.
+#[tokio::test]
+async fn excessive_headers_are_refused() {
+    let names: Vec<String> = (0..1001).map(|i| format!("SCHILY.xattr.user.{i}")).collect();
+    let many: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"x"[..])).collect();
+    let large = vec![b'x'; 600 << 10];
+    let map = "0,0,".repeat(400_000);
+    let pairs: Vec<(&str, &[u8])> =
+        [("GNU.sparse.offset", &b"0"[..]), ("GNU.sparse.numbytes", b"0")].repeat(100_000);
+    type Headers<'a> = Vec<(u8, Vec<(&'a str, &'a [u8])>)>;
+    let cases: [(&str, Headers<'_>); 7] = [
+        ("too many extended attributes", vec![(b'x', many.clone())]),
+        ("too many extended attributes", vec![(b'x', many[..600].to_vec()), (b'x', many[600..].to_vec())]),
+        (
+            "too many extended attributes",
+            vec![(b'x', vec![(many[0].0, &large)]), (b'x', vec![(many[1].0, &large)])],
+        ),
+        ("of all entries", vec![(b'g', vec![(many[0].0, &large)])]),
+        ("of all entries", vec![(b'g', vec![("linkpath", &large)])]),
+        ("sparse map is too long", vec![(b'x', vec![("GNU.sparse.map", map.as_bytes())])]),
+        ("sparse map is too long", vec![(b'x', pairs); 4]),
+    ];
+    for (says, headers) in cases {
+        let bench = Bench::new();
+        let mut tar = Tar::default();
+        for (kind, records) in &headers {
+            tar.push_records(*kind, records);
+        }
+        tar.push(b'0', "f", "", b"");
+        let error = bench.build(tar.end()).await.unwrap_err();
+        assert!(matches!(error, ImageError::CorruptArchive { .. }), "{says}: {error:?}");
+        assert!(error.to_string().contains(says), "{says}: {error}");
+        bench.assert_clean();
+    }
+    // The same one again and again is one, a comment for all is none.
+    let bench = Bench::new();
+    let mut again = vec![("SCHILY.xattr.user.a", &b"before"[..]); 50_000];
+    again.push(("SCHILY.xattr.user.a", b"last"));
+    let mut tar = Tar::default();
+    tar.push_records(b'g', &[("comment", &large)]);
+    tar.push_pax(&again);
+    tar.push(b'0', "f", "", b"");
+    bench.build(tar.end()).await.unwrap();
+    let seen = mounted(&bench.out(), look);
+    assert_eq!(seen[Path::new("f")].xattrs[&b"user.a"[..]], b"last");
+}
+
+/// A few bytes that ask the decompressor for gigabytes.
+#[tokio::test]
+async fn decompressors_take_no_more_memory_than_real_archives_need() {
+    let bench = Bench::new();
+    let file = bench.dir.path().join("archive");
+    fs::write(&file, Tar::default().add(b'0', "a", "", b"hello").end()).unwrap();
+    let mut packed = Command::new("xz").args(["-T1", "-c"]).arg(&file).output().unwrap().stdout;
+    bench.build(packed.clone()).await.unwrap();
+    fs::remove_file(bench.out()).unwrap();
+    // The block's header, with a dictionary of 1.5 GiB (the .xz file format 1.2.1, 3.1 and 5.3.1).
+    let header = &mut packed[12..];
+    let length = (usize::from(header[0]) + 1) * 4;
+    let filter = header.windows(2).position(|bytes| bytes == [0x21, 1]).unwrap();
+    header[filter + 2] = 37;
+    let mut sum = flate2::Crc::new();
+    sum.update(&header[..length - 4]);
+    header[length - 4..length].copy_from_slice(&sum.sum().to_le_bytes());
+    // A frame with a window of 1 GiB (RFC 8878, 3.1.1.1.2), and an empty block.
+    let frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 20 << 3, 1, 0, 0];
+    for (packed, says) in [(packed, "256 MiB of memory"), (frame, "too much memory")] {
+        let error = bench.build(packed).await.unwrap_err();
+        assert!(matches!(error, ImageError::CorruptArchive { .. }), "{error:?}");
+        assert!(error.to_string().contains(says), "{error}");
+        bench.assert_clean();
+    }
+}
+
+/// More than a group of blocks in one file, and files behind it; and as many directories as one can count.
+#[tokio::test]
+async fn groups_are_crossed_and_links_counted_to_their_end() {
+    const MIB: usize = 1 << 20;
+    let bench = Bench::new();
+    let noise: Vec<u8> = (0..MIB as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8 | 1).collect();
+    let piece = move |i: usize| {
+        let mut piece = noise.clone();
+        // Each block is another.
+        for (block, bytes) in piece.chunks_mut(4096).enumerate() {
+            bytes[..8].copy_from_slice(&(i * 256 + block).to_be_bytes());
+        }
+        piece
+    };
+    let dense: Vec<u8> = (0..140).flat_map(&piece).collect();
+    let mut tar = Tar::default().add(b'0', "dense", "", &dense);
+    drop(dense);
+    for i in 0..200 {
+        tar.push(b'0', &format!("small {i}"), "", &piece(i)[..i * 100]);
+    }
+    // With its own and its parent's name for it 65000.
+    for i in 0..64_998 {
+        tar.push(b'5', &format!("many/{i}"), "", b"");
+    }
+    bench.build(tar.end()).await.unwrap();
+    bench.check();
+    mounted(&bench.out(), move |root| {
+        let dense = fs::File::open(root.join("dense")).unwrap();
+        assert_eq!(dense.metadata().unwrap().len(), 140 * MIB as u64);
+        let mut read = vec![0; MIB];
+        for i in 0..140 {
+            dense.read_exact_at(&mut read, (i * MIB) as u64).unwrap();
+            assert!(read == piece(i), "MiB {i}");
+        }
+        for i in 0..200 {
+            assert!(fs::read(root.join(format!("small {i}"))).unwrap() == piece(i)[..i * 100], "{i}");
+        }
+        assert_eq!(fs::metadata(root.join("many")).unwrap().nlink(), 65_000);
+    });
 }
 
 #[tokio::test]
@@ -420,6 +569,33 @@ fn a_full_disk_is_told_and_left_as_it_was() {
         let built = rootfs::build(source, &out, &scratch, silent());
         let error = runtime.block_on(built).unwrap_err();
         assert!(matches!(&error, ImageError::Entry { path, .. } if path == "a"), "{error:?}");
+        assert!(error.hint().unwrap().contains("free space"), "{error:?}");
+        assert!(!out.exists());
+        assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
+    });
+}
+
+/// Directories and inodes are counted before they are written.
+#[test]
+fn a_disk_that_holds_only_the_contents_is_told() {
+    let bench = Bench::new();
+    let small = bench.dir.path().join("small");
+    fs::create_dir(&small).unwrap();
+    let (out, scratch) = (small.join("out"), small.join("scratch"));
+    privately(move || {
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=306m", "none"]).arg(&small).status();
+        assert!(mounted.unwrap().success());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut tar = Tar::default().add(b'0', "a", "", &vec![1; 20 << 20]);
+        // 40 MiB of blocks, where 30 MiB are left but for the reserve.
+        for i in 0..10_000 {
+            tar.push(b'5', &i.to_string(), "", b"");
+        }
+        let reader = Box::new(std::io::Cursor::new(tar.end()));
+        let source = rootfs::TarSource::Reader { reader, length: None };
+        let error = runtime.block_on(rootfs::build(source, &out, &scratch, silent())).unwrap_err();
+        assert!(matches!(&error, ImageError::File { action: "write", .. }), "{error:?}");
         assert!(error.hint().unwrap().contains("free space"), "{error:?}");
         assert!(!out.exists());
         assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
