@@ -16,9 +16,9 @@
 //! and `user.*`), hard links, link targets, device numbers, contents, modification times to the nanosecond. Blocks of
 //! zeros become holes. The same layers under the same identity give the same bytes.
 //! Refused, with the path named: names that leave the root with ".." (module `merge` says how names and links are
-//! followed; none leads out); paths beyond 4095 bytes and names beyond 255; more than 3,000,000 entries, or 1 GiB of their names, link targets and attributes; files or images beyond 1 TiB; archives
-//! that unpack to more than 16 GiB and 200 times their size; attributes of one inode beyond one block. The last 256 MiB of
-//! the host's disk are not used.
+//! followed; none leads out); paths beyond 4095 bytes and names beyond 255; more than 3,000,000 entries, or 1 GiB of their
+//! names, link targets and attributes; files or images beyond 1 TiB; archives that unpack to more than 16 GiB and 200 times
+//! their size; attributes of one inode beyond one block. The last 256 MiB of the host's disk are not used.
 //! Not kept: access and change times, which become the modification time; ACLs that an archive has in text form only;
 //! attributes of name spaces that Linux does not have, and `user.*` where Linux allows none.
 

@@ -501,3 +501,19 @@ fn frame(
 }
 
 const _: () = assert!(INODES_PER_BLOCK * INODE_SIZE == BLOCK as u32);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_with_the_last_group_fills_it_and_no_more() {
+        let mut end = Cursor::start();
+        end.take(GROUP - HEAD);
+        // As the writer does it before the next block, which does not come.
+        end.run();
+        let plan = Geometry::plan(Cursor::start(), Demand { inodes: 12, ..Demand::default() });
+        let used = used_blocks(&Geometry { blocks: GROUP, groups: 1, ..plan }, end, &[]);
+        assert!(used.group(0).iter().all(|&byte| byte == 0xff));
+    }
+}

@@ -15,8 +15,8 @@ use crate::ImageError;
 const META_MAX: u64 = 8 << 20;
 /// Segments of a sparse file: as many as a GNU sparse header of that length has.
 const SEGMENTS_MAX: usize = (META_MAX / 24) as usize;
-/// What PAX headers may say of one entry: extended attributes, and bytes of them and of names. Linux has 64 KiB of
-/// attributes, and names of 4095 bytes.
+/// What PAX headers may say of one entry: extended attributes, and bytes of them and of names. More than an image keeps,
+/// which refuses the rest by name, and little enough to hold.
 const XATTRS_MAX: usize = 1000;
 const PAX_MAX: usize = 1 << 20;
 /// The same of all entries to come; each gets a copy. Real ones hold a comment or a time.
