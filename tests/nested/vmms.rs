@@ -7,13 +7,11 @@ use crate::{
     image, say,
 };
 
-/// Of the end-to-end tests, those that show the most of a VMM and its guest: a session's surroundings, the network, OpenSSH, a VMM that is
-/// killed and started again by its policy.
+/// Of the end-to-end tests, those that show the most of a VMM and its guest: a session's surroundings, the network, OpenSSH.
 const END_TO_END: &[&str] = &[
     "run::surroundings_and_exit_codes",
     "network::host_and_guest_reach_each_other",
     "session::openssh_through_the_proxy",
-    "ends::a_policy_starts_it_again_and_so_does_a_restart",
 ];
 /// The process that is a VM's shim, as `pgrep` finds it.
 const SHIM: &str = "$(pgrep -f '^[^ ]*vmd shim ')";
