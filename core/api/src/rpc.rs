@@ -137,7 +137,7 @@ pub trait Image {
     /// The image of a reference or digest.
     #[method(name = "show")]
     async fn show(&self, image: String) -> RpcResult<ImageRecord>;
-    /// All images.
+    /// All images, without their histories.
     #[method(name = "list")]
     async fn list(&self) -> RpcResult<Vec<ImageRecord>>;
     /// Takes a reference from an image and deletes it with its last one; refused while a VM uses it.

@@ -19,11 +19,19 @@ pub enum EngineError {
         /// As it was asked for.
         name: String,
         /// Why not.
-        source: vm_oci::OciError,
+        source: Box<vm_oci::OciError>,
+    },
+    /// A kernel that VMs of an image boot.
+    #[error("kernel {kernel} is what VMs of image {image} boot")]
+    KernelOfImage {
+        /// Which.
+        kernel: vm_types::KernelId,
+        /// One of the images.
+        image: String,
     },
     /// Getting or giving an image.
     #[error(transparent)]
-    Oci(#[from] vm_oci::OciError),
+    Oci(Box<vm_oci::OciError>),
     /// No such thing.
     #[error("there is no {what} {name}")]
     NotFound {
@@ -237,6 +245,7 @@ layer! {
     Image(ImageError),
     Vmm(VmmError),
     Shim(ShimError),
+    Oci(vm_oci::OciError),
 }
 
 impl EngineError {
@@ -275,6 +284,9 @@ impl EngineError {
             Self::Net(error) => error.hint(),
             Self::Disk(error) => error.hint(),
             Self::Image(error) => error.hint(),
+            Self::KernelOfImage { image, .. } => {
+                Some(format!("delete the image first with `vm image delete {image}`, or register it with another kernel"))
+            }
             Self::Oci(error) => Some(error.hint()),
             Self::NotPulled { source, .. } => {
                 Some(format!("{}; `vm image ls` lists the images that are here", source.hint()))

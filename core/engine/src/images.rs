@@ -22,6 +22,9 @@ use vm_types::{
 
 use crate::{Engine, EngineError, ops::OpContext};
 
+/// Digits of a digest as it is shown.
+const SHORT: usize = 12;
+
 impl Engine {
     /// Acquires an image in an operation of its own, also if it is there already. It gets `name`, else the name that it has where it
     /// comes from.
@@ -125,7 +128,7 @@ impl Engine {
             return Ok(());
         }
         self.remove_image(&image).await?;
-        self.collect_blobs().await.map(drop)
+        self.collect_blobs(oci::PARTIAL).await.map(drop)
     }
 
     /// Removes record and filesystem. The catalogue's lock is held.
@@ -145,7 +148,7 @@ impl Engine {
         let mut known: Vec<PathBuf> = Vec::new();
         known.extend(self.images().await?.iter().map(|image| layout.image_rootfs(&image.digest)));
         known.extend(self.kernels().await?.iter().map(|kernel| layout.kernel(&kernel.id)));
-        let collected = self.collect_blobs().await?;
+        let collected = self.collect_blobs(oci::PARTIAL).await?;
         if collected.bytes > 0 {
             tracing::info!(bytes = collected.bytes, "removed: layers of no image");
         }
@@ -173,11 +176,11 @@ impl Engine {
         if let Some(image) = self.find_image(name).await? {
             return Ok(image);
         }
-        // A digest that is not there reads like a bad reference.
-        let wanted = match self.meant(name) {
-            Err(_) if is_digest(name) => return Err(not_there(name)),
-            other => other?,
-        };
+        // Nobody calls an image what `vm image ls` shows as a digest: that one is not there any more.
+        if name.starts_with("sha256:") || (name.len() >= SHORT && is_digest(name)) {
+            return Err(not_there(name));
+        }
+        let wanted = self.meant(name)?;
         let _flight = self.inner.flights.board(ctx, wanted.to_string()).await;
         // Somebody else may have acquired it meanwhile.
         if let Some(image) = self.find_image(name).await? {
@@ -212,6 +215,9 @@ impl Engine {
 
     /// The names that the store may have what is called so by: one that was given here, then a registry's.
     fn names_of(&self, name: &str) -> Vec<String> {
+        if let Some(suite) = made_here(name) {
+            return vec![format!("debian:{suite}")];
+        }
         let own = name.parse::<Reference>().ok().map(|reference| reference.to_string());
         let defaults = &self.inner.content.defaults;
         let registrys = vm_oci::Reference::parse(name, defaults).ok().map(|reference| reference.to_string());
@@ -225,11 +231,13 @@ impl Engine {
     /// # Errors
     /// What is no name, or one that `vm image pull` makes an image for.
     pub(crate) fn full_name(&self, name: &str) -> Result<String, EngineError> {
-        match name.parse::<Reference>() {
-            Ok(Reference::Debian { suite }) => Err(EngineError::InvalidArgument {
+        if let Some(suite) = made_here(name) {
+            return Err(EngineError::InvalidArgument {
                 message: format!("debian:{suite} is what `vm image pull` makes"),
                 hint: "give the image another name".into(),
-            }),
+            });
+        }
+        match name.parse::<Reference>() {
             Ok(reference) => Ok(reference.to_string()),
             // With a port.
             Err(error) => match vm_oci::Reference::parse(name, &self.inner.content.defaults) {
@@ -240,9 +248,9 @@ impl Engine {
     }
 
     fn meant(&self, text: &str) -> Result<Wanted, EngineError> {
-        match text.parse::<Reference>() {
-            Ok(Reference::Debian { suite }) => Ok(Wanted::Debian(suite)),
-            _ => self.source(text).map(Wanted::Source),
+        match made_here(text) {
+            Some(suite) => Ok(Wanted::Debian(suite)),
+            None => self.source(text).map(Wanted::Source),
         }
     }
 
@@ -276,21 +284,15 @@ impl Engine {
         context: &OpContext,
     ) -> Result<ImageRecord, EngineError> {
         let layout = &self.inner.layout;
-        let staged = layout.scratch().join(format!("image-{}.ext4", context.id));
+        let staged = oci::Staged::new(layout, context);
         let sink = sink(context, &format!("{reference}: "));
-        let built = rootfs::build(tar, &staged, &layout.scratch(), sink).await?;
+        let built = rootfs::build(tar, &staged.0, &layout.scratch(), sink).await?;
         let path = layout.image_rootfs(&built.digest);
         let _catalogue = ctx.lock(&self.inner.catalogue).await;
         let known = self.inner.store.images().by_digest(built.digest.hex()).await?;
-        if known.is_some() && path.exists() && !path.is_symlink() {
-            // VMs may be using the file that is there; the same content need not replace it.
-            let _ = std::fs::remove_file(&staged);
-        } else {
-            std::fs::rename(&staged, &path).map_err(|source| EngineError::File {
-                action: "move into place",
-                path: path.clone(),
-                source,
-            })?;
+        // VMs may be using the file that is there; the same content need not replace it.
+        if known.is_none() || !path.exists() || path.is_symlink() {
+            staged.settle(&path)?;
         }
         let record = ImageRecord {
             digest: built.digest,
@@ -302,10 +304,20 @@ impl Engine {
             config: ImageConfig::default(),
             origin: None,
             registered: None,
-            kernel: None,
+            kernel: known.and_then(|known| known.kernel),
         };
         self.inner.store.images().put(record.clone()).await?;
         Ok(self.inner.store.images().by_digest(record.digest.hex()).await?.unwrap_or(record))
+    }
+}
+
+/// The suite of an image that is made on this host. Other tags of that name are a registry's, which has `bookworm-slim` and `latest`.
+fn made_here(name: &str) -> Option<Suite> {
+    match name.parse::<Reference>() {
+        Ok(Reference::Debian { suite }) if !suite.as_str().contains('-') && suite.as_str() != "latest" => {
+            Some(suite)
+        }
+        _ => None,
     }
 }
 

@@ -99,6 +99,11 @@ impl Engine {
         let _catalogue = ctx.lock(&self.inner.catalogue).await;
         let kernels = self.inner.store.kernels();
         let kernel = kernels.get(name).await?.ok_or_else(|| no_kernel(name))?;
+        let images = self.inner.store.images().list().await?;
+        if let Some(image) = images.iter().find(|image| image.kernel.as_ref() == Some(&kernel.id)) {
+            let name = image.references.first().cloned().unwrap_or_else(|| image.digest.to_string());
+            return Err(EngineError::KernelOfImage { kernel: kernel.id, image: name });
+        }
         // First, so that there is a default whenever there is a kernel.
         let newest = kernels.list().await?.into_iter().find(|other| other.id != kernel.id);
         if let (true, Some(newest)) = (kernel.default, &newest) {

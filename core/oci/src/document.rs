@@ -16,7 +16,7 @@ use crate::{Digest, ImageConfig, OciError, error::plain};
 /// <https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#pushing-manifests>
 pub const MAX_DOCUMENT: u64 = 4 << 20;
 /// Of an image's configuration, in bytes.
-pub(crate) const MAX_CONFIG: u64 = 8 << 20;
+pub(crate) const MAX_CONFIG: u64 = 1 << 20;
 /// Docker makes at most 127; nobody stacks this many.
 const MAX_LAYERS: usize = 1024;
 

@@ -44,6 +44,7 @@ fn kind(error: &EngineError) -> ErrorKind {
         EngineError::Net(error) => net(error),
         EngineError::Disk(error) => disk(error),
         EngineError::Image(error) => image(error),
+        EngineError::KernelOfImage { .. } => ErrorKind::InUse,
         EngineError::NotPulled { .. } => ErrorKind::NotFound,
         EngineError::Oci(error) => content(error),
         EngineError::Vmm(error) => vmm(error),

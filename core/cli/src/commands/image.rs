@@ -19,7 +19,7 @@ use crate::{
     context::Context,
     errors::CliError,
     operations::{OnSignal, follow},
-    output::{ago, table},
+    output::{ago, for_stdout, table},
     progress::PATIENCE,
     size::human,
 };
@@ -219,14 +219,14 @@ impl ImageArgs {
             Verb::Show { image } => {
                 let client = context.client().await?;
                 let image = ImageClient::show(&client, image).await?;
-                context.output.show(&image, || describe(&image))?;
+                context.output.show(&image, || for_stdout(describe(&image)))?;
                 Ok(0)
             }
             Verb::History { image } => {
                 let client = context.client().await?;
                 let image = ImageClient::show(&client, image).await?;
                 let steps = image.origin.map(|origin| origin.history).unwrap_or_default();
-                context.output.show(&steps, || history(&steps))?;
+                context.output.show(&steps, || for_stdout(history(&steps)))?;
                 Ok(0)
             }
             Verb::Delete { images } => {
@@ -326,7 +326,12 @@ fn describe(image: &ImageRecord) -> String {
         add("Layer", origin.layers.iter().map(layer).collect());
     }
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + 2;
-    lines.iter().map(|(name, value)| format!("{:width$}{value}\n", format!("{name}:"))).collect()
+    lines.iter().map(|(name, value)| format!("{:width$}{}\n", format!("{name}:"), one_line(value))).collect()
+}
+
+/// A value with line breaks forges no line of ours.
+fn one_line(text: &str) -> String {
+    text.replace('\n', "\\n")
 }
 
 fn command(words: &[String]) -> Vec<String> {
@@ -342,7 +347,7 @@ fn history(steps: &[ImageStep]) -> String {
         ["CREATED", "LAYER", "CREATED BY"],
         steps.iter().rev().map(|step| {
             let layer = if step.empty_layer { "no" } else { "yes" };
-            [or_dash(&step.created), layer.to_owned(), or_dash(&step.created_by)]
+            [or_dash(&step.created), layer.to_owned(), or_dash(&step.created_by)].map(|text| one_line(&text))
         }),
     )
 }

@@ -1,9 +1,10 @@
 //! Images given to others, who we are at registries, and what is thrown away.
 
-use std::{os::unix::fs::MetadataExt, path::PathBuf};
+use std::{os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
 
 use vm_locks::{Ctx, Unlocked};
 use vm_oci::{Form, ImageSource};
+use vm_store::StoreError;
 use vm_types::{OperationId, image::ImageRecord, operation::OperationKind};
 
 use super::{oci::transfer, require_absolute};
@@ -131,15 +132,21 @@ impl Engine {
         let mut goes = Vec::new();
         for image in self.unused().await?.into_iter().filter(|image| all || image.references.is_empty()) {
             if !dry_run {
-                self.remove_image(&image).await?;
+                match self.remove_image(&image).await {
+                    // A VM was made of it just now.
+                    Err(EngineError::Store(error)) if matches!(*error, StoreError::ImageInUse { .. }) => {
+                        continue;
+                    }
+                    other => other?,
+                }
             }
             pruned.bytes += if image.registered.is_none() { image.used_bytes } else { 0 };
             goes.push(image.digest.clone());
             pruned.images.push(image);
         }
         pruned.bytes += match dry_run {
-            true => self.collectable_blobs(&goes).await?,
-            false => self.collect_blobs().await?,
+            true => self.collectable_blobs(&goes, Duration::ZERO).await?,
+            false => self.collect_blobs(Duration::ZERO).await?,
         }
         .bytes;
         Ok(pruned)

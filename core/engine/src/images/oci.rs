@@ -5,7 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -15,7 +15,7 @@ use vm_image::{rootfs, rootfs::LayerSource};
 use vm_locks::{Ctx, Unlocked};
 use vm_oci::{Digest, ImageSource, OciError, Progress, ProgressSink, Pulled};
 use vm_types::{
-    ImageDigest,
+    ImageDigest, Layout,
     image::{ImageConfig, ImageLayer, ImageOrigin, ImageRecord, ImageStep},
 };
 
@@ -23,7 +23,7 @@ use super::{require_absolute, sink};
 use crate::{Engine, EngineError, ops::OpContext};
 
 /// What is left of a transfer that nobody goes on with is kept for so long.
-const PARTIAL: Duration = Duration::from_secs(24 * 3600);
+pub(super) const PARTIAL: Duration = Duration::from_secs(24 * 3600);
 
 /// How images are got.
 #[derive(Debug, Clone, Default)]
@@ -43,7 +43,7 @@ pub(crate) struct Content {
 }
 
 impl Content {
-    pub(crate) fn open(directory: &std::path::Path, registries: Registries) -> Result<Self, OciError> {
+    pub(crate) fn open(directory: &Path, registries: Registries) -> Result<Self, OciError> {
         let Registries { settings, defaults } = registries;
         Ok(Self { client: vm_oci::Client::new(settings)?, store: vm_oci::Store::open(directory)?, defaults })
     }
@@ -90,21 +90,28 @@ impl Engine {
         };
         let digest = image_digest(&pulled.config_digest)?;
         let _flight = self.inner.flights.board(ctx, format!("image {}", digest.short())).await;
-        let staged = match self.is_whole(&digest).await? {
-            true => None,
-            false => Some(self.flatten(&pulled, &digest, &prefix, context).await?),
+        let mut staged = None;
+        let _catalogue = loop {
+            if staged.is_none() && !self.is_whole(&digest).await? {
+                staged = Some(self.flatten(&pulled, &digest, &prefix, context).await?);
+            }
+            let catalogue = ctx.lock(&self.inner.catalogue).await;
+            // It may have been deleted meanwhile.
+            if staged.is_some() || self.is_whole(&digest).await? {
+                break catalogue;
+            }
         };
-        let _catalogue = ctx.lock(&self.inner.catalogue).await;
         let images = self.inner.store.images();
         let known = images.by_digest(digest.hex()).await?;
         let path = self.inner.layout.image_rootfs(&digest);
-        if let Some(staged) = staged {
-            std::fs::rename(&staged.0, &path).map_err(|source| EngineError::File {
-                action: "move into place",
-                path: path.clone(),
-                source,
-            })?;
-        }
+        let origin = match staged {
+            Some(staged) => {
+                staged.settle(&path)?;
+                Some(origin(&pulled))
+            }
+            // Only layers that were unpacked are known to be those that the configuration speaks of.
+            None => known.as_ref().and_then(|known| known.origin.clone()),
+        };
         let about = std::fs::metadata(&path).map_err(|source| EngineError::File {
             action: "look at",
             path,
@@ -118,7 +125,7 @@ impl Engine {
             created_at: unix_seconds(),
             source: source.to_string(),
             config: config(&pulled),
-            origin: Some(origin(&pulled)),
+            origin,
             registered: None,
             kernel: known.and_then(|known| known.kernel),
         };
@@ -142,7 +149,7 @@ impl Engine {
         context: &OpContext,
     ) -> Result<Staged, EngineError> {
         let layout = &self.inner.layout;
-        let staged = Staged(layout.scratch().join(format!("image-{}.ext4", context.id)));
+        let staged = Staged::new(layout, context);
         let source = |layer: &vm_oci::Layer| LayerSource {
             blob: self.inner.content.store.path(&layer.digest),
             // The store has verified it when it came.
@@ -198,10 +205,13 @@ impl Engine {
     ///
     /// # Errors
     /// The store, or the content store.
-    pub(super) async fn collect_blobs(&self) -> Result<vm_oci::Collected, EngineError> {
+    pub(super) async fn collect_blobs(
+        &self,
+        partials_older_than: Duration,
+    ) -> Result<vm_oci::Collected, EngineError> {
         let live = self.live_blobs(&[]).await?;
         let store = self.inner.content.store.clone();
-        on_a_thread(move || store.collect(&live, PARTIAL)).await
+        on_a_thread(move || store.collect(&live, partials_older_than)).await
     }
 
     /// What [`Engine::collect_blobs`] would remove if these images were no longer there.
@@ -211,10 +221,11 @@ impl Engine {
     pub(super) async fn collectable_blobs(
         &self,
         without: &[ImageDigest],
+        partials_older_than: Duration,
     ) -> Result<vm_oci::Collected, EngineError> {
         let live = self.live_blobs(without).await?;
         let store = self.inner.content.store.clone();
-        on_a_thread(move || store.collectable(&live, PARTIAL)).await
+        on_a_thread(move || store.collectable(&live, partials_older_than)).await
     }
 
     /// The blobs of all images but these.
@@ -239,7 +250,22 @@ async fn on_a_thread<T: Send + 'static>(
 }
 
 /// A filesystem that is not in its place yet; removed unless it gets there.
-struct Staged(PathBuf);
+pub(super) struct Staged(pub(super) PathBuf);
+
+impl Staged {
+    pub(super) fn new(layout: &Layout, context: &OpContext) -> Self {
+        Self(layout.scratch().join(format!("image-{}.ext4", context.id)))
+    }
+
+    /// Puts it where it belongs.
+    pub(super) fn settle(self, path: &Path) -> Result<(), EngineError> {
+        std::fs::rename(&self.0, path).map_err(|source| EngineError::File {
+            action: "move into place",
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
 
 impl Drop for Staged {
     fn drop(&mut self) {

@@ -10,11 +10,11 @@ use vm_image::registered;
 use vm_locks::{Ctx, Unlocked};
 use vm_types::{
     ImageDigest, OperationId,
-    image::{ImageConfig, ImageRecord, RegisteredFile},
+    image::{ImageRecord, RegisteredFile},
     operation::OperationKind,
 };
 
-use super::{not_there, require_absolute, sink};
+use super::{not_there, oci::Staged, require_absolute, sink};
 use crate::{Engine, EngineError, kernels::KernelSource, ops::OpContext};
 
 /// What VMs of a registered image boot.
@@ -84,6 +84,7 @@ impl Engine {
         if !own {
             point(&link, &file)?;
         }
+        let (config, kept) = known.map(|known| (known.config, known.kernel)).unwrap_or_default();
         let used = std::fs::metadata(&file.path).map_or(file.size_bytes, |about| about.blocks() * 512);
         let record = ImageRecord {
             digest: digest.clone(),
@@ -92,10 +93,10 @@ impl Engine {
             used_bytes: used,
             created_at: unix_seconds(),
             source: format!("registered {}", file.path.display()),
-            config: known.map(|known| known.config).unwrap_or_else(ImageConfig::default),
+            config,
             origin: None,
             registered: (!own).then_some(file),
-            kernel,
+            kernel: kernel.or(kept),
         };
         images.put(record.clone()).await?;
         Ok(images.by_digest(digest.hex()).await?.unwrap_or(record))
@@ -133,20 +134,18 @@ impl Engine {
         let image = images.by_digest(digest.hex()).await?.ok_or_else(|| not_there(name))?;
         let Some(file) = image.registered else { return Ok(image) };
         let layout = &self.inner.layout;
-        let staged = layout.scratch().join(format!("image-{}.ext4", context.id));
-        registered::copy(&file, digest, &staged, sink(context, &format!("{name}: "))).await?;
+        let staged = Staged::new(layout, context);
         let path = layout.image_rootfs(digest);
+        // A crash may have come between the copy and its record.
+        if path.is_symlink() || !path.exists() {
+            registered::copy(&file, digest, &staged.0, sink(context, &format!("{name}: "))).await?;
+        }
         let _catalogue = ctx.lock(&self.inner.catalogue).await;
         // It may have been deleted meanwhile.
-        let Some(image) = images.by_digest(digest.hex()).await? else {
-            let _ = std::fs::remove_file(&staged);
-            return Err(not_there(name));
-        };
-        std::fs::rename(&staged, &path).map_err(|source| EngineError::File {
-            action: "move into place",
-            path: path.clone(),
-            source,
-        })?;
+        let image = images.by_digest(digest.hex()).await?.ok_or_else(|| not_there(name))?;
+        if path.is_symlink() || !path.exists() {
+            staged.settle(&path)?;
+        }
         let used_bytes = std::fs::metadata(&path).map_or(image.used_bytes, |about| about.blocks() * 512);
         let promoted = ImageRecord { registered: None, used_bytes, references: Vec::new(), ..image };
         images.put(promoted).await?;

@@ -74,7 +74,10 @@ impl ImageServer for Context {
     }
 
     async fn list(&self) -> RpcResult<Vec<ImageRecord>> {
-        self.engine.images().await.map_err(wire)
+        let mut images = self.engine.images().await.map_err(wire)?;
+        // Of all images at once it is too much; `image.show` tells it of one.
+        images.iter_mut().filter_map(|image| image.origin.as_mut()).for_each(|origin| origin.history.clear());
+        Ok(images)
     }
 
     async fn delete(&self, image: String) -> RpcResult<()> {
