@@ -297,7 +297,7 @@ fn images_go_from_archives_to_registries_and_back() {
     let history = world.ask(&["image", "history", "mine"]);
     let steps = history.as_array().expect("steps");
     assert_eq!(steps.iter().filter(|step| step["empty_layer"] == json!(false)).count(), 2, "{history}");
-    assert!(world.ask(&["image", "df"])["layers"].as_u64() > Some(0));
+    assert!(world.ask(&["system", "df"])["layers"].as_u64() > Some(0));
     world.vm(&["image", "show", "mine"]).run().exits(0).tells("made.by=tests").tells(&digest);
 
     // To a registry and back.

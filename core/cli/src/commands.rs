@@ -29,4 +29,5 @@ pub(crate) mod ssh;
 pub(crate) mod ssh_config;
 pub(crate) mod start;
 pub(crate) mod stop;
+pub(crate) mod system;
 pub(crate) mod version;

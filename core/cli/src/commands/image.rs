@@ -94,8 +94,6 @@ enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Show what images, kernels and VMs take on the disk
-    Df,
     /// Make an image of a file with an ext4 filesystem, which is used where it is and never written
     Register {
         /// The file
@@ -174,21 +172,6 @@ impl ImageArgs {
                     let names = pruned.images.iter().map(|image| name(image) + "\n").collect::<String>();
                     let verb = if dry_run { "would be freed" } else { "freed" };
                     format!("{names}{} {verb}\n", human(pruned.bytes))
-                })?;
-                Ok(0)
-            }
-            Verb::Df => {
-                let usage = context.client().await?.disk_usage().await?;
-                context.output.show(&usage, || {
-                    let rows = [
-                        ("images", usage.images, human(usage.images_unused)),
-                        ("layers", usage.layers, "-".to_owned()),
-                        ("kernels", usage.kernels, "-".to_owned()),
-                        ("VMs", usage.vms, "-".to_owned()),
-                    ];
-                    let rows =
-                        rows.into_iter().map(|(what, used, unused)| [what.to_owned(), human(used), unused]);
-                    table(["WHAT", "USED", "OF NO VM"], rows)
                 })?;
                 Ok(0)
             }
