@@ -38,7 +38,7 @@ put = cmp -s "$(1)" "$(2)/$(notdir $(1))" || install -D -m 755 -t "$(2)" "$(1)"
 # The fake VMM and the failpoints are for tests; release builds do not have them.
 workspace := --locked --workspace --features vmd/fake,vmd/failpoints,vm-vmm/fake
 
-.PHONY: setup demo test test-plugins test-full test-nested suites e2e bench bench-disks lint build agent dev
+.PHONY: setup demo test test-plugins test-full test-nested suites e2e bench bench-disks bench-nested lint build agent dev
 # $(call plugins,DIRECTORY): the plugins that come with the daemon, which looks for them beside itself.
 plugins = PLUGINS_TARGET="$(TARGET)/plugins" plugins/build "$(1)/plugins"
 
@@ -96,9 +96,13 @@ e2e: dev
 bench-disks: setup
 	@$(as_root) cargo test --locked -p vm-disk --test contract -- costs --include-ignored --nocapture --test-threads=1
 
+# The same in the nested host, which has device-mapper but is emulated.
+bench-nested: dev suites
+	@$(call test_env,$(DEV)) cargo test $(workspace) --test nested -- --include-ignored --nocapture costs
+
 # The daemon with fakes is optimised as a release is, and kept apart from it. VM_BENCH_ONLY=scale|plugins need no
 # real VM.
-bench: build bench-disks
+bench: build bench-disks bench-nested
 	@cargo build --locked --release -p vmd -p vm-vmm -p vm-tests --features vmd/fake,vm-vmm/fake --bins
 	@for file in vm vmd vm-plugin-compile vm-fake-vmm; do $(call put,$(TARGET)/release/$$file,$(BENCH)); done
 	@cargo test --locked --release -p vm-plugin --test host -- --ignored --nocapture measure

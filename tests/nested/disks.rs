@@ -1,6 +1,9 @@
 //! Disks in a host that has device-mapper, and filesystems of all sorts.
 
-use crate::host::{BUSYBOX, Host};
+use crate::{
+    host::{BUSYBOX, Host},
+    image, say,
+};
 
 /// Devices of disks that are in use now.
 const DEVICES: &str = "dmsetup ls | grep -c '^vmd-'";
@@ -36,5 +39,24 @@ fn disks_of_all_kinds() {
         host.suite(&suite, "VM_TEST_REQUIRE_DM=1", "");
     }
     assert_eq!(host.traces(), before, "the suites left something");
+    host.end();
+}
+
+/// What a disk by each backend costs in a host that has them all; for `make bench`. The host is emulated, so only the order of sizes
+/// says something: a backend that is flat is flat here too.
+#[test]
+#[ignore = "a measurement"]
+fn costs() {
+    let host = Host::boot();
+    let measured = host.run(&format!(
+        "cd /root && VM_NESTED_HOST=1 VM_TEST_REQUIRE_DM=1 {}/vm-disk.contract --ignored --nocapture --test-threads 1 costs",
+        image::SUITES
+    ));
+    let text = measured.text();
+    let lines: Vec<_> = text.lines().filter(|line| line.starts_with("disk by ")).collect();
+    assert!(lines.iter().any(|line| line.starts_with("disk by Dm")), "nothing was measured: {text}");
+    for line in lines {
+        say(&format!("nested, emulated: {line}"));
+    }
     host.end();
 }

@@ -43,11 +43,19 @@ type Answer = Result<Value, String>;
 struct Process {
     id: String,
     given: Mutex<BTreeMap<String, Value>>,
+    opened: Mutex<Opened>,
     world: OnceLock<Arc<World>>,
     /// The guest's kernel has halted: nothing in it answers any more.
     halted: AtomicBool,
     paused: watch::Sender<bool>,
     ending: mpsc::Sender<End>,
+}
+
+/// What is opened as soon as it is asked for, before the guest runs, as Firecracker does it.
+#[derive(Default)]
+struct Opened {
+    vsock: Option<UnixListener>,
+    metrics: Option<File>,
 }
 
 /// Plays Firecracker as far as its arguments and requests go. See [`super::run`].
@@ -77,6 +85,7 @@ async fn live(socket: PathBuf, id: String) -> io::Result<End> {
     let process = Arc::new(Process {
         id,
         given: Mutex::default(),
+        opened: Mutex::default(),
         world: OnceLock::new(),
         halted: AtomicBool::new(false),
         paused: watch::Sender::new(false),
@@ -183,10 +192,18 @@ impl Process {
                 Err("The requested operation is not supported after starting the microVM.".to_owned())
             }
             ("PUT", "/metrics") => {
-                open_pipe(body["metrics_path"].as_str().unwrap_or_default()).map_err(|error| {
+                let pipe = open_pipe(body["metrics_path"].as_str().unwrap_or_default());
+                let pipe = pipe.map_err(|error| {
                     format!("Cannot initialize metrics system due to bad user input: {error}")
                 })?;
-                self.given().insert(path.to_owned(), body);
+                self.opened().metrics = Some(pipe);
+                Ok(Value::Null)
+            }
+            ("PUT", "/vsock") => {
+                let listener = UnixListener::bind(body["uds_path"].as_str().unwrap_or_default());
+                let listener = listener
+                    .map_err(|error| format!("Cannot create backend for vsock device: UnixBind({error})"))?;
+                self.opened().vsock = Some(listener);
                 Ok(Value::Null)
             }
             ("PUT", path) => {
@@ -201,6 +218,10 @@ impl Process {
         self.given.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn opened(&self) -> std::sync::MutexGuard<'_, Opened> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn drives(&self) -> Vec<Value> {
         self.given()
             .iter()
@@ -211,11 +232,7 @@ impl Process {
 
     fn start(self: &Arc<Self>) -> Answer {
         let file = |path: &Value| path.as_str().is_some_and(|path| Path::new(path).is_file());
-        let (source, vsock, metrics) = {
-            let given = self.given();
-            let part = |path: &str| given.get(path).cloned().unwrap_or_default();
-            (part("/boot-source"), part("/vsock"), part("/metrics"))
-        };
+        let source = self.given().get("/boot-source").cloned().unwrap_or_default();
         if !file(&source["kernel_image_path"]) {
             return Err("Cannot start microvm without kernel configuration.".to_owned());
         }
@@ -224,11 +241,7 @@ impl Process {
             return Err(format!("Unable to open {}", missing.path.display()));
         }
         let vm = self.id.parse().map_err(|error: vm_types::id::InvalidId| error.to_string())?;
-        let listener = vsock["uds_path"]
-            .as_str()
-            .map(UnixListener::bind)
-            .transpose()
-            .map_err(|error| format!("Cannot create backend for vsock device: UnixBind({error})"))?;
+        let Opened { vsock: listener, metrics } = std::mem::take(&mut *self.opened());
         let (world, mut ended) = World::new(vm, FakeBehaviour::default(), drives);
         let ending = self.ending.clone();
         tokio::spawn(async move {
@@ -243,9 +256,8 @@ impl Process {
         tokio::spawn(read_console(world.clone(), move |world, end| process.typed(world, end)));
         world.print(&format!("fake guest {} booting", world.vm));
         let _ = self.world.set(world);
-        if let Some(path) = metrics["metrics_path"].as_str() {
-            let told =
-                open_pipe(path).and_then(|mut pipe| pipe.write_all(b"{\"vcpu\": {\"failures\": 0}}\n"));
+        if let Some(mut pipe) = metrics {
+            let told = pipe.write_all(b"{\"vcpu\": {\"failures\": 0}}\n");
             told.map_err(|error| format!("Failed to write metrics: {error}"))?;
         }
         Ok(Value::Null)
