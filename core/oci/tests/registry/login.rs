@@ -176,3 +176,31 @@ fn helpers_are_asked_for_what_a_file_leaves_to_them() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
 }
+
+#[test]
+fn a_password_does_not_go_where_a_redirect_leads() {
+    in_namespace(|bench| async move {
+        let _registry = bench.registry_for_ann().await;
+        let (_, image) = one(&bench.path("layout"), 1000);
+        let (from, to) = (format!("oci:{}:v1", bench.text("layout")), format!("docker://{AT}/tool:v1"));
+        skopeo_copy(&from, &to, &["--dest-creds", "ann:secret", "--preserve-digests"]);
+        let (proxy, stranger, file) = (Proxy::start().await, Proxy::start().await, bench.path("auth.json"));
+        client().login(&proxy.address.to_string(), "ann", "secret", &file).await.unwrap();
+        let layer = image.layers[0].to_string();
+        let elsewhere = format!("Location: http://{}/{layer}\r\n", stranger.address);
+        proxy.on(&layer, usize::MAX, Fault::Answer("307 Elsewhere", elsewhere, ""));
+        let challenge =
+            format!("WWW-Authenticate: Bearer realm=\"http://{}/token\",service=\"x\"\r\n", stranger.address);
+        stranger.on("", usize::MAX, Fault::Answer("401 Who are you", challenge, ""));
+
+        let known = Client::new(with_credentials(&file)).unwrap();
+        let pulled = known.pull(&at(proxy.address, "tool:v1"), &bench.store(), &silent()).await;
+        assert!(matches!(pulled, Err(OciError::Unauthorized { .. })), "{pulled:?}");
+        let asked = stranger.asked("");
+        assert!(!asked.is_empty(), "the redirect was followed");
+        assert!(
+            asked.iter().all(|asked| asked.authorization.is_none() && !asked.path.contains("token")),
+            "{asked:?}"
+        );
+    });
+}
