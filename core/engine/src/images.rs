@@ -59,9 +59,7 @@ impl Engine {
         self.operations()
             .begin(OperationKind::ImageImport, subject, move |context, mut ctx| async move {
                 let work = async {
-                    let found = tokio::task::spawn_blocking(move || identify(path))
-                        .await
-                        .map_err(|error| EngineError::Panicked { detail: error.to_string() })??;
+                    let found = oci::on_a_thread(move || identify(path)).await?;
                     match (found, name) {
                         (ImageSource::Tarball { file }, Some(name)) => {
                             let source = rootfs::TarSource::Path(file.clone());

@@ -16,6 +16,7 @@ use vm_types::{ImageDigest, image::RegisteredFile};
 use crate::{
     ImageError,
     progress::{Cancel, ProgressSink, Reporter, blocking},
+    rootfs::stream::hex,
 };
 
 const CHUNK: usize = 1 << 20;
@@ -172,8 +173,8 @@ fn read(
         done += bytes.len() as u64;
         report(done);
     }
-    let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    ImageDigest::try_from(format!("sha256:{hex}")).map_err(|error| failed(io::Error::other(error)))
+    ImageDigest::try_from(format!("sha256:{}", hex(&hash.finalize())))
+        .map_err(|error| failed(io::Error::other(error)))
 }
 
 #[cfg(test)]

@@ -551,55 +551,44 @@ async fn a_dropped_build_leaves_nothing() {
     drop(writer);
 }
 
-/// The host's last room is not taken, and nothing is left of what was begun.
-#[test]
-fn a_full_disk_is_told_and_left_as_it_was() {
+/// Why an image of this archive cannot be made on a disk of its own, of so many MiB. It says what to do, and nothing is left of what was
+/// begun.
+fn refused_by_a_disk_of(mebibytes: u32, tar: Vec<u8>, check: fn(&ImageError) -> bool) {
     let bench = Bench::new();
     let small = bench.dir.path().join("small");
     fs::create_dir(&small).unwrap();
     let (out, scratch) = (small.join("out"), small.join("scratch"));
     privately(move || {
-        let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=320m", "none"]).arg(&small).status();
+        let size = format!("size={mebibytes}m");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(&small).status();
         assert!(mounted.unwrap().success());
         // Its threads see the mount: they are made by this one.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let tar = Tar::default().add(b'0', "a", "", &vec![1; 200 << 20]).end();
         let source = rootfs::TarSource::Reader { reader: Box::new(std::io::Cursor::new(tar)), length: None };
-        let built = rootfs::build(source, &out, &scratch, silent());
-        let error = runtime.block_on(built).unwrap_err();
-        assert!(matches!(&error, ImageError::Entry { path, .. } if path == "a"), "{error:?}");
+        let error = runtime.block_on(rootfs::build(source, &out, &scratch, silent())).unwrap_err();
+        assert!(check(&error), "{error:?}");
         assert!(error.hint().unwrap().contains("free space"), "{error:?}");
         assert!(!out.exists());
         assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
     });
 }
 
+/// The host's last room is not taken.
+#[test]
+fn a_full_disk_is_told_and_left_as_it_was() {
+    let tar = Tar::default().add(b'0', "a", "", &vec![1; 200 << 20]).end();
+    refused_by_a_disk_of(320, tar, |error| matches!(error, ImageError::Entry { path, .. } if path == "a"));
+}
+
 /// Directories and inodes are counted before they are written.
 #[test]
 fn a_disk_that_holds_only_the_contents_is_told() {
-    let bench = Bench::new();
-    let small = bench.dir.path().join("small");
-    fs::create_dir(&small).unwrap();
-    let (out, scratch) = (small.join("out"), small.join("scratch"));
-    privately(move || {
-        let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=306m", "none"]).arg(&small).status();
-        assert!(mounted.unwrap().success());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let mut tar = Tar::default().add(b'0', "a", "", &vec![1; 20 << 20]);
-        // 40 MiB of blocks, where 30 MiB are left but for the reserve.
-        for i in 0..10_000 {
-            tar.push(b'5', &i.to_string(), "", b"");
-        }
-        let reader = Box::new(std::io::Cursor::new(tar.end()));
-        let source = rootfs::TarSource::Reader { reader, length: None };
-        let error = runtime.block_on(rootfs::build(source, &out, &scratch, silent())).unwrap_err();
-        assert!(matches!(&error, ImageError::File { action: "write", .. }), "{error:?}");
-        assert!(error.hint().unwrap().contains("free space"), "{error:?}");
-        assert!(!out.exists());
-        assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
-    });
+    let mut tar = Tar::default().add(b'0', "a", "", &vec![1; 20 << 20]);
+    // 40 MiB of blocks, where 30 MiB are left but for the reserve.
+    for i in 0..10_000 {
+        tar.push(b'5', &i.to_string(), "", b"");
+    }
+    refused_by_a_disk_of(306, tar.end(), |error| matches!(error, ImageError::File { action: "write", .. }));
 }
 
 #[tokio::test]
