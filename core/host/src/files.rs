@@ -8,7 +8,36 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use nix::{
+    errno::Errno,
+    sys::statvfs::{Statvfs, fstatvfs, statvfs},
+};
 use serde::{Serialize, de::DeserializeOwned};
+
+/// What is left free on a disk that images are written to, in bytes: for VMs to go on.
+pub const RESERVE: u64 = 256 << 20;
+
+/// Whether so many bytes more can be written to the disk that `path` is on, with [`RESERVE`] left free.
+///
+/// # Errors
+/// [`io::ErrorKind::StorageFull`] where they cannot, or the disk cannot be looked at.
+pub fn room(path: &Path, bytes: u64) -> io::Result<()> {
+    enough(&statvfs(path)?, bytes)
+}
+
+/// [`room`] on the disk of an open file.
+///
+/// # Errors
+/// As [`room`].
+pub fn room_of(file: &File, bytes: u64) -> io::Result<()> {
+    enough(&fstatvfs(file)?, bytes)
+}
+
+fn enough(disk: &Statvfs, bytes: u64) -> io::Result<()> {
+    let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+    // With its number, so that it is told like the kernel's own.
+    if bytes.saturating_add(RESERVE) <= free { Ok(()) } else { Err(Errno::ENOSPC.into()) }
+}
 
 /// Writes `content` to `path` so that a reader sees the old or the new file, never a part, also
 /// after a crash of the host: temporary file, fsync, rename, fsync of the directory.

@@ -55,6 +55,20 @@ pub enum ImageError {
         /// Which file.
         path: PathBuf,
     },
+    /// A bundle that is not what it says it is, or cannot be used here.
+    #[error("the bundle {} is refused: {reason}", path.display())]
+    Bundle {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it, the part named.
+        reason: String,
+    },
+    /// Something is where a bundle is to be written.
+    #[error("{} exists", path.display())]
+    Exists {
+        /// Where.
+        path: PathBuf,
+    },
     /// The archive ends in the middle.
     #[error("the archive is truncated{}", after(last))]
     TruncatedArchive {
@@ -197,6 +211,10 @@ impl ImageError {
                  a copy that nobody changes"
                     .into()
             }
+            Self::Bundle { .. } => {
+                "get it again from where it was made, or make it anew: vm image export IMAGE FILE --format bundle".into()
+            }
+            Self::Exists { .. } => "remove it or write to another place; nothing is overwritten".into(),
             Self::TruncatedArchive { .. } => {
                 "fetch or export the archive again; a complete one ends with two empty blocks".into()
             }

@@ -1,4 +1,4 @@
-//! Kernels: from the distribution or from files to a directory that a VMM can boot from.
+//! Kernels: from the distribution, from files or from what others have packed to a directory that a VMM can boot from.
 //!
 //! ```text
 //!   <id>/vmlinuz          the boot file as it came
@@ -8,6 +8,7 @@
 //! ```
 
 mod bootfile;
+pub(crate) mod carry;
 mod cpio;
 mod distribution;
 mod install;
@@ -20,6 +21,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use carry::import_archived;
 pub use distribution::import_debian;
 pub use install::{InstalledKernel, agent_segment, install};
 use vm_types::guest::{config::GuestConfig, initramfs};
@@ -38,6 +40,11 @@ pub struct KernelSource {
 }
 
 impl KernelSource {
+    /// Where it is from, for people, and what is to vanish with it.
+    pub(crate) fn of(self, origin: String, scratch: Scratch) -> Self {
+        Self { origin, _scratch: Some(scratch), ..self }
+    }
+
     /// `uname -r` of it.
     pub fn release(&self) -> &str {
         &self.release
@@ -63,14 +70,20 @@ pub async fn import_files(
 ) -> Result<KernelSource, ImageError> {
     let vmlinuz = vmlinuz.to_owned();
     let (modules, config) = (modules.map(Path::to_owned), config.map(Path::to_owned));
-    blocking(move |_| {
-        let bytes = read(&vmlinuz)?;
-        let release = bootfile::release(&bytes)
-            .map_err(|reason| ImageError::NotAKernel { path: vmlinuz.clone(), reason })?;
-        let origin = format!("file {}", vmlinuz.display());
-        Ok(KernelSource { vmlinuz, modules, config, release, origin, _scratch: None })
-    })
-    .await
+    blocking(move |_| source_of(vmlinuz, modules, config)).await
+}
+
+/// The same, at once.
+pub(crate) fn source_of(
+    vmlinuz: PathBuf,
+    modules: Option<PathBuf>,
+    config: Option<PathBuf>,
+) -> Result<KernelSource, ImageError> {
+    let bytes = read(&vmlinuz)?;
+    let release = bootfile::release(&bytes)
+        .map_err(|reason| ImageError::NotAKernel { path: vmlinuz.clone(), reason })?;
+    let origin = format!("file {}", vmlinuz.display());
+    Ok(KernelSource { vmlinuz, modules, config, release, origin, _scratch: None })
 }
 
 /// The kernel of a directory as an ELF vmlinux, for VMMs that can unpack none: made beside the boot file the first time it is

@@ -117,6 +117,14 @@ fn not_one(path: &Path, reason: &str) -> ImageError {
     ImageError::NotAFilesystem { path: path.to_owned(), reason: reason.to_owned() }
 }
 
+/// Whether there is an ext4 filesystem in the file that was unmounted.
+///
+/// # Errors
+/// [`ImageError::NotAFilesystem`], or the file cannot be read.
+pub(crate) fn verify(path: &Path) -> Result<(), ImageError> {
+    filesystem(&about(path)?)
+}
+
 fn filesystem(file: &RegisteredFile) -> Result<(), ImageError> {
     let path = &file.path;
     let failed = |source| ImageError::File { action: "read", path: path.clone(), source };

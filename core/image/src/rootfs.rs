@@ -22,8 +22,8 @@
 //! Not kept: access and change times, which become the modification time; ACLs that an archive has in text form only;
 //! attributes of name spaces that Linux does not have, and `user.*` where Linux allows none.
 
-mod archive;
-mod flatten;
+pub(crate) mod archive;
+pub(crate) mod flatten;
 mod header;
 mod merge;
 pub(crate) mod stream;
@@ -42,7 +42,7 @@ use self::flatten::{Identify, Input, Layer};
 pub use crate::ext4::LABEL;
 use crate::{
     ImageError,
-    progress::{ProgressSink, Reporter, blocking},
+    progress::{Cancel, ProgressSink, Reporter, blocking},
     scratch::Scratch,
 };
 
@@ -186,20 +186,31 @@ async fn make(
     let result = blocking(move |cancel| {
         let (layers, identify) = open()?;
         let digest = flatten::flatten(layers, whiteouts, identify, &image, cancel, &reporter)?;
-        reporter.report("writing to disk", 0, None);
-        cancel.check()?;
-        let finish = || {
-            fs::set_permissions(&image, fs::Permissions::from_mode(0o444))?;
-            sync(&image)?;
-            move_file(&image, &out)?;
-            let about = fs::metadata(&out)?;
-            io::Result::Ok(BuiltRootfs { digest, size_bytes: about.len(), used_bytes: about.blocks() * 512 })
-        };
-        finish().map_err(|source| ImageError::File { action: "finish", path: out.clone(), source })
+        settle(digest, &image, &out, cancel, &reporter)
     })
     .await;
     scratch.close().await;
     result
+}
+
+/// Puts a filesystem that is whole in its place.
+pub(crate) fn settle(
+    digest: ImageDigest,
+    image: &Path,
+    out: &Path,
+    cancel: &Cancel,
+    reporter: &Reporter,
+) -> Result<BuiltRootfs, ImageError> {
+    reporter.report("writing to disk", 0, None);
+    cancel.check()?;
+    let finish = || {
+        fs::set_permissions(image, fs::Permissions::from_mode(0o444))?;
+        sync(image)?;
+        move_file(image, out)?;
+        let about = fs::metadata(out)?;
+        io::Result::Ok(BuiltRootfs { digest, size_bytes: about.len(), used_bytes: about.blocks() * 512 })
+    };
+    finish().map_err(|source| ImageError::File { action: "finish", path: out.to_owned(), source })
 }
 
 /// Renames, and makes that last through a crash of the host.

@@ -66,7 +66,7 @@ impl Descriptor {
         Ok(Self { media_type: plain(media_type), digest, size, annotations: annotations.unwrap_or_default() })
     }
 
-    fn of(what: &str, descriptor: &OciDescriptor) -> Result<Self, OciError> {
+    pub(crate) fn of(what: &str, descriptor: &OciDescriptor) -> Result<Self, OciError> {
         let OciDescriptor { media_type, digest, size, annotations, .. } = descriptor;
         Self::new(what, media_type, digest, *size, annotations.clone())
     }
@@ -172,12 +172,15 @@ pub struct Layer {
     pub compression: Compression,
 }
 
-/// A manifest that is an image's, or an index of several.
+/// A manifest of what is looked for, an image if nothing else is said, or an index of several.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Document {
-    Image(Manifest),
+pub(crate) enum Document<T = Manifest> {
+    Image(T),
     Index(Vec<Entry>),
 }
+
+/// How a manifest is understood.
+pub(crate) type Understand<T> = dyn Fn(&OciImageManifest) -> Result<T, OciError> + Send + Sync;
 
 /// What an image is made of, as far as its manifest knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -249,8 +252,18 @@ struct Kind {
     manifests: Option<serde::de::IgnoredAny>,
 }
 
-/// Reads a manifest. Its type is what it says itself, else what came with it (a header, a descriptor), else what it looks like.
+/// Reads an image's manifest. Its type is what it says itself, else what came with it (a header, a descriptor), else what it looks
+/// like.
 pub(crate) fn parse(bytes: &[u8], media_type: Option<&str>) -> Result<Document, OciError> {
+    parse_as(bytes, media_type, &Manifest::of)
+}
+
+/// Reads a manifest as [`parse`] does, and understands it in another way.
+pub(crate) fn parse_as<T>(
+    bytes: &[u8],
+    media_type: Option<&str>,
+    understand: &Understand<T>,
+) -> Result<Document<T>, OciError> {
     let malformed = |error: serde_json::Error| OciError::Malformed {
         what: "image's manifest".to_owned(),
         reason: plain(&error.to_string()),
@@ -278,7 +291,7 @@ pub(crate) fn parse(bytes: &[u8], media_type: Option<&str>) -> Result<Document, 
         return Ok(Document::Index(index.manifests.iter().map(Entry::of).collect::<Result<_, _>>()?));
     }
     let manifest: OciImageManifest = serde_json::from_slice(bytes).map_err(malformed)?;
-    Manifest::of(&manifest).map(Document::Image)
+    understand(&manifest).map(Document::Image)
 }
 
 /// The entries of a layout's `index.json`.
@@ -291,7 +304,7 @@ pub(crate) fn entries(bytes: &[u8]) -> Result<Vec<Entry>, OciError> {
 }
 
 impl Manifest {
-    fn of(manifest: &OciImageManifest) -> Result<Self, OciError> {
+    pub(crate) fn of(manifest: &OciImageManifest) -> Result<Self, OciError> {
         let config = &manifest.config;
         if !matches!(config.media_type.as_str(), IMAGE_CONFIG_MEDIA_TYPE | IMAGE_DOCKER_CONFIG_MEDIA_TYPE) {
             let found = manifest.artifact_type.as_ref().unwrap_or(&config.media_type);

@@ -25,6 +25,24 @@ pub enum OciError {
         /// What is missing.
         rule: &'static str,
     },
+    /// An address that nothing is downloaded from.
+    #[error("{text} cannot be downloaded: {rule}")]
+    Address {
+        /// What was given, without what may be secret in it.
+        text: String,
+        /// What is wrong with it.
+        rule: &'static str,
+    },
+    /// An artifact of another kind.
+    #[error("that is no {wanted} but {found}")]
+    ArtifactType {
+        /// What was looked for.
+        wanted: &'static str,
+        /// The type that it would have.
+        media_type: &'static str,
+        /// The type that it has.
+        found: String,
+    },
     /// A file that is no image with layers.
     #[error("{} is no image but {found}", path.display())]
     NoImage {
@@ -34,7 +52,7 @@ pub enum OciError {
         found: &'static str,
     },
     /// No connection.
-    #[error("could not reach registry {registry}")]
+    #[error("could not reach {registry}")]
     Unreachable {
         /// `HOST[:PORT]`.
         registry: String,
@@ -42,7 +60,7 @@ pub enum OciError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// No byte for too long.
-    #[error("registry {registry} has stalled: nothing more of {what} came within {} s", within.as_secs_f32())]
+    #[error("{registry} has stalled: nothing more of {what} came within {} s", within.as_secs_f32())]
     Stalled {
         /// `HOST[:PORT]`.
         registry: String,
@@ -52,7 +70,7 @@ pub enum OciError {
         within: Duration,
     },
     /// The connection broke, again and again.
-    #[error("registry {registry} broke off in the middle of {what}")]
+    #[error("{registry} broke off in the middle of {what}")]
     Interrupted {
         /// `HOST[:PORT]`.
         registry: String,
@@ -62,7 +80,7 @@ pub enum OciError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The registry does not have it.
-    #[error("registry {registry} has no {what}")]
+    #[error("{registry} has no {what}")]
     NotFound {
         /// `HOST[:PORT]`.
         registry: String,
@@ -70,7 +88,7 @@ pub enum OciError {
         what: String,
     },
     /// The registry does not let this user.
-    #[error("registry {registry} does not {} {what} {} {}", if *push { "take" } else { "give" }, if *push { "from" } else { "to" }, if *known { "this user" } else { "everybody" })]
+    #[error("{registry} does not {} {what} {} {}", if *push { "take" } else { "give" }, if *push { "from" } else { "to" }, if *known { "this user" } else { "everybody" })]
     Unauthorized {
         /// `HOST[:PORT]`.
         registry: String,
@@ -82,13 +100,13 @@ pub enum OciError {
         push: bool,
     },
     /// The registry refuses a name and password.
-    #[error("registry {registry} refuses the user name and password")]
+    #[error("{registry} refuses the user name and password")]
     LoginRefused {
         /// `HOST[:PORT]`.
         registry: String,
     },
     /// Too many requests.
-    #[error("registry {registry} takes no more requests for now{}", after(*wait))]
+    #[error("{registry} takes no more requests for now{}", after(*wait))]
     RateLimited {
         /// `HOST[:PORT]`.
         registry: String,
@@ -96,7 +114,7 @@ pub enum OciError {
         wait: Option<Duration>,
     },
     /// The registry answers with an error of its own.
-    #[error("registry {registry} failed with status {status} over {what}{}", colon(message))]
+    #[error("{registry} failed with status {status} over {what}{}", colon(message))]
     Failing {
         /// `HOST[:PORT]`.
         registry: String,
@@ -108,7 +126,7 @@ pub enum OciError {
         message: String,
     },
     /// An answer that makes no sense.
-    #[error("registry {registry} gave no usable answer: {reason}")]
+    #[error("{registry} gave no usable answer: {reason}")]
     Answer {
         /// `HOST[:PORT]`.
         registry: String,
@@ -315,13 +333,19 @@ impl OciError {
                 "write a registry's NAME[:TAG][@sha256:…], oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]"
                     .into()
             }
+            Self::Address { .. } => {
+                "give an https address without a user in it, e.g. https://example.org/image.tar.zst".into()
+            }
+            Self::ArtifactType { wanted, media_type, .. } => {
+                format!("a {wanted} is an artifact of type {media_type}")
+            }
             Self::NoImage { .. } => {
                 "an image is a layout (a directory or tar with oci-layout and index.json) or what `docker save` writes; \
                  a root filesystem in a tar archive is imported"
                     .into()
             }
             Self::Unreachable { registry, .. } if is_loopback(registry) => {
-                "does a registry listen there? This host is spoken with in plain HTTP".into()
+                "does anybody listen there? This host is spoken with in plain HTTP".into()
             }
             Self::Unreachable { .. } => {
                 "is the name right, and does it speak TLS with a certificate this host trusts? Plain HTTP is for loopback, and \
@@ -331,6 +355,7 @@ impl OciError {
             Self::Stalled { .. } | Self::Interrupted { .. } => {
                 "try again: what is there already is not fetched twice".into()
             }
+            Self::NotFound { what, .. } if what.contains("://") => "is the address right?".into(),
             Self::NotFound { what, .. } if what.contains('@') => {
                 "is the digest that of a manifest, and in this repository? What was deleted there is gone".into()
             }

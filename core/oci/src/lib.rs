@@ -7,6 +7,9 @@
 //!   "docker-archive:F" ─> DockerArchive ─────────> the same, and a manifest made for it ────┘   blobs     manifest, config,
 //!   "./file.tar" ───────> Path ── identify ──> one of these, or a Tarball for others            by digest  layers
 //!
+//!   "https://…" ────────> Address ─ Client::download ──> Store: a file by its digest
+//!   any of the first three ─ Client::artifact ──> Artifact: what is no image, its layers by media type
+//!
 //!   a tar stream ──> LayerDraft ──> compose(…) ──> Pulled ──> Client::push, export(…)
 //! ```
 //!
@@ -39,6 +42,7 @@
 //!
 //! Futures want a tokio runtime with time and I/O; hashing and files are left to its threads for blocking work.
 
+mod artifact;
 mod compose;
 mod config;
 mod credentials;
@@ -54,6 +58,7 @@ mod registry;
 mod source;
 mod store;
 
+pub use artifact::{Artifact, ArtifactKind};
 pub use compose::{LayerDraft, compose};
 pub use config::{History, ImageConfig};
 pub use credentials::{CredentialStore, Credentials, forget, remember};
@@ -65,6 +70,6 @@ pub use image::Pulled;
 pub use local::Layout;
 pub use progress::{Progress, ProgressSink, silent};
 pub use reference::{Reference, ReferenceDefaults, ReferenceProblem, is_loopback};
-pub use registry::{Client, Repository, Settings};
+pub use registry::{Address, Client, Downloaded, Repository, Settings};
 pub use source::{ImageSource, Select};
 pub use store::{Collected, Lease, Store, Usage};

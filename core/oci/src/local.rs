@@ -5,19 +5,21 @@ mod entries;
 mod layout;
 mod tree;
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use futures::{StreamExt, TryStreamExt, stream};
+use oci_distribution::manifest::OciImageManifest;
 
 pub use self::layout::Layout;
 pub(crate) use self::tree::Section;
 use self::tree::{Kind, Tar};
 use crate::{
-    Descriptor, Digest, ImageSource, Lease, OciError, Platform, ProgressSink, Pulled, Select, Store,
+    Artifact, ArtifactKind, Descriptor, Digest, ImageSource, Lease, OciError, Platform, ProgressSink, Pulled,
+    Select, Store,
     document::Manifest,
     image::Parts,
     progress::{Progress, Reporter},
-    store::{Cancel, Partial, blocking},
+    store::{Cancel, Cancelled, Partial, blocking},
 };
 
 /// How much is copied at once.
@@ -35,7 +37,7 @@ struct Found {
 }
 
 /// What a path leads to.
-pub(crate) fn identify(path: PathBuf) -> Result<ImageSource, OciError> {
+pub(crate) fn identify(path: PathBuf, cancelled: &Cancelled) -> Result<ImageSource, OciError> {
     let select = Select::default();
     let about = std::fs::metadata(&path).map_err(|source| OciError::Read { path: path.clone(), source })?;
     if about.is_dir() {
@@ -44,7 +46,7 @@ pub(crate) fn identify(path: PathBuf) -> Result<ImageSource, OciError> {
             false => Err(OciError::NoImage { path, found: "a directory without index.json" }),
         };
     }
-    match tree::kind(&path) {
+    match tree::kind(&path, cancelled) {
         Ok(Kind::Layout) => Ok(ImageSource::LayoutArchive { file: path, select }),
         Ok(Kind::Docker) => Ok(ImageSource::DockerArchive { file: path, select }),
         Ok(Kind::Other) => Ok(ImageSource::Tarball { file: path }),
@@ -62,14 +64,16 @@ pub(crate) async fn load(
     progress: &ProgressSink,
 ) -> Result<Pulled, OciError> {
     let (scratch, platform) = (store.scratch().to_owned(), platform.clone());
-    let found = blocking(move || match source.identify()? {
+    let cancel = Cancel::default();
+    let cancelled = cancel.told();
+    let found = blocking(move || match source.known(&cancelled)? {
         ImageSource::Layout { dir, select } => Layout::open(&dir)?.image(&select, &platform),
         ImageSource::LayoutArchive { file, select } => {
-            let tar = Tar::open(&file, &scratch)?;
+            let tar = Tar::open(&file, &scratch, &cancelled)?;
             Layout::of(Box::new(tar))?.image(&select, &platform)
         }
         ImageSource::DockerArchive { file, select } => {
-            docker::image(&Tar::open(&file, &scratch)?, &select, &platform)
+            docker::image(&Tar::open(&file, &scratch, &cancelled)?, &select, &platform)
         }
         ImageSource::Tarball { file } | ImageSource::Path(file) => {
             Err(OciError::NoImage { path: file, found: "a tar archive without an image in it" })
@@ -79,6 +83,7 @@ pub(crate) async fn load(
         }
     })
     .await?;
+    drop(cancel);
     let Found { document, manifest, parts, index, mut blobs, names } = found;
     let lease = store.lease();
     let wanted: Vec<_> = manifest.blobs().into_iter().cloned().collect();
@@ -96,6 +101,46 @@ pub(crate) async fn load(
     let size = document.len() as u64;
     let digest = store.put(&lease, document).await?;
     Ok(parts.pulled(digest, size, index, &manifest, names, lease))
+}
+
+/// Takes an artifact of a layout into the store.
+pub(crate) async fn artifact(
+    source: ImageSource,
+    kind: ArtifactKind,
+    store: &Store,
+    platform: &Platform,
+    progress: &ProgressSink,
+) -> Result<Artifact, OciError> {
+    let (scratch, platform) = (store.scratch().to_owned(), platform.clone());
+    let cancel = Cancel::default();
+    let cancelled = cancel.told();
+    let (digest, layers) = blocking(move || {
+        let (layout, select) = match source.known(&cancelled)? {
+            ImageSource::Layout { dir, select } => (Layout::open(&dir)?, select),
+            ImageSource::LayoutArchive { file, select } => {
+                (Layout::of(Box::new(Tar::open(&file, &scratch, &cancelled)?))?, select)
+            }
+            other => {
+                let rule = "only registries and image layouts have others than images";
+                return Err(OciError::Source { text: other.to_string(), rule });
+            }
+        };
+        let understand = move |manifest: &OciImageManifest| kind.layers(manifest);
+        let found = layout.manifest(&select, &platform, &understand)?;
+        let section = |layer: &Descriptor| Ok((layer.clone(), layout.section(&layer.digest)?));
+        let layers = found.manifest.iter().map(section).collect::<Result<Vec<_>, OciError>>()?;
+        Ok((Digest::of(&found.document), layers))
+    })
+    .await?;
+    drop(cancel);
+    let lease = store.lease();
+    let bytes = layers.iter().map(|(layer, _)| layer.size).sum();
+    progress(Progress::Begun { blobs: layers.len(), bytes });
+    for (layer, section) in &layers {
+        keep(store, &lease, layer.clone(), Some(section.clone()), progress).await?;
+    }
+    let layers = layers.into_iter().map(|(layer, _)| layer).collect();
+    Ok(Artifact { digest, layers, store: store.clone(), _lease: Arc::new(lease) })
 }
 
 async fn keep(

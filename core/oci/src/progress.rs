@@ -1,7 +1,10 @@
 //! How far a transfer is.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -60,26 +63,37 @@ const INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) struct Reporter {
     sink: ProgressSink,
     digest: Digest,
-    size: u64,
+    /// 0 while nobody knows.
+    size: Arc<AtomicU64>,
     last: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Reporter {
     pub(crate) fn new(sink: &ProgressSink, digest: Digest, size: u64) -> Self {
-        Self { sink: sink.clone(), digest, size, last: Arc::default() }
+        Self { sink: sink.clone(), digest, size: Arc::new(size.into()), last: Arc::default() }
+    }
+
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// The blob, the only one there is, is so large.
+    pub(crate) fn expect(&self, size: u64) {
+        self.size.store(size, Ordering::Relaxed);
+        (self.sink)(Progress::Begun { blobs: 1, bytes: size });
     }
 
     pub(crate) fn at(&self, done: u64) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if done == self.size || last.is_none_or(|last| now.duration_since(last) >= INTERVAL) {
+        if done == self.size() || last.is_none_or(|last| now.duration_since(last) >= INTERVAL) {
             *last = Some(now);
-            (self.sink)(Progress::Blob { digest: self.digest, done, size: self.size });
+            (self.sink)(Progress::Blob { digest: self.digest, done, size: self.size() });
         }
     }
 
     pub(crate) fn done(&self, present: bool) {
-        (self.sink)(Progress::Done { digest: self.digest, size: self.size, present });
+        (self.sink)(Progress::Done { digest: self.digest, size: self.size(), present });
     }
 
     pub(crate) fn retry(&self, reason: String, wait: Duration) {

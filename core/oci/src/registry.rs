@@ -7,12 +7,15 @@
 //!     │                  ├─ manifest    documents, in memory, verified
 //!     │                  └─ transfer    a blob into the store, going on where it broke off
 //!     ├─ pull ── mirrors, then the registry ── manifest ── platform ── configuration ── layers, some at a time
+//!     ├─ artifact ── the same, but of what is no image
+//!     ├─ download ── a file by its address
 //!     └─ push ── layers that are not there, configuration, manifest
 //! ```
 //!
 //! The documents' types are those of the crate `oci-client`. Its requests are not used: it keeps answers to itself that say when to
 //! try again, reads documents whatever their size, and does not tell a token service that is down from one that refuses.
 
+mod address;
 mod auth;
 mod pull;
 mod push;
@@ -25,11 +28,12 @@ use std::{path::Path, sync::Arc};
 
 use futures::{StreamExt, stream};
 
+pub use self::address::{Address, Downloaded};
 use self::session::Session;
 pub use self::settings::Settings;
 use crate::{
-    Credentials, Descriptor, Digest, ImageSource, OciError, ProgressSink, Pulled, Reference, Store,
-    credentials, document, is_loopback, local, reference::api_host,
+    Artifact, ArtifactKind, Credentials, Descriptor, Digest, ImageSource, OciError, ProgressSink, Pulled,
+    Reference, Store, credentials, document, is_loopback, local, reference::api_host,
 };
 
 /// Speaks with registries. Clones share connections.
@@ -114,6 +118,25 @@ impl Client {
         match source {
             ImageSource::Registry(reference) => self.pull(reference, store, progress).await,
             local => local::load(local.clone(), store, &self.settings.platform, progress).await,
+        }
+    }
+
+    /// Gets an artifact of a kind from a registry, one of its mirrors, or a layout.
+    ///
+    /// Dropping the future cancels it. What is there then is used by the next try.
+    ///
+    /// # Errors
+    /// [`OciError::ArtifactType`] and [`OciError::MediaType`] for what is of another kind, or any of fetching images.
+    pub async fn artifact(
+        &self,
+        source: &ImageSource,
+        kind: ArtifactKind,
+        store: &Store,
+        progress: &ProgressSink,
+    ) -> Result<Artifact, OciError> {
+        match source {
+            ImageSource::Registry(reference) => self.pull_artifact(reference, kind, store, progress).await,
+            local => local::artifact(local.clone(), kind, store, &self.settings.platform, progress).await,
         }
     }
 

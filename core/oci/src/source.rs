@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Digest, OciError, Reference, ReferenceDefaults, local};
+use crate::{
+    Digest, OciError, Reference, ReferenceDefaults, local,
+    store::{Cancel, Cancelled, blocking},
+};
 
 /// Where to get an image from.
 ///
@@ -92,13 +95,21 @@ impl ImageSource {
     }
 
     /// Looks at what a [`ImageSource::Path`] leads to; other sources are what they are. It reads the directory or the archive's
-    /// entries: call it where that may block.
+    /// entries on a thread of its own, which dropping the future ends.
     ///
     /// # Errors
     /// [`OciError::Read`], or [`OciError::NoImage`] for what is neither a layout nor an archive.
-    pub fn identify(self) -> Result<Self, OciError> {
+    pub async fn identify(self) -> Result<Self, OciError> {
+        let cancel = Cancel::default();
+        let cancelled = cancel.told();
+        let known = blocking(move || self.known(&cancelled)).await;
+        drop(cancel);
+        known
+    }
+
+    pub(crate) fn known(self, cancelled: &Cancelled) -> Result<Self, OciError> {
         match self {
-            Self::Path(path) => local::identify(path),
+            Self::Path(path) => local::identify(path, cancelled),
             known => Ok(known),
         }
     }

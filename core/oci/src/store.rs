@@ -30,7 +30,9 @@ use std::{
 };
 
 pub(crate) use self::partial::{Ingest, Partial, Rejected};
-use crate::{Descriptor, Digest, OciError};
+#[cfg(test)]
+use crate::Descriptor;
+use crate::{Digest, OciError};
 
 /// A directory of blobs. Clones share it, and the leases on it.
 ///
@@ -98,18 +100,9 @@ pub(crate) struct Claim {
     _lock: tokio::sync::OwnedMutexGuard<()>,
 }
 
-/// What is left free on the disk, for VMs to go on.
-const RESERVE: u64 = 256 << 20;
-
 /// Refuses to write so many bytes more to a directory where they would fill the disk.
 pub(crate) fn room(dir: &Path, bytes: u64) -> Result<(), OciError> {
-    let about = rustix::fs::statvfs(dir).map_err(|error| failed("look at", dir)(error.into()))?;
-    let free = about.f_bavail.saturating_mul(about.f_frsize);
-    if bytes.saturating_add(RESERVE) <= free {
-        return Ok(());
-    }
-    let text = format!("{bytes} bytes more would leave less than {RESERVE} of {free} free");
-    Err(failed("write to", dir)(io::Error::new(io::ErrorKind::StorageFull, text)))
+    vm_host::files::room(dir, bytes).map_err(failed("write to", dir))
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OciError {
@@ -335,11 +328,21 @@ impl Store {
     }
 
     /// Begins or goes on with a large one; `None` where it is there.
+    #[cfg(test)]
     pub(crate) async fn ingest(&self, lease: &Lease, blob: &Descriptor) -> Result<Option<Ingest>, OciError> {
-        lease.add(blob.digest);
-        let claim = self.claim(blob.digest).await;
-        let size = blob.size;
-        Ok(blocking(move || Partial::open(claim, size)).await?.map(Ingest::of))
+        self.ingest_of(lease, blob.digest, Some(blob.size)).await
+    }
+
+    /// Begins or goes on with a large one, whose size may be unknown; `None` where it is there.
+    pub(crate) async fn ingest_of(
+        &self,
+        lease: &Lease,
+        digest: Digest,
+        size: Option<u64>,
+    ) -> Result<Option<Ingest>, OciError> {
+        lease.add(digest);
+        let claim = self.claim(digest).await;
+        Ok(blocking(move || Partial::begin(claim, size)).await?.map(Ingest::of))
     }
 
     /// Where unnamed temporary files belong: on the same disk.

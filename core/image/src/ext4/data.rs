@@ -12,9 +12,7 @@ use super::{
 const SIZE: usize = BLOCK as usize;
 /// Blocks that are written at once.
 const PIECE: u32 = (1 << 20) / BLOCK as u32;
-/// How much of the host's disk is left free, in bytes.
-const HOST_RESERVE: u64 = 256 << 20;
-/// How often that is looked after, in bytes.
+/// How often the host's disk is looked at, in bytes.
 const HOST_INTERVAL: u64 = 64 << 20;
 
 static ZEROS: [u8; SIZE] = [0; SIZE];
@@ -148,11 +146,7 @@ impl DataWriter {
 
     /// Fails unless the host's disk has room for so many bytes beside what is left free.
     pub(super) fn ensure_room(&self, bytes: u64) -> io::Result<()> {
-        let host = rustix::fs::fstatvfs(&self.file)?;
-        if host.f_bavail * host.f_frsize < HOST_RESERVE + bytes {
-            return Err(Errno::NOSPC.into());
-        }
-        Ok(())
+        vm_host::files::room_of(&self.file, bytes)
     }
 
     /// Goes on elsewhere; the buffer must be empty.

@@ -1,4 +1,4 @@
-//! Writes cpio archives of the form "newc", as the kernel unpacks them.
+//! Writes cpio archives of the form "newc", as the kernel unpacks them, and reads what was written.
 //!
 //! Source: Linux, Documentation/driver-api/early-userspace/buffer-format.rst. Headers are 13 hexadecimal fields after
 //! a magic number; name and content are filled up to multiples of 4.
@@ -57,5 +57,51 @@ impl Writer {
 
     fn align(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+}
+
+/// The files of an archive, by name; `None` for what is no archive of this form.
+pub(super) fn files(archive: &[u8]) -> Option<Vec<(&str, &[u8])>> {
+    const HEADER: usize = 110;
+    let (mut files, mut at) = (Vec::new(), 0_usize);
+    loop {
+        let header = archive.get(at..at.checked_add(HEADER)?)?;
+        let field = |index: usize| {
+            let digits = std::str::from_utf8(header.get(6 + 8 * index..14 + 8 * index)?).ok()?;
+            u32::from_str_radix(digits, 16).ok()
+        };
+        if !header.starts_with(b"070701") {
+            return None;
+        }
+        let name_end = (at + HEADER).checked_add(field(11)? as usize)?;
+        let name = archive.get(at + HEADER..name_end)?.strip_suffix(b"\0")?;
+        let start = name_end.checked_next_multiple_of(4)?;
+        let end = start.checked_add(field(6)? as usize)?;
+        let content = archive.get(start..end)?;
+        match std::str::from_utf8(name).ok()? {
+            "TRAILER!!!" => return Some(files),
+            name if field(1)? & 0o170_000 == FILE => files.push((name, content)),
+            _ => {}
+        }
+        at = end.checked_next_multiple_of(4)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_and_what_is_damaged_is_not() {
+        let mut writer = Writer::default();
+        writer.directory("d", 0o755);
+        writer.file("d/one", 0o644, b"1");
+        writer.file("d/empty", 0o600, b"");
+        let archive = writer.finish();
+        assert_eq!(files(&archive), Some(vec![("d/one", &b"1"[..]), ("d/empty", b"")]));
+        for cut in 0..archive.len() - 4 {
+            assert_eq!(files(&archive[..cut]), None, "{cut}");
+        }
+        assert_eq!(files(&[b'0'; 200]), None);
     }
 }

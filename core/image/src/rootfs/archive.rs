@@ -26,7 +26,7 @@ const FILE_MAX: u64 = 1 << 40;
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     File,
     Directory,
     Symlink(Vec<u8>),
@@ -38,23 +38,23 @@ pub(super) enum Kind {
 
 /// One entry without its content.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub(super) path: Vec<u8>,
-    pub(super) kind: Kind,
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(crate) struct Entry {
+    pub(crate) path: Vec<u8>,
+    pub(crate) kind: Kind,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     /// Seconds since the Unix epoch, and nanoseconds.
-    pub(super) mtime: (i64, u32),
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) mtime: (i64, u32),
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Full size of a file, holes counted.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Where the stored bytes belong, as offsets and lengths; one segment for a file without holes.
-    pub(super) segments: Vec<(u64, u64)>,
+    pub(crate) segments: Vec<(u64, u64)>,
 }
 
 /// A tar stream. After each entry its content must be read with [`Archive::read_content`] or it is skipped.
-pub(super) struct Archive<R> {
+pub(crate) struct Archive<R> {
     input: R,
     /// Unread content of the current entry.
     left: u64,
@@ -94,12 +94,12 @@ impl Pax {
 
 impl<R: Read> Archive<R> {
     /// With `open_end` the input's end between two entries is the archive's, too: for one that a digest tells to be whole.
-    pub(super) fn new(input: R, open_end: bool) -> Self {
+    pub(crate) fn new(input: R, open_end: bool) -> Self {
         Self { input, left: 0, padding: 0, global: Pax::default(), open_end, last: String::new() }
     }
 
     /// The next entry; `None` at the archive's end mark.
-    pub(super) fn next_entry(&mut self) -> Result<Option<Entry>, ImageError> {
+    pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, ImageError> {
         self.skip(self.left + self.padding)?;
         (self.left, self.padding) = (0, 0);
         let mut pax = self.global.clone();
@@ -357,7 +357,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// Reads some of the current entry's content; 0 at its end.
-    pub(super) fn read_content(&mut self, buffer: &mut [u8]) -> Result<usize, ImageError> {
+    pub(crate) fn read_content(&mut self, buffer: &mut [u8]) -> Result<usize, ImageError> {
         let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         self.fill_slice(&mut buffer[..most])?;
         self.left -= most as u64;
@@ -365,12 +365,12 @@ impl<R: Read> Archive<R> {
     }
 
     /// Reads whatever follows the end mark (more blanks, as a rule), so that it is part of the digest.
-    pub(super) fn drain(&mut self) -> Result<(), ImageError> {
+    pub(crate) fn drain(&mut self) -> Result<(), ImageError> {
         io::copy(&mut self.input, &mut io::sink()).map(drop).map_err(|error| self.failed(error))
     }
 
     /// Gives the stream back.
-    pub(super) fn into_inner(self) -> R {
+    pub(crate) fn into_inner(self) -> R {
         self.input
     }
 

@@ -34,15 +34,15 @@ const AT_ONCE: usize = 4;
 const DEAD_MAX: usize = 4096;
 
 /// One layer, and what its bytes must be.
-pub(super) struct Layer {
-    pub(super) input: Input,
+pub(crate) struct Layer {
+    pub(crate) input: Input,
     /// SHA-256 of the blob.
-    pub(super) digest: Option<ImageDigest>,
+    pub(crate) digest: Option<ImageDigest>,
     /// SHA-256 of the uncompressed archive.
-    pub(super) diff_id: Option<ImageDigest>,
+    pub(crate) diff_id: Option<ImageDigest>,
 }
 
-pub(super) enum Input {
+pub(crate) enum Input {
     /// A file that is opened when its turn comes.
     Blob(PathBuf),
     Open(Box<dyn io::Read + Send>, Option<u64>),
@@ -90,14 +90,14 @@ struct Started {
 }
 
 /// What identifies the result.
-pub(super) enum Identify {
+pub(crate) enum Identify {
     By(ImageDigest),
     /// The sum of the only layer's uncompressed archive.
     ByStream,
 }
 
 /// Writes the filesystem of layers, lowest first, to a new file. `whiteouts`: names that begin with `.wh.` hide others.
-pub(super) fn flatten(
+pub(crate) fn flatten(
     layers: Vec<Layer>,
     whiteouts: bool,
     identify: Identify,
@@ -204,6 +204,7 @@ impl Work<'_> {
                 self.bury()?;
             }
         }
+        self.tree.end_layer();
         self.bury()?;
         archive.drain()?;
         let sums = archive.into_inner().sums().map_err(|source| ImageError::ReadArchive { source })?;
@@ -281,7 +282,7 @@ fn abridged(path: &[u8]) -> String {
     }
 }
 
-pub(super) fn digest_of(sum: &[u8; 32]) -> Result<ImageDigest, ImageError> {
+pub(crate) fn digest_of(sum: &[u8; 32]) -> Result<ImageDigest, ImageError> {
     ImageDigest::try_from(format!("sha256:{}", hex(sum)))
         .map_err(|error| ImageError::ReadArchive { source: io::Error::other(error) })
 }

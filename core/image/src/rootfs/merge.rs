@@ -8,6 +8,11 @@
 //!
 //! A whiteout hides what layers below have, never what its own layer has, whichever comes first in the archive. An entry
 //! for a directory that is there changes its attributes; any other entry for a name that is there replaces that.
+//!
+//! Layers of Docker's first years have files of aufs's own, which are left out, as others do. Among them are files that stand for
+//! those with several names: what is a hard link to one becomes a link to its content.
+
+use std::collections::HashMap;
 
 use super::archive::{Entry, Kind as EntryKind};
 use crate::ext4::{
@@ -33,6 +38,8 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// What aufs kept its own files under.
 const AUFS: &[u8] = b".wh..wh.";
+/// And the files with several names, in this directory at the root.
+const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 
 /// Why an entry is refused, to be read behind its path.
 pub(super) type Refusal = String;
@@ -48,6 +55,8 @@ pub(super) struct Tree {
     weight: usize,
     /// Contents of files that are gone.
     dead: Vec<Extent>,
+    /// The layer's files of [`AUFS_LINKS`]; each counts as one name.
+    aufs: HashMap<Box<[u8]>, NodeId>,
 }
 
 /// Splits a name, which starts at the root and whose ".." takes away what stands before it; an error says in words why
@@ -84,12 +93,20 @@ impl Tree {
             most: ENTRIES_MAX,
             weight: 0,
             dead: Vec::new(),
+            aufs: HashMap::new(),
         }
     }
 
     /// What comes next is above all that was before.
     pub(super) fn next_layer(&mut self) {
         self.layer += 1;
+    }
+
+    /// What only the layer itself needed goes.
+    pub(super) fn end_layer(&mut self) {
+        for (_, node) in std::mem::take(&mut self.aufs) {
+            self.unlink(node);
+        }
     }
 
     /// Contents of files that are gone since the last call.
@@ -118,8 +135,10 @@ impl Tree {
 
     /// Whether an entry is an instruction rather than a thing.
     pub(super) fn is_instruction(&self, entry: &Entry) -> bool {
-        self.whiteouts
-            && components(&entry.path).is_ok_and(|parts| parts.iter().any(|part| part.starts_with(WHITEOUT)))
+        let told = |parts: Vec<&[u8]>| {
+            parts.iter().any(|part| part.starts_with(WHITEOUT)) && !stands_for_links(&parts, entry)
+        };
+        self.whiteouts && components(&entry.path).is_ok_and(told)
     }
 
     /// Adds an entry; a file with what its content came to.
@@ -128,6 +147,7 @@ impl Tree {
         if self.is_instruction(entry) {
             return self.instruction(&parts);
         }
+        let for_links = self.whiteouts && stands_for_links(&parts, entry);
         self.weight += weight(entry) + size_of_val(content.as_slice());
         if self.weight > WEIGHT_MAX {
             return Err(format!(
@@ -158,6 +178,13 @@ impl Tree {
             }
         };
         let attributes = attributes(entry)?;
+        if for_links {
+            let id = self.push(Node { attributes, kind, links: 1 })?;
+            if let Some(former) = self.aufs.insert(name.into(), id) {
+                self.unlink(former);
+            }
+            return Ok(());
+        }
         let parent = self.resolve(parents, true)?;
         not_lost_found(parent, name)?;
         let id = self.push(Node { attributes, kind, links: 1 })?;
@@ -223,11 +250,17 @@ impl Tree {
         let Some((&to_name, to_parents)) = to.split_last() else {
             return Err("is a hard link to the root directory".into());
         };
-        let from = self
-            .resolve(to_parents, false)
-            .map_err(|reason| format!("is a hard link to {}, which {reason}", shown(target)))?;
-        let there = self.filesystem.directory(from).and_then(|directory| directory.children.get(to_name));
-        let Some(&Child { node, .. }) = there else {
+        let there = match to_parents {
+            [top] if self.whiteouts && *top == AUFS_LINKS => self.aufs.get(to_name).copied(),
+            parents => {
+                let from = self
+                    .resolve(parents, false)
+                    .map_err(|reason| format!("is a hard link to {}, which {reason}", shown(target)))?;
+                let there = self.filesystem.directory(from).and_then(|dir| dir.children.get(to_name));
+                there.map(|child| child.node)
+            }
+        };
+        let Some(node) = there else {
             return Err(format!("is a hard link to {}, which is not there", shown(target)));
         };
         if self.filesystem.directory(node).is_some() {
@@ -396,6 +429,11 @@ impl Tree {
             }
         }
     }
+}
+
+/// Whether an entry is a file that aufs kept for its other names.
+fn stands_for_links(parts: &[&[u8]], entry: &Entry) -> bool {
+    matches!(parts, [top, _] if *top == AUFS_LINKS) && entry.kind == EntryKind::File
 }
 
 /// Only a directory can have this name at the root.

@@ -35,22 +35,22 @@ const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// SHA-256 sums of a stream that was read to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sums {
+pub(crate) struct Sums {
     /// Of the input as it came; `None` if nobody asked.
-    pub(super) blob: Option<[u8; 32]>,
+    pub(crate) blob: Option<[u8; 32]>,
     /// Of the uncompressed stream; `None` if nobody asked.
-    pub(super) stream: Option<[u8; 32]>,
+    pub(crate) stream: Option<[u8; 32]>,
 }
 
 /// Which sums are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Wanted {
-    pub(super) blob: bool,
-    pub(super) stream: bool,
+pub(crate) struct Wanted {
+    pub(crate) blob: bool,
+    pub(crate) stream: bool,
 }
 
 /// The uncompressed stream.
-pub(super) struct Stream {
+pub(crate) struct Stream {
     chunks: Receiver<io::Result<Vec<u8>>>,
     chunk: Vec<u8>,
     position: usize,
@@ -62,7 +62,7 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Starts to read. The form is told by the first bytes.
-    pub(super) fn start(input: Box<dyn Read + Send>, wanted: Wanted, cancel: Cancel) -> io::Result<Self> {
+    pub(crate) fn start(input: Box<dyn Read + Send>, wanted: Wanted, cancel: Cancel) -> io::Result<Self> {
         let (sender, chunks) = sync_channel(CHUNKS_AHEAD);
         let consumed = Arc::new(AtomicU64::new(0));
         let counted = Counted { input, count: Arc::clone(&consumed), hasher: wanted.blob.then(Sha256::new) };
@@ -73,12 +73,12 @@ impl Stream {
     }
 
     /// How many bytes of the (perhaps compressed) input have been read.
-    pub(super) fn consumed(&self) -> Arc<AtomicU64> {
+    pub(crate) fn consumed(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.consumed)
     }
 
     /// The sums, once the stream was read to its end.
-    pub(super) fn sums(self) -> io::Result<Sums> {
+    pub(crate) fn sums(self) -> io::Result<Sums> {
         drop(self.chunks);
         self.worker.join().map_err(|_| io::Error::other("the reading thread panicked"))?
     }

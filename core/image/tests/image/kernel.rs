@@ -7,7 +7,7 @@ use vm_host::HostRunner;
 use vm_image::{ImageError, kernel};
 
 /// A bzImage's header and nothing behind it.
-fn bzimage(release: &str) -> Vec<u8> {
+pub(crate) fn bzimage(release: &str) -> Vec<u8> {
     let mut bytes = vec![0; 4096];
     bytes[0x1f1] = 1;
     bytes[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
@@ -20,14 +20,14 @@ fn bzimage(release: &str) -> Vec<u8> {
     bytes
 }
 
-const COMPLETE: &str = "CONFIG_VIRTIO=y\nCONFIG_VIRTIO_PCI=y\nCONFIG_VIRTIO_BLK=y\nCONFIG_VIRTIO_NET=y\n\
+pub(crate) const COMPLETE: &str = "CONFIG_VIRTIO=y\nCONFIG_VIRTIO_PCI=y\nCONFIG_VIRTIO_BLK=y\nCONFIG_VIRTIO_NET=y\n\
                         CONFIG_VIRTIO_CONSOLE=y\nCONFIG_EXT4_FS=y\n";
 
 /// Mode and content.
-type File = (u32, Vec<u8>);
+pub(crate) type File = (u32, Vec<u8>);
 
 /// Reads a newc archive by its specification, on its own terms.
-fn unpack(archive: &[u8]) -> (HashMap<String, File>, Vec<String>) {
+pub(crate) fn unpack(archive: &[u8]) -> (HashMap<String, File>, Vec<String>) {
     let (mut files, mut order, mut at) = (HashMap::new(), Vec::new(), 0);
     loop {
         assert_eq!(at % 4, 0);
@@ -155,6 +155,7 @@ fn a_segment_is_a_whole_archive_that_only_root_reads() {
         modules: vec![],
         units: vec![],
         root: Root { serial: "root".into(), fstype: "ext4".into(), grow: true },
+        agent_init: false,
     };
     let segment = kernel::segment(&config).unwrap();
     assert_eq!(segment.len() % 4, 0);
@@ -214,6 +215,7 @@ async fn the_distributions_kernel_is_fetched_and_packed() {
         order.iter().position(|name| name == "modules") < order.iter().position(|name| name.ends_with(".ko"))
     );
     assert!(place.join("config").is_file());
+    crate::bundle::carried(&place, dir.path()).await;
     let vmlinux = fs::read(kernel::vmlinux(&place).await.unwrap()).unwrap();
     let banner = format!("Linux version {release} ");
     assert!(vmlinux.starts_with(b"\x7fELF"));

@@ -101,6 +101,42 @@ fn awkward() -> Vec<Vec<u8>> {
     [one, two, three, four].into_iter().map(Tar::end).collect()
 }
 
+/// What Docker made on aufs: files with several names are in a directory of aufs's own.
+#[tokio::test]
+async fn layers_of_aufs_keep_the_content_of_links_and_nothing_else() {
+    let bench = Bench::new();
+    let layout = bench.dir.path().join("layout");
+    let mut one = Tar::default();
+    one.push(b'0', "shared", "", b"of the layer below");
+    let mut two = Tar::default();
+    two.push(b'5', ".wh..wh.plnk/", "", b"");
+    two.push_as(b'0', ".wh..wh.plnk/7.9", "", b"twice", (0o640, 3, 1_200_000_000));
+    two.push(b'0', ".wh..wh.plnk/8.9", "", b"nobody links to it");
+    two.push(b'0', ".wh..wh.aufs", "", b"");
+    two.push(b'5', ".wh..wh.orph/", "", b"");
+    two.push(b'1', "shared", ".wh..wh.plnk/7.9", b"");
+    two.push(b'1', "other", "/.wh..wh.plnk/7.9", b"");
+    Layout::write(&layout, vec![one.end(), two.end()], "gzip");
+    flatten(&bench, &layout).await.unwrap();
+    bench.check();
+    let ours = mounted(&bench.out(), look);
+    let names: Vec<_> = ours.keys().filter_map(|path| path.to_str()).collect();
+    assert!(!names.iter().any(|name| name.contains(".wh.")), "{names:?}");
+    for name in ["shared", "other"] {
+        let entry = &ours[Path::new(name)];
+        assert_eq!(entry.content, Some(Sha256::digest("twice").to_vec()), "{name}");
+    }
+    // One of another layer's is none.
+    let mut three = Tar::default();
+    three.push(b'1', "late", ".wh..wh.plnk/7.9", b"");
+    let mut two = Tar::default();
+    two.push(b'0', ".wh..wh.plnk/7.9", "", b"twice");
+    fs::remove_dir_all(&layout).unwrap();
+    Layout::write(&layout, vec![two.end(), three.end()], "gzip");
+    let error = flatten(&bench, &layout).await.unwrap_err();
+    assert!(error.to_string().contains("late") && error.to_string().contains("not there"), "{error}");
+}
+
 #[tokio::test]
 async fn layers_become_what_umoci_makes_of_them() {
     let bench = Bench::new();

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic; clippy knows no helper as part of one")]
 
+mod bundle;
 mod common;
 mod debian;
 mod kernel;

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Descriptor, Digest, Entry, MAX_DOCUMENT, OciError, Platform, Select,
-    document::{self, Document},
+    document::{self, Document, Manifest, Understand},
     error::plain,
     image::Parts,
 };
@@ -118,48 +118,62 @@ impl Layout {
         blob.verified(what, section.read(what, blob.size)?)
     }
 
-    fn section(&self, digest: &Digest) -> Result<Section, OciError> {
+    pub(super) fn section(&self, digest: &Digest) -> Result<Section, OciError> {
         self.tree.file(&format!("blobs/sha256/{}", digest.hex()))
     }
 
     /// The image that is asked for, as far as its manifest and configuration tell.
     pub(super) fn image(&self, select: &Select, platform: &Platform) -> Result<Found, OciError> {
-        let mut descriptor = self.select(select, Some(platform))?;
+        let Manifested { document, manifest, index, descriptor } =
+            self.manifest(select, platform, &Manifest::of)?;
         let tag = select.tag.clone().or_else(|| {
             let entries = self.entries().ok()?;
             let mine = entries.iter().find(|entry| entry.descriptor.digest == descriptor.digest)?;
             mine.tag().map(str::to_owned)
         });
-        let mut index = None;
+        let config = self.read("image's configuration", &manifest.config)?;
+        let parts = Parts::of(&manifest, &config, platform)?;
+        let mut blobs = HashMap::new();
+        for blob in manifest.blobs() {
+            blobs.insert(blob.digest, self.section(&blob.digest)?);
+        }
+        Ok(Found { document, manifest, parts, index, blobs, names: tag.into_iter().collect() })
+    }
+
+    /// The manifest that is asked for.
+    pub(super) fn manifest<T>(
+        &self,
+        select: &Select,
+        platform: &Platform,
+        understand: &Understand<T>,
+    ) -> Result<Manifested<T>, OciError> {
+        let selected = self.select(select, Some(platform))?;
+        let (mut descriptor, mut index) = (selected.clone(), None);
         for _ in 0..MAX_DEPTH {
             let what = "image's manifest";
             let document = self.read(what, &descriptor.clone().at_most(what, MAX_DOCUMENT)?)?;
-            match document::parse(&document, Some(&descriptor.media_type))? {
+            match document::parse_as(&document, Some(&descriptor.media_type), understand)? {
                 Document::Index(entries) => {
                     index.get_or_insert(descriptor.digest);
                     descriptor = document::choose(&entries, platform)?;
                 }
                 Document::Image(manifest) => {
-                    let config = self.read("image's configuration", &manifest.config)?;
-                    let parts = Parts::of(&manifest, &config, platform)?;
-                    let mut blobs = HashMap::new();
-                    for blob in manifest.blobs() {
-                        blobs.insert(blob.digest, self.section(&blob.digest)?);
-                    }
-                    return Ok(Found {
-                        document,
-                        manifest,
-                        parts,
-                        index,
-                        blobs,
-                        names: tag.into_iter().collect(),
-                    });
+                    return Ok(Manifested { document, manifest, index, descriptor: selected });
                 }
             }
         }
         let reason = "indexes lead to indexes only".to_owned();
         Err(OciError::Malformed { what: "image's index".to_owned(), reason })
     }
+}
+
+/// A manifest of a layout.
+pub(super) struct Manifested<T> {
+    pub(super) document: Vec<u8>,
+    pub(super) manifest: T,
+    pub(super) index: Option<Digest>,
+    /// What the layout's index has of it, or of the index that it is in.
+    descriptor: Descriptor,
 }
 
 /// Whether what is under this tag belongs to something else: a signature, an attestation or a bill of materials.

@@ -17,7 +17,7 @@ use nix::{
 };
 
 use super::entries::{Entries, Source};
-use crate::OciError;
+use crate::{OciError, store::Cancelled};
 
 /// How often openat2(2) is asked for one file.
 const TRIES: u32 = 100;
@@ -132,9 +132,9 @@ pub(super) enum Kind {
 }
 
 /// Looks at no more entries than it takes to be sure, for what is compressed is unpacked up to there.
-pub(super) fn kind(path: &Path) -> Result<Kind, OciError> {
+pub(super) fn kind(path: &Path, cancelled: &Cancelled) -> Result<Kind, OciError> {
     let file = regular(path)?;
-    let read = match unpacked(path, &file)? {
+    let read = match unpacked(path, &file, cancelled)? {
         Some(reader) => Names::default().read(Entries::new(reader)),
         None => Names::default().read(Entries::new(BufReader::new(&file))),
     };
@@ -203,17 +203,30 @@ fn regular(path: &Path) -> Result<File, OciError> {
     Ok(file)
 }
 
-/// What unpacks a compressed file; `None` for one that is none.
-fn unpacked(path: &Path, file: &File) -> Result<Option<Box<dyn Read>>, OciError> {
+/// What unpacks a compressed file, as long as somebody waits for it; `None` for one that is none.
+fn unpacked(path: &Path, file: &File, cancelled: &Cancelled) -> Result<Option<Box<dyn Read>>, OciError> {
     let failed = |source| OciError::Read { path: path.to_owned(), source };
     let mut magic = [0; 4];
     let known = file.read_at(&mut magic, 0).map_err(failed)?;
-    let again = || file.try_clone().map_err(failed);
-    Ok(match &magic[..known] {
-        [0x1f, 0x8b, ..] => Some(Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(again()?)))),
-        [0x28, 0xb5, 0x2f, 0xfd] => Some(Box::new(zstd::Decoder::new(again()?).map_err(failed)?)),
-        _ => None,
-    })
+    let again = || file.try_clone().map(BufReader::new).map_err(failed);
+    let reader: Box<dyn Read> = match &magic[..known] {
+        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(again()?)),
+        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::with_buffer(again()?).map_err(failed)?),
+        _ => return Ok(None),
+    };
+    Ok(Some(Box::new(Watched { reader, cancelled: cancelled.clone() })))
+}
+
+/// Ends with an error once nobody waits any more; nobody gets to see it.
+struct Watched<R> {
+    reader: R,
+    cancelled: Cancelled,
+}
+
+impl<R: Read> Read for Watched<R> {
+    fn read(&mut self, piece: &mut [u8]) -> io::Result<usize> {
+        if self.cancelled.is() { Err(io::Error::other("cancelled")) } else { self.reader.read(piece) }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -232,10 +245,10 @@ pub(super) struct Tar {
 
 impl Tar {
     /// Reads the entries' headers. `scratch` is where a compressed archive is unpacked to, in a file without a name.
-    pub(super) fn open(path: &Path, scratch: &Path) -> Result<Self, OciError> {
+    pub(super) fn open(path: &Path, scratch: &Path, cancelled: &Cancelled) -> Result<Self, OciError> {
         let failed = |source| OciError::Read { path: path.to_owned(), source };
         let mut file = regular(path)?;
-        if let Some(mut reader) = unpacked(path, &file)? {
+        if let Some(mut reader) = unpacked(path, &file, cancelled)? {
             let store =
                 |source| OciError::Store { action: "unpack an archive to", path: scratch.to_owned(), source };
             let mut whole = tempfile::tempfile_in(scratch).map_err(store)?;

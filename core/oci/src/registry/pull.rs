@@ -1,11 +1,14 @@
 //! An image from a registry, or one of its mirrors.
 
+use std::sync::Arc;
+
 use futures::TryStreamExt;
+use oci_distribution::manifest::OciImageManifest;
 
 use super::{Client, Scope, StreamExt, session::Session, stream, transfer::download};
 use crate::{
-    Descriptor, Digest, Lease, OciError, ProgressSink, Pulled, Reference, Store,
-    document::{self, Document, MAX_CONFIG, Manifest},
+    Artifact, ArtifactKind, Descriptor, Digest, Lease, OciError, ProgressSink, Pulled, Reference, Store,
+    document::{self, Document, MAX_CONFIG, Manifest, Understand},
     image::Parts,
     progress::Progress,
     store::blocking,
@@ -15,10 +18,10 @@ use crate::{
 const MAX_DEPTH: usize = 4;
 
 /// What a reference leads to, for one platform.
-struct Resolved {
-    document: Vec<u8>,
-    manifest: Manifest,
-    index: Option<Digest>,
+pub(super) struct Resolved<T> {
+    pub(super) document: Vec<u8>,
+    pub(super) manifest: T,
+    pub(super) index: Option<Digest>,
 }
 
 impl Client {
@@ -35,17 +38,7 @@ impl Client {
         store: &Store,
         progress: &ProgressSink,
     ) -> Result<Pulled, OciError> {
-        let mut places = self.places(reference);
-        let resolved = loop {
-            match self.resolve(&places[0], reference).await {
-                Ok(resolved) => break resolved,
-                Err(error) if places.len() == 1 => return Err(error),
-                Err(error) => {
-                    passed_over(&places[0], &error);
-                    places.remove(0);
-                }
-            }
-        };
+        let (places, resolved) = self.found(reference, &Manifest::of).await?;
         let Resolved { document, manifest, index } = resolved;
         let lease = store.lease();
         let blobs = manifest.blobs();
@@ -64,6 +57,25 @@ impl Client {
         Ok(parts.pulled(digest, size, index, &manifest, vec![reference.to_string()], lease))
     }
 
+    /// Gets an artifact's layers, some at a time.
+    pub(super) async fn pull_artifact(
+        &self,
+        reference: &Reference,
+        kind: ArtifactKind,
+        store: &Store,
+        progress: &ProgressSink,
+    ) -> Result<Artifact, OciError> {
+        let understand = move |manifest: &OciImageManifest| kind.layers(manifest);
+        let (places, resolved) = self.found(reference, &understand).await?;
+        let Resolved { document, manifest: layers, .. } = resolved;
+        let lease = store.lease();
+        progress(Progress::Begun { blobs: layers.len(), bytes: layers.iter().map(|layer| layer.size).sum() });
+        let transfers: Vec<_> =
+            layers.iter().map(|layer| get(&places, layer, store, &lease, progress)).collect();
+        stream::iter(transfers).buffer_unordered(self.settings.parallel.max(1)).try_collect::<()>().await?;
+        Ok(Artifact { digest: Digest::of(&document), layers, store: store.clone(), _lease: Arc::new(lease) })
+    }
+
     /// Where to look: mirrors, then the registry itself.
     fn places(&self, reference: &Reference) -> Vec<Session> {
         let mirrors = self.settings.mirrors.get(reference.registry()).into_iter().flatten();
@@ -71,12 +83,36 @@ impl Client {
         places.map(|place| self.session(place, reference.repository(), Scope::Pull)).collect()
     }
 
-    async fn resolve(&self, session: &Session, reference: &Reference) -> Result<Resolved, OciError> {
+    /// What a reference leads to at the first place that knows it, and the places from there on.
+    pub(super) async fn found<T>(
+        &self,
+        reference: &Reference,
+        understand: &Understand<T>,
+    ) -> Result<(Vec<Session>, Resolved<T>), OciError> {
+        let mut places = self.places(reference);
+        loop {
+            match self.resolve(&places[0], reference, understand).await {
+                Ok(resolved) => return Ok((places, resolved)),
+                Err(error) if places.len() == 1 => return Err(error),
+                Err(error) => {
+                    passed_over(&places[0], &error);
+                    places.remove(0);
+                }
+            }
+        }
+    }
+
+    async fn resolve<T>(
+        &self,
+        session: &Session,
+        reference: &Reference,
+        understand: &Understand<T>,
+    ) -> Result<Resolved<T>, OciError> {
         let (mut wanted, mut what) = (reference.wanted(), reference.within());
         let (mut expected, mut index) = (reference.digest(), None);
         for _ in 0..MAX_DEPTH {
             let (document, digest, media_type) = session.manifest(&wanted, &what, expected).await?;
-            match document::parse(&document, media_type.as_deref())? {
+            match document::parse_as(&document, media_type.as_deref(), understand)? {
                 Document::Image(manifest) => return Ok(Resolved { document, manifest, index }),
                 Document::Index(entries) => {
                     index.get_or_insert(digest);
@@ -92,7 +128,7 @@ impl Client {
 }
 
 /// Gets a blob from the first place that has it.
-async fn get(
+pub(super) async fn get(
     places: &[Session],
     blob: &Descriptor,
     store: &Store,

@@ -182,7 +182,7 @@ impl Session {
     }
 
     /// An answer of at most so many bytes, and its type.
-    async fn small(
+    pub(super) async fn small(
         &self,
         what: &str,
         most: u64,

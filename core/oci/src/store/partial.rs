@@ -17,6 +17,8 @@ use crate::{Digest, OciError};
 
 /// How much is hashed at once.
 const PIECE: usize = 256 << 10;
+/// How much is written of what nobody knows the size of, before the disk is looked at again.
+const STRIDE: u64 = 64 << 20;
 /// How many pieces of a download may wait for the disk.
 const QUEUE: usize = 16;
 
@@ -29,7 +31,10 @@ pub(crate) struct Partial {
     path: PathBuf,
     hasher: Sha256,
     written: u64,
-    size: u64,
+    /// `None` where nobody has said it.
+    size: Option<u64>,
+    /// What was written since the disk was looked at, where nobody has said how much it will be.
+    unchecked: u64,
     /// Whether something was there before, of which nobody knows more than that.
     resumed: bool,
     // Last: the file's own lock goes first.
@@ -39,6 +44,11 @@ pub(crate) struct Partial {
 impl Partial {
     /// Goes on with what is there of a blob of this size, hashing that; `None` where the blob is whole.
     pub(crate) fn open(claim: Claim, size: u64) -> Result<Option<Self>, OciError> {
+        Self::begin(claim, Some(size))
+    }
+
+    /// The same of one whose size may be unknown.
+    pub(crate) fn begin(claim: Claim, size: Option<u64>) -> Result<Option<Self>, OciError> {
         let (store, digest) = (&claim.store, claim.digest);
         let path = store.partial_path(&digest);
         let file = loop {
@@ -65,17 +75,30 @@ impl Partial {
                 break file;
             }
         };
-        let mut partial = Self { file, path, hasher: Sha256::new(), written: 0, size, resumed: false, claim };
+        let mut partial =
+            Self { file, path, hasher: Sha256::new(), written: 0, size, unchecked: 0, resumed: false, claim };
         partial.catch_up()?;
-        let dir = partial.path.parent().unwrap_or(Path::new("/"));
-        super::room(dir, size.saturating_sub(partial.written))?;
+        partial.room()?;
         Ok(Some(partial))
+    }
+
+    /// Looks whether there is room for the rest, or for the next pieces.
+    fn room(&mut self) -> Result<(), OciError> {
+        self.unchecked = 0;
+        let dir = self.path.parent().unwrap_or(Path::new("/"));
+        super::room(dir, self.size.map_or(STRIDE, |size| size.saturating_sub(self.written)))
+    }
+
+    /// It will have so many bytes.
+    fn expect(&mut self, size: u64) -> Result<(), OciError> {
+        self.size = Some(size);
+        self.room()
     }
 
     /// Hashes what is in the file.
     fn catch_up(&mut self) -> Result<(), OciError> {
         let there = self.file.metadata().map_err(failed("look at", &self.path))?.len();
-        if there > self.size {
+        if self.size.is_some_and(|size| there > size) {
             return self.restart();
         }
         self.file.seek(SeekFrom::Start(0)).map_err(failed("read", &self.path))?;
@@ -102,7 +125,8 @@ impl Partial {
         self.file.write_all(bytes).map_err(failed("write", &self.path))?;
         self.hasher.update(bytes);
         self.written += bytes.len() as u64;
-        Ok(())
+        self.unchecked += bytes.len() as u64;
+        if self.size.is_none() && self.unchecked >= STRIDE { self.room() } else { Ok(()) }
     }
 
     /// Throws away what is there.
@@ -129,14 +153,15 @@ impl Partial {
     pub(crate) fn finish(mut self, what: &str) -> Result<(), Rejected> {
         let found = Digest::finished(std::mem::take(&mut self.hasher));
         let expected = self.claim.digest;
-        if (self.written, found) != (self.size, expected) {
+        if found != expected || self.size.is_some_and(|size| size != self.written) {
             let resumed = self.resumed;
             fs::remove_file(&self.path).map_err(failed("remove", &self.path))?;
             let what = what.to_owned();
-            let error = if self.written == self.size {
-                OciError::Digest { what, found, expected }
-            } else {
-                OciError::Size { what, found: self.written, expected: self.size }
+            let error = match self.size {
+                Some(size) if size != self.written => {
+                    OciError::Size { what, found: self.written, expected: size }
+                }
+                _ => OciError::Digest { what, found, expected },
             };
             return Err(Rejected { error, resumed });
         }
@@ -201,6 +226,7 @@ pub(super) fn remove(path: &Path) -> Result<bool, OciError> {
 /// What the thread of an [`Ingest`] does.
 #[derive(Debug)]
 enum Step {
+    Expect(u64),
     Write(Bytes),
     Restart,
 }
@@ -223,6 +249,7 @@ impl Ingest {
         let writer = tokio::task::spawn_blocking(move || {
             while let Some(step) = steps.blocking_recv() {
                 match step {
+                    Step::Expect(size) => partial.expect(size)?,
                     Step::Write(piece) => partial.write(&piece)?,
                     Step::Restart => partial.restart()?,
                 }
@@ -242,6 +269,14 @@ impl Ingest {
     pub(crate) async fn write(&mut self, piece: Bytes) -> Result<(), OciError> {
         self.offset += piece.len() as u64;
         self.step(Step::Write(piece)).await
+    }
+
+    /// It will have so many bytes.
+    ///
+    /// # Errors
+    /// As [`Ingest::write`].
+    pub(crate) async fn expect(&mut self, size: u64) -> Result<(), OciError> {
+        self.step(Step::Expect(size)).await
     }
 
     /// Begins anew.

@@ -203,16 +203,16 @@ fn archives_of_other_tools_are_the_same_image() {
 #[test]
 fn a_path_is_what_is_there() {
     in_namespace(|bench| async move {
-        let identify = |name: &str| ImageSource::Path(bench.path(name)).identify();
+        let identify = async |name: &str| ImageSource::Path(bench.path(name)).identify().await;
         fs::write(bench.path("rootfs.tar"), tar("etc/passwd", 10)).unwrap();
-        assert!(matches!(identify("rootfs.tar").unwrap(), ImageSource::Tarball { .. }));
+        assert!(matches!(identify("rootfs.tar").await.unwrap(), ImageSource::Tarball { .. }));
         let error = fetch(&bench.text("rootfs.tar"), &bench.store()).await.unwrap_err();
         assert!(matches!(error, OciError::NoImage { .. }) && error.hint().contains("imported"), "{error}");
         fs::write(bench.path("text"), "just text, of more than a block".repeat(40)).unwrap();
-        assert!(matches!(identify("text"), Err(OciError::NoImage { .. })));
+        assert!(matches!(identify("text").await, Err(OciError::NoImage { .. })));
         fs::create_dir(bench.path("empty")).unwrap();
-        assert!(matches!(identify("empty"), Err(OciError::NoImage { .. })));
-        assert!(matches!(identify("nothing"), Err(OciError::Read { .. })));
+        assert!(matches!(identify("empty").await, Err(OciError::NoImage { .. })));
+        assert!(matches!(identify("nothing").await, Err(OciError::Read { .. })));
     });
 }
 
@@ -291,9 +291,9 @@ fn of_an_archive_only_what_is_needed_is_read() {
             ImageSource::Path(bench.path(name)).identify()
         };
         let rootfs = ["./bin/sh", "./etc/passwd", "./manifest.json", "./usr/lib/large"];
-        assert!(matches!(packed(&rootfs, "rootfs.tar.gz").unwrap(), ImageSource::Tarball { .. }));
+        assert!(matches!(packed(&rootfs, "rootfs.tar.gz").await.unwrap(), ImageSource::Tarball { .. }));
         let layout = ["blobs/sha256/00", "index.json", "oci-layout", "blobs/sha256/01"];
-        assert!(matches!(packed(&layout, "layout.tar.gz").unwrap(), ImageSource::LayoutArchive { .. }));
+        assert!(matches!(packed(&layout, "layout.tar.gz").await.unwrap(), ImageSource::LayoutArchive { .. }));
         // Docker's format is told by its list, which may be the last entry.
         let hex = "0".repeat(64);
         let docker = [&*format!("{hex}/layer.tar"), "manifest.json", &*format!("sha256:{hex}"), "b.tar.gz"];
@@ -301,7 +301,7 @@ fn of_an_archive_only_what_is_needed_is_read() {
         let whole: Vec<u8> = docker.iter().flat_map(|entry| &entry[..1024]).copied().collect();
         fs::write(bench.path("docker.tar"), [whole, vec![0; 1024]].concat()).unwrap();
         let docker = ImageSource::Path(bench.path("docker.tar")).identify();
-        assert!(matches!(docker.unwrap(), ImageSource::DockerArchive { .. }));
+        assert!(matches!(docker.await.unwrap(), ImageSource::DockerArchive { .. }));
     });
 }
 

@@ -116,7 +116,7 @@ fn by_its_digest_an_image_is_that_one_or_none() {
         let error = pull(&format!("tool@{}", Digest::of(b"another"))).await.unwrap_err();
         assert!(matches!(error, OciError::NotFound { .. }), "{error}");
         let error = pull("tool:v2").await.unwrap_err();
-        assert_eq!(error.to_string(), format!("registry {AT} has no tool:v2"));
+        assert_eq!(error.to_string(), format!("{AT} has no tool:v2"));
         assert!(matches!(pull("other").await, Err(OciError::NotFound { .. })));
     });
 }
