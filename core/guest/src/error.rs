@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use vm_types::guest::files::code;
+use vm_types::guest::files::{SeenError, code};
 
 /// Why something was not done in a guest.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +110,24 @@ pub enum GuestError {
         /// The agent's, with the file's name.
         message: String,
     },
+    /// A list of what is in a directory.
+    #[error("the guest's list of files is malformed")]
+    Survey {
+        /// How.
+        source: SeenError,
+    },
+    /// A list that would not end.
+    #[error("there are more files below {path} in the guest than can be handled")]
+    TooMany {
+        /// The directory.
+        path: String,
+    },
+    /// A path that is to be below a directory.
+    #[error("{path} is no path below a directory")]
+    Path {
+        /// It, with escapes.
+        path: String,
+    },
     /// The file service, without a reason.
     #[error("the guest's agent does not say what went wrong: {answer:?}")]
     Answer {
@@ -125,9 +143,13 @@ impl GuestError {
             Self::Connect { .. } => "guest.connect",
             Self::RecordedKey { .. } | Self::HostKey => "guest.host-key",
             Self::ReadKey { .. } | Self::ClientKey { .. } => "guest.client-key",
-            Self::Handshake { .. } | Self::Begin { .. } | Self::Refused { .. } | Self::Answer { .. } => {
-                "guest.protocol"
-            }
+            Self::Handshake { .. }
+            | Self::Begin { .. }
+            | Self::Refused { .. }
+            | Self::Survey { .. }
+            | Self::Answer { .. } => "guest.protocol",
+            Self::TooMany { .. } => "guest.too-many",
+            Self::Path { .. } => "guest.path",
             Self::Login { .. } | Self::LoginRefused { .. } => "guest.login",
             Self::Command { .. } => "guest.command",
             Self::Lost { .. } => "guest.lost",
@@ -151,9 +173,13 @@ impl GuestError {
             Self::ReadKey { .. } | Self::ClientKey { .. } => {
                 "the daemon makes this key when it starts and finds none; it must be readable"
             }
-            Self::Handshake { .. } | Self::Login { .. } | Self::Begin { .. } | Self::Answer { .. } => {
-                "look at the guest's console: vm logs NAME"
-            }
+            Self::Handshake { .. }
+            | Self::Login { .. }
+            | Self::Begin { .. }
+            | Self::Survey { .. }
+            | Self::Answer { .. } => "look at the guest's console: vm logs NAME",
+            Self::TooMany { .. } => "name a directory further down, or remove what is not needed there",
+            Self::Path { .. } => "name what is in the directory by relative paths, without `..`",
             Self::LoginRefused { .. } => "name a user that the image has in /etc/passwd",
             Self::Command { .. } => "see what its arguments and variables are made of",
             Self::Refused { .. } => {
@@ -180,6 +206,7 @@ fn file_hint(file_code: &str) -> Option<&'static str> {
         code::MALFORMED | code::TRUNCATED => {
             "make the archive anew; a tar is meant, plain, with gzip or with zstd"
         }
+        code::NO_USER => "name a user that the image has in /etc/passwd, or a number",
         code::REQUEST => "name files by their absolute path, without `..`",
         _ => return None,
     })

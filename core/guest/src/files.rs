@@ -4,10 +4,11 @@ use std::io::Cursor;
 
 use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use vm_types::guest::{
     FILES_SUBSYSTEM,
-    files::{FileError, FileRequest, PackOptions, PackReport},
+    files::{Account, FileError, FileRequest, Found, PackOptions, PackReport, Seen, SeenDecoder, is_within},
 };
 
 use crate::{
@@ -17,6 +18,10 @@ use crate::{
 
 /// The longest reason that is listened to, in bytes.
 const REASON_LIMIT: usize = 64 << 10;
+/// The most that a survey may send, in bytes: a few million entries. They are kept in memory.
+const SURVEY_LIMIT: usize = 256 << 20;
+/// Hexadecimal digits of a SHA-256 digest.
+const DIGEST: usize = 64;
 /// How much of a compressed archive is read at once, in bytes.
 const BUFFER: usize = 64 << 10;
 
@@ -38,17 +43,51 @@ pub struct Packed {
     pub report: PackReport,
 }
 
-/// Standard output goes to a writer, and the reason of a failure, or the report of a success, is kept.
-struct Answer<'a, W> {
+/// What becomes of what the guest sends.
+trait Take: Send {
+    fn take(&mut self, data: Bytes) -> impl Future<Output = Result<(), GuestError>> + Send;
+}
+
+/// It is written.
+struct Written<'a, W> {
     to: &'a mut W,
-    written: u64,
+    bytes: u64,
+}
+
+impl<W: AsyncWrite + Unpin + Send> Take for Written<'_, W> {
+    async fn take(&mut self, data: Bytes) -> Result<(), GuestError> {
+        self.bytes += data.len() as u64;
+        self.to.write_all(&data).await.map_err(|source| GuestError::Sink { source })
+    }
+}
+
+/// It is understood, piece by piece.
+struct Understood<F>(F);
+
+impl<F: FnMut(Bytes) -> Result<(), GuestError> + Send> Take for Understood<F> {
+    async fn take(&mut self, data: Bytes) -> Result<(), GuestError> {
+        (self.0)(data)
+    }
+}
+
+/// There is nothing.
+struct Nothing;
+
+impl Take for Nothing {
+    async fn take(&mut self, _: Bytes) -> Result<(), GuestError> {
+        Ok(())
+    }
+}
+
+/// Standard output is taken, and the reason of a failure, or the report of a success, is kept.
+struct Answer<'a, T> {
+    take: &'a mut T,
     reason: Kept,
 }
 
-impl<W: AsyncWrite + Unpin + Send> Sink for Answer<'_, W> {
+impl<T: Take> Sink for Answer<'_, T> {
     async fn stdout(&mut self, data: Bytes) -> Result<(), GuestError> {
-        self.written += data.len() as u64;
-        self.to.write_all(&data).await.map_err(|source| GuestError::Sink { source })
+        self.take.take(data).await
     }
 
     fn stderr(&mut self, data: &[u8]) {
@@ -71,7 +110,7 @@ impl Guest {
         gid: u32,
     ) -> Result<(), GuestError> {
         let request = FileRequest::Write { path: path.to_owned(), mode, uid, gid };
-        self.files(&request, content, &mut tokio::io::sink()).await.map(drop)
+        self.files(&request, content, &mut Nothing).await.map(drop)
     }
 
     /// Reads at most `limit` bytes of a regular file.
@@ -82,9 +121,9 @@ impl Guest {
         // One more, which tells whether there is one more.
         let ask = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
         let request = FileRequest::Read { path: path.to_owned(), limit: Some(ask) };
-        let mut bytes = Cursor::new(Vec::new());
-        self.files(&request, tokio::io::empty(), &mut bytes).await?;
-        let mut bytes = bytes.into_inner();
+        let mut bytes = Vec::new();
+        let mut written = Written { to: &mut bytes, bytes: 0 };
+        self.files(&request, tokio::io::empty(), &mut written).await?;
         let more = bytes.len() > limit;
         bytes.truncate(limit);
         Ok(Content { bytes, more })
@@ -98,9 +137,11 @@ impl Guest {
     pub async fn read_to(&self, path: &str, to: impl AsyncWrite + Send) -> Result<u64, GuestError> {
         tokio::pin!(to);
         let request = FileRequest::Read { path: path.to_owned(), limit: None };
-        let written = self.files(&request, tokio::io::empty(), &mut to).await?.0;
+        let mut written = Written { to: &mut to, bytes: 0 };
+        self.files(&request, tokio::io::empty(), &mut written).await?;
+        let bytes = written.bytes;
         to.flush().await.map_err(|source| GuestError::Sink { source })?;
-        Ok(written)
+        Ok(bytes)
     }
 
     /// Writes a file, or a directory with all below it, to `to` as a plain tar archive, see [`FileRequest::Pack`]. While `to`
@@ -114,14 +155,133 @@ impl Guest {
         options: PackOptions,
         to: impl AsyncWrite + Send,
     ) -> Result<Packed, GuestError> {
-        tokio::pin!(to);
         let request = FileRequest::Pack { path: path.to_owned(), options };
-        let (bytes, report) = self.files(&request, tokio::io::empty(), &mut to).await?;
+        self.packed(&request, tokio::io::empty(), to).await
+    }
+
+    /// Writes those entries of a directory that `paths` name, relative to it, to `to` as a plain tar archive, in this order and
+    /// without what is in directories. What is not there is a warning of the report. Otherwise as [`Guest::pack`].
+    ///
+    /// # Errors
+    /// As [`Guest::pack`], and a path that is none within a directory.
+    pub async fn pack_selected(
+        &self,
+        directory: &str,
+        paths: &[Vec<u8>],
+        to: impl AsyncWrite + Send,
+    ) -> Result<Packed, GuestError> {
+        self.pack_selected_as(directory, paths, PackOptions::default(), to).await
+    }
+
+    /// As [`Guest::pack_selected`], in another way: sparse, with links, or generalized.
+    ///
+    /// # Errors
+    /// As [`Guest::pack_selected`].
+    pub async fn pack_selected_as(
+        &self,
+        directory: &str,
+        paths: &[Vec<u8>],
+        options: PackOptions,
+        to: impl AsyncWrite + Send,
+    ) -> Result<Packed, GuestError> {
+        let options = PackOptions { selected: true, ..options };
+        let request = FileRequest::Pack { path: directory.to_owned(), options };
+        let paths = listed(paths)?;
+        self.packed(&request, paths.as_slice(), to).await
+    }
+
+    async fn packed(
+        &self,
+        request: &FileRequest,
+        content: impl AsyncRead + Send,
+        to: impl AsyncWrite + Send,
+    ) -> Result<Packed, GuestError> {
+        tokio::pin!(to);
+        let mut written = Written { to: &mut to, bytes: 0 };
+        let report = self.asked(request, content, &mut written).await?;
+        let bytes = written.bytes;
         to.flush().await.map_err(|source| GuestError::Sink { source })?;
-        match serde_json::from_slice(&report) {
-            Ok(report) => Ok(Packed { bytes, report }),
-            Err(_) => Err(GuestError::Answer { answer: String::from_utf8_lossy(&report).into_owned() }),
-        }
+        Ok(Packed { bytes, report })
+    }
+
+    /// All that is below a directory, sorted by path; nothing if there is no such directory. No link is followed below it, and
+    /// what is mounted there is not gone into.
+    ///
+    /// # Errors
+    /// What the guest says, more than a list may have, a list that is none, a guest that is lost.
+    pub async fn survey(&self, path: &str) -> Result<Vec<Seen>, GuestError> {
+        let request = FileRequest::Survey { path: path.to_owned() };
+        let (mut found, mut decoder, mut bytes) = (Vec::new(), SeenDecoder::default(), 0);
+        let mut take = Understood(|data: Bytes| {
+            bytes += data.len();
+            if bytes > SURVEY_LIMIT {
+                return Err(GuestError::TooMany { path: path.to_owned() });
+            }
+            decoder.push(&data, |seen| found.push(seen)).map_err(|source| GuestError::Survey { source })
+        });
+        self.files(&request, tokio::io::empty(), &mut take).await?;
+        decoder.finish().map_err(|source| GuestError::Survey { source })?;
+        Ok(found)
+    }
+
+    /// The SHA-256 digests of files below a directory, in the order of `paths`, which are relative to it; nothing for what is no
+    /// regular file, is not there or is behind a link.
+    ///
+    /// # Errors
+    /// What the guest says, a path that is none within a directory, an answer that does not fit, a guest that is lost.
+    pub async fn digests(
+        &self,
+        directory: &str,
+        paths: &[Vec<u8>],
+    ) -> Result<Vec<Option<[u8; 32]>>, GuestError> {
+        let request = FileRequest::Digests { directory: directory.to_owned() };
+        let asked = listed(paths)?;
+        let (mut answers, mut text) = (Vec::with_capacity(paths.len()), Vec::new());
+        let wrong = |text: &[u8]| GuestError::Answer { answer: text.escape_ascii().to_string() };
+        let mut take = Understood(|data: Bytes| {
+            for byte in data {
+                if byte == 0 {
+                    answers.push(digest(&text).ok_or_else(|| wrong(&text))?);
+                    text.clear();
+                } else {
+                    text.push(byte);
+                }
+                if answers.len() > paths.len() || text.len() > DIGEST {
+                    return Err(wrong(&text));
+                }
+            }
+            Ok(())
+        });
+        self.files(&request, asked.as_slice(), &mut take).await?;
+        if answers.len() == paths.len() && text.is_empty() { Ok(answers) } else { Err(wrong(&text)) }
+    }
+
+    /// Removes what `paths` name, relative to a directory, in this order; directories only if nothing is in them by then. What
+    /// is not there is no error.
+    ///
+    /// # Errors
+    /// What the guest says, a path that is none within a directory, a guest that is lost; then a part may be removed.
+    pub async fn remove(&self, directory: &str, paths: &[Vec<u8>]) -> Result<(), GuestError> {
+        let request = FileRequest::Remove { directory: directory.to_owned() };
+        self.files(&request, listed(paths)?.as_slice(), &mut Nothing).await.map(drop)
+    }
+
+    /// What a path leads to, if to anything; with `follow` also through it where it is a symbolic link.
+    ///
+    /// # Errors
+    /// What the guest says, a guest that is lost.
+    pub async fn find(&self, path: &str, follow: bool) -> Result<Option<Found>, GuestError> {
+        let request = FileRequest::Find { path: path.to_owned(), follow };
+        self.asked(&request, tokio::io::empty(), &mut Nothing).await
+    }
+
+    /// Who a user of the guest is; named as at a login.
+    ///
+    /// # Errors
+    /// No such user, a guest that is lost.
+    pub async fn account(&self, user: &str) -> Result<Account, GuestError> {
+        let request = FileRequest::Account { user: user.to_owned() };
+        self.asked(&request, tokio::io::empty(), &mut Nothing).await
     }
 
     /// Unpacks a tar archive, plain, with gzip or with zstd, below a directory of the guest, which is made. All that is made
@@ -146,43 +306,54 @@ impl Guest {
             .await
             .map_err(|source| GuestError::Source { source })?;
         let archive = BufReader::with_capacity(BUFFER, Cursor::new(magic.clone()).chain(archive));
-        let sink = &mut tokio::io::sink();
         // Decompressed here: the host's processor is the faster one, and the agent the smaller.
         match magic.as_slice() {
             // RFC 1952, section 2.3.1; members follow each other.
             [0x1f, 0x8b, ..] => {
                 let mut decoder = GzipDecoder::new(archive);
                 decoder.multiple_members(true);
-                self.files(&request, decoder, sink).await
+                self.files(&request, decoder, &mut Nothing).await
             }
             // RFC 8878, section 3.1.1; frames too.
             [0x28, 0xb5, 0x2f, 0xfd] => {
                 let mut decoder = ZstdDecoder::new(archive);
                 decoder.multiple_members(true);
-                self.files(&request, decoder, sink).await
+                self.files(&request, decoder, &mut Nothing).await
             }
-            _ => self.files(&request, archive, sink).await,
+            _ => self.files(&request, archive, &mut Nothing).await,
         }
         .map(drop)
     }
 
-    /// One operation of the file service; returns how many bytes came, and what was said beside them.
-    async fn files<W: AsyncWrite + Unpin + Send>(
+    /// One operation whose answer is JSON beside what it sends.
+    async fn asked<A: DeserializeOwned>(
         &self,
         request: &FileRequest,
         content: impl AsyncRead + Send,
-        to: &mut W,
-    ) -> Result<(u64, Vec<u8>), GuestError> {
+        take: &mut impl Take,
+    ) -> Result<A, GuestError> {
+        let answer = self.files(request, content, take).await?;
+        let strange = || GuestError::Answer { answer: String::from_utf8_lossy(&answer).into_owned() };
+        serde_json::from_slice(&answer).map_err(|_| strange())
+    }
+
+    /// One operation of the file service; returns what was said beside what it sends.
+    async fn files(
+        &self,
+        request: &FileRequest,
+        content: impl AsyncRead + Send,
+        take: &mut impl Take,
+    ) -> Result<Vec<u8>, GuestError> {
         let mut line =
             serde_json::to_vec(request).map_err(|error| GuestError::Source { source: error.into() })?;
         line.push(b'\n');
         let connection = self.connection(ROOT).await?;
         let mut channel = Open::new(&connection).await?;
         channel.begun(channel.writer.request_subsystem(true, FILES_SUBSYSTEM).await)?;
-        let mut answer = Answer { to, written: 0, reason: Kept::default() };
+        let mut answer = Answer { take, reason: Kept::default() };
         let input = Cursor::new(line).chain(content);
         match channel.converse("to handle files", input, &mut answer).await? {
-            Ending::Exited(0) => Ok((answer.written, answer.reason.bytes)),
+            Ending::Exited(0) => Ok(answer.reason.bytes),
             _ => Err(match serde_json::from_slice::<FileError>(&answer.reason.bytes) {
                 Ok(FileError { code, message }) => GuestError::File { code, message },
                 Err(_) => {
@@ -191,4 +362,32 @@ impl Guest {
             }),
         }
     }
+}
+
+/// Paths as the agent takes them.
+fn listed(paths: &[Vec<u8>]) -> Result<Vec<u8>, GuestError> {
+    let mut listed = Vec::with_capacity(paths.iter().map(|path| path.len() + 1).sum());
+    for path in paths {
+        if !is_within(path) {
+            return Err(GuestError::Path { path: path.escape_ascii().to_string() });
+        }
+        listed.extend_from_slice(path);
+        listed.push(0);
+    }
+    Ok(listed)
+}
+
+/// One answer about a file, `None` if it is no such answer.
+fn digest(text: &[u8]) -> Option<Option<[u8; 32]>> {
+    if text == b"-" {
+        return Some(None);
+    }
+    let mut digest = [0; DIGEST / 2];
+    if text.len() != DIGEST || !text.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    for (byte, digits) in digest.iter_mut().zip(text.chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(Some(digest))
 }

@@ -9,6 +9,7 @@
 //! Files block, so a worker thread does the work. It sees a client that has gone as an error of reading, which is how
 //! nothing half written stays.
 
+mod look;
 mod operations;
 mod pack;
 #[cfg(test)]
@@ -16,6 +17,9 @@ mod pack_tests;
 mod pax;
 #[cfg(test)]
 mod tests;
+mod tree;
+#[cfg(test)]
+mod tree_tests;
 mod unpack;
 
 use std::{
@@ -149,6 +153,10 @@ impl Output {
     }
 }
 
+fn error(code: &str, message: String) -> Vec<u8> {
+    serde_json::to_vec(&FileError { code: code.to_owned(), message }).unwrap_or_default()
+}
+
 /// Serves one channel to its end.
 pub(super) async fn run(mut wire: Wire) {
     let (to_worker, pieces) = mpsc::channel(PIECES);
@@ -185,19 +193,13 @@ pub(super) async fn run(mut wire: Wire) {
     };
     // From here on a worker that has not ended learns that the client has gone.
     drop((to_worker, from_worker));
-    let (line, status) = match outcome {
+    let (mut line, status) = match outcome {
         Some(Ok(Ok(None))) => return finish(&wire, Some(0), None).await,
-        Some(Ok(Ok(Some(report)))) => (serde_json::to_vec(&report), 0),
-        Some(Ok(Err(Failure::Told { code, message }))) => {
-            (serde_json::to_vec(&FileError { code: code.to_owned(), message }), 1)
-        }
+        Some(Ok(Ok(Some(answer)))) => (answer, 0),
+        Some(Ok(Err(Failure::Told { code, message }))) => (error(code, message), 1),
         Some(Ok(Err(Failure::Gone))) | None => return,
-        Some(Err(panic)) => {
-            let error = FileError { code: code::FAILED.to_owned(), message: panic.to_string() };
-            (serde_json::to_vec(&error), 1)
-        }
+        Some(Err(panic)) => (error(code::FAILED, panic.to_string()), 1),
     };
-    let mut line = line.unwrap_or_default();
     line.push(b'\n');
     // Cancel-safe: a client that has gone needs no message.
     tokio::select! {

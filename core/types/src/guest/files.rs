@@ -5,8 +5,16 @@
 //! one line of JSON on the standard error and exit status 1. [`FileRequest::Pack`] has a [`PackReport`] as one line of JSON
 //! on the standard error beside its exit status 0. A channel that is closed without an end of data is a client
 //! that has gone: nothing half written stays.
+//!
+//! [`FileRequest::Survey`], [`FileRequest::Digests`], [`FileRequest::Remove`] and [`PackOptions::selected`] are about entries
+//! of a tree by their paths relative to its top. Those are bytes for which [`is_within`] holds, each with a NUL behind it, and
+//! no symbolic link is followed on their way. The path of the top itself is followed.
+
+mod seen;
 
 use serde::{Deserialize, Serialize};
+
+pub use seen::{PATH_LIMIT, Seen, SeenDecoder, SeenError, SeenKind, is_within};
 
 /// The longest line of a request, in bytes, its end included.
 pub const REQUEST_LIMIT: usize = 64 << 10;
@@ -56,6 +64,61 @@ pub enum FileRequest {
         #[serde(flatten)]
         options: PackOptions,
     },
+    /// Sends the records ([`Seen::encode`]) of all that is below a directory, sorted by their paths' bytes, without the directory
+    /// itself. What is mounted below it is not gone into. What vanishes meanwhile is left out. Where there is no such directory,
+    /// there are no records.
+    Survey {
+        /// The directory.
+        path: String,
+    },
+    /// Paths of files follow; their SHA-256 digests are sent in the same order, as 64 hexadecimal digits and a NUL, or `-` and a NUL
+    /// for what is no regular file, or not there.
+    Digests {
+        /// The top.
+        directory: String,
+    },
+    /// Paths follow; what they name is removed, in this order, directories only if nothing is in them by then: whoever wants
+    /// them gone names what is in them first. What is not there is no error.
+    Remove {
+        /// The top.
+        directory: String,
+    },
+    /// Tells what a path leads to as a [`Found`], on the standard error, or `null` if it leads to nothing.
+    Find {
+        /// The path.
+        path: String,
+        /// Whether to follow it if it is a symbolic link; on the way to it links are followed in any case.
+        follow: bool,
+    },
+    /// Tells who a user is as an [`Account`], on the standard error.
+    Account {
+        /// As at a login: a name, a number, or either with `:GROUP`.
+        user: String,
+    },
+}
+
+/// The answer to [`FileRequest::Find`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// The same place, without links on the way, and without one at its end if that was followed.
+    pub path: String,
+    /// What is there.
+    pub kind: SeenKind,
+    /// Permission bits, 12 of them.
+    pub mode: u32,
+    /// In bytes; of files only.
+    pub size: u64,
+}
+
+/// The answer to [`FileRequest::Account`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// Number.
+    pub uid: u32,
+    /// The number of the own group.
+    pub gid: u32,
+    /// The home directory.
+    pub home: String,
 }
 
 /// How [`FileRequest::Pack`] packs.
@@ -71,6 +134,15 @@ pub struct PackOptions {
     /// What the agent writes for this one VM (`/etc/machine-id`, `/etc/hostname`, its lines of `/etc/hosts`,
     /// `/etc/resolv.conf`, units) is left out or emptied, as it belongs in an image.
     pub generalize: bool,
+    /// Of a directory exactly those entries are packed whose paths follow the request, in that order, directories without what
+    /// is in them. One that is not there is a warning of the report. Each file is one of its own, however many links it has,
+    /// but with `links`.
+    pub selected: bool,
+    /// Of selected entries that are one file, all but the first are links to that.
+    pub links: bool,
+    /// What the path is called in the archive: a file instead of its own name, a directory instead of `./`. One name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// What became of [`FileRequest::Pack`].
@@ -78,6 +150,12 @@ pub struct PackOptions {
 pub struct PackReport {
     /// Entries of the archive.
     pub entries: u64,
+    /// Regular files among them.
+    #[serde(default)]
+    pub files: u64,
+    /// The size of these together, in bytes.
+    #[serde(default)]
+    pub content: u64,
     /// What is not in it, or not as it was at any one time: the first of them.
     pub warnings: Vec<FileError>,
     /// How many warnings there are beyond these.
@@ -109,6 +187,8 @@ pub mod code {
     pub const DENIED: &str = "file.denied";
     /// Anything else that the guest's kernel says.
     pub const FAILED: &str = "file.failed";
+    /// The image has no such user.
+    pub const NO_USER: &str = "user.not-found";
     /// A warning: the file changed while it was read.
     pub const CHANGED: &str = "file.changed";
     /// A warning: the file was there, and then no more.

@@ -4,21 +4,27 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
 };
 
 use bytes::{Bytes, BytesMut};
-use vm_types::guest::files::{FileRequest, PackReport, code};
+use serde::Serialize;
+use vm_types::guest::files::{Account, FileRequest, Found, SeenKind, code, is_within};
 
-use super::{Failure, Input, Output, pack::pack, unpack::unpack};
-use crate::draft::Draft;
+use super::{
+    Failure, Input, Output,
+    pack::{pack, pack_selected},
+    tree::{self, Paths},
+    unpack::unpack,
+};
+use crate::{draft::Draft, ssh::users};
 
 /// Bytes read or sent at once: an SSH packet.
 pub(super) const CHUNK: usize = 32 << 10;
 
-/// Reads the request and does what it asks for; the result is what is to be told of a success.
-pub(super) fn serve(mut input: Input, output: &Output) -> Result<Option<PackReport>, Failure> {
+/// Reads the request and does what it asks for; the result is what is to be told of a success, as JSON.
+pub(super) fn serve(mut input: Input, output: &Output) -> Result<Option<Vec<u8>>, Failure> {
     match input.request()? {
         FileRequest::Write { path, mode, uid, gid } => write(&path, mode, (uid, gid), &mut input)?,
         FileRequest::Read { path, limit } => read(&path, limit.unwrap_or(u64::MAX), output)?,
@@ -27,14 +33,68 @@ pub(super) fn serve(mut input: Input, output: &Output) -> Result<Option<PackRepo
             unpack(Path::new(&directory), (uid, gid), input)?;
         }
         FileRequest::Pack { path, options } => {
+            if let Some(name) = &options.name
+                && (!is_within(name.as_bytes()) || name.contains('/'))
+            {
+                return Err(Failure::new(code::REQUEST, format!("{name:?} is no name")));
+            }
             let replaced = match options.generalize {
                 true => crate::apply::generalized(Path::new("/")),
                 false => HashMap::new(),
             };
-            return pack(absolute(&path)?, &options, replaced, output).map(Some);
+            if options.selected {
+                let paths = &mut Paths::new(&mut input);
+                return told(&pack_selected(&path, &options, replaced, paths, output)?);
+            }
+            return told(&pack(absolute(&path)?, &options, replaced, output)?);
         }
+        FileRequest::Survey { path } => tree::survey(&path, output)?,
+        FileRequest::Digests { directory } => tree::digests(&directory, &mut input, output)?,
+        FileRequest::Remove { directory } => tree::remove(&directory, &mut input)?,
+        FileRequest::Find { path, follow } => return told(&find(&path, follow)?),
+        FileRequest::Account { user } => return told(&account(&user)?),
     }
     Ok(None)
+}
+
+fn told(answer: &impl Serialize) -> Result<Option<Vec<u8>>, Failure> {
+    let answer = serde_json::to_vec(answer);
+    answer.map(Some).map_err(|error| Failure::new(code::FAILED, format!("the answer: {error}")))
+}
+
+/// What a path leads to.
+fn find(name: &str, follow: bool) -> Result<Option<Found>, Failure> {
+    let path = absolute(name)?;
+    let place = match path.file_name() {
+        Some(last) if !follow => {
+            path.parent().map_or_else(|| Ok("/".into()), fs::canonicalize).map(|parent| parent.join(last))
+        }
+        _ => fs::canonicalize(path),
+    };
+    let found = match place.and_then(|place| fs::symlink_metadata(&place).map(|meta| (place, meta))) {
+        Ok(found) => found,
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(None),
+        Err(error) => return Err(Failure::of(name, &error)),
+    };
+    let (place, meta) = found;
+    let path = place.into_os_string().into_string().map_err(|place| {
+        Failure::new(code::FAILED, format!("{name}: leads to {}, which is not UTF-8", place.display()))
+    })?;
+    let kind = match meta.file_type() {
+        kind if kind.is_file() => SeenKind::File,
+        kind if kind.is_dir() => SeenKind::Directory,
+        kind if kind.is_symlink() => SeenKind::Symlink,
+        _ => SeenKind::Other,
+    };
+    let size = if kind == SeenKind::File { meta.len() } else { 0 };
+    Ok(Some(Found { path, kind, mode: meta.mode() & 0o7777, size }))
+}
+
+fn account(name: &str) -> Result<Account, Failure> {
+    let user = users::find(Path::new("/"), name)
+        .ok_or_else(|| Failure::new(code::NO_USER, format!("there is no user {name}")))?;
+    let home = user.home.to_string_lossy().into_owned();
+    Ok(Account { uid: user.uid, gid: user.gid, home })
 }
 
 pub(super) fn absolute(path: &str) -> Result<&Path, Failure> {

@@ -8,10 +8,7 @@ use std::{
     collections::HashMap,
     ffi::{CStr, CString, OsStr},
     fs::File,
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Component, Path, PathBuf},
     vec,
 };
@@ -30,8 +27,10 @@ use crate::apply::Generalized;
 
 use super::{
     Failure, Output,
+    look::{Mount, about, by_descriptor, kind_of, look, mount_of},
     operations::absolute,
     pax::{Archive, BLOCK, CopyError, Entry, Xattrs, storable},
+    tree::{self, Paths},
 };
 
 /// Directories within each other. Each is open while what is in it is packed.
@@ -61,21 +60,42 @@ pub(super) fn pack(
     for text in &options.exclude {
         excluded.insert(plain(absolute(text)?)?, text.ends_with('/'));
     }
-    let packer = Packer {
-        archive: Archive::new(output),
-        base,
-        name: Vec::new(),
-        options,
-        excluded,
-        replaced,
-        home: None,
-        links: HashMap::new(),
-        links_size: 0,
-        report: PackReport::default(),
-        told: 0,
-        buffer: vec![0; XATTR],
-    };
+    let mut packer = Packer::new(base, options, output);
+    packer.excluded = excluded;
+    packer.replaced = replaced;
     packer.run()
+}
+
+/// Packs those entries of a directory whose paths follow.
+pub(super) fn pack_selected(
+    directory: &str,
+    options: &PackOptions,
+    replaced: Generalized,
+    paths: &mut Paths<'_>,
+    output: &Output,
+) -> Result<PackReport, Failure> {
+    let mut packer = Packer::new(plain(absolute(directory)?)?, options, output);
+    packer.replaced = replaced;
+    let top = tree::top(directory)?;
+    while let Some(path) = paths.next()? {
+        packer.name.clear();
+        packer.name.extend_from_slice(path);
+        let found = match tree::below(&top, path, OFlags::PATH) {
+            Ok(Some(file)) => about(&file).map(|about| Some((file, about))),
+            Ok(None) => Ok(None),
+            Err(errno) => Err(errno),
+        };
+        match found {
+            Ok(Some((file, about))) if kind_of(&about) == FileType::Directory => {
+                packer.directory(&file, &about)?;
+            }
+            Ok(Some((file, about))) => packer.put(&file, &about)?,
+            Ok(None) => packer.vanished(),
+            Err(errno) => return Err(packer.failed(errno)),
+        }
+    }
+    packer.archive.finish()?;
+    Ok(packer.report)
 }
 
 /// A path without dots and doubled slashes. One that goes up means something only to who follows links.
@@ -91,6 +111,10 @@ struct Packer<'a> {
     archive: Archive<'a>,
     /// What is packed.
     base: PathBuf,
+    /// Its name in the archive.
+    root: Vec<u8>,
+    /// What the names of entries below it begin with, in bytes.
+    prefix: usize,
     /// The current entry's, in the archive.
     name: Vec<u8>,
     options: &'a PackOptions,
@@ -118,50 +142,47 @@ struct Level {
     name: usize,
 }
 
-/// A mount by number, or on kernels before 5.8 a filesystem.
-type Mount = (u64, u32, u32);
-
-fn mount_of(about: &Statx) -> Mount {
-    match about.stx_mask & StatxFlags::MNT_ID.bits() {
-        0 => (0, about.stx_dev_major, about.stx_dev_minor),
-        _ => (about.stx_mnt_id, 0, 0),
+impl<'a> Packer<'a> {
+    fn new(base: PathBuf, options: &'a PackOptions, output: &'a Output) -> Self {
+        Self {
+            archive: Archive::new(output),
+            base,
+            root: Vec::new(),
+            prefix: 0,
+            name: Vec::new(),
+            options,
+            excluded: HashMap::new(),
+            replaced: Generalized::new(),
+            home: None,
+            links: HashMap::new(),
+            links_size: 0,
+            report: PackReport::default(),
+            told: 0,
+            buffer: vec![0; XATTR],
+        }
     }
-}
 
-/// Opens whatever has the name, for nothing but to be asked about it.
-fn look(directory: impl AsFd, name: impl rustix::path::Arg) -> rustix::io::Result<(OwnedFd, Statx)> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = openat(directory, name, flags, Mode::empty())?;
-    let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-    let about = statx(&file, "", AtFlags::EMPTY_PATH, wanted)?;
-    Ok((file, about))
-}
-
-/// The way to what a descriptor of [`look`] is of, which is no link to follow.
-fn by_descriptor(file: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", file.as_raw_fd())
-}
-
-fn kind_of(about: &Statx) -> FileType {
-    FileType::from_raw_mode(about.stx_mode.into())
-}
-
-impl Packer<'_> {
     fn run(mut self) -> Result<PackReport, Failure> {
         let (file, about) = look(CWD, &self.base).map_err(|errno| self.failed(errno))?;
         self.home = self.options.one_filesystem.then(|| mount_of(&about));
         if kind_of(&about) != FileType::Directory {
-            // A path that is not one of a directory has a last name.
-            self.name = self.base.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
-            self.base.pop();
+            self.root = match &self.options.name {
+                Some(name) => name.as_bytes().to_vec(),
+                // A path that is not one of a directory has a last name.
+                None => self.base.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default(),
+            };
+            self.name.clone_from(&self.root);
             self.put(&file, &about)?;
         } else {
-            self.name = b"./".to_vec();
+            (self.root, self.prefix) = match &self.options.name {
+                Some(name) => (format!("{name}/").into_bytes(), name.len() + 1),
+                None => (b"./".to_vec(), 0),
+            };
+            self.name.clone_from(&self.root);
             let mut levels = Vec::new();
             self.enter(file, &about, &mut levels)?;
-            self.name.clear();
             if let Some(first) = levels.last_mut() {
-                first.name = 0;
+                first.name = self.prefix;
             }
             while let Some(level) = levels.last_mut() {
                 self.name.truncate(level.name);
@@ -186,10 +207,11 @@ impl Packer<'_> {
 
     /// Where the current entry is.
     fn path(&self) -> PathBuf {
-        match self.name.as_slice() {
-            b"./" => self.base.clone(),
-            name => self.base.join(OsStr::from_bytes(name.strip_suffix(b"/").unwrap_or(name))),
+        if self.name == self.root {
+            return self.base.clone();
         }
+        let name = &self.name[self.prefix..];
+        self.base.join(OsStr::from_bytes(name.strip_suffix(b"/").unwrap_or(name)))
     }
 
     fn failed(&self, errno: Errno) -> Failure {
@@ -227,15 +249,9 @@ impl Packer<'_> {
         if !levels.is_empty() && self.is_excluded() {
             return Ok(());
         }
-        if !self.name.ends_with(b"/") {
-            self.name.push(b'/');
-        }
-        let elsewhere = self.is_elsewhere(about);
-        // Those of what is mounted say nothing of the directory below.
-        let xattrs = if elsewhere { Vec::new() } else { self.xattrs(&file)? };
-        self.header(about, EntryType::Directory, b"", 0, &xattrs, None)?;
+        self.directory(&file, about)?;
         let emptied = self.excluded.get(&self.path()) == Some(&true);
-        if elsewhere || emptied {
+        if emptied || self.is_elsewhere(about) {
             return Ok(());
         }
         if levels.len() == DEPTH {
@@ -252,6 +268,16 @@ impl Packer<'_> {
         };
         levels.push(Level { directory, names, name: self.name.len() });
         Ok(())
+    }
+
+    /// Packs the current entry, a directory, without what is in it.
+    fn directory(&mut self, file: &OwnedFd, about: &Statx) -> Result<(), Failure> {
+        if !self.name.ends_with(b"/") {
+            self.name.push(b'/');
+        }
+        // Those of what is mounted say nothing of the directory below.
+        let xattrs = if self.is_elsewhere(about) { Vec::new() } else { self.xattrs(file)? };
+        self.header(about, EntryType::Directory, b"", 0, &xattrs, None)
     }
 
     /// Packs the current entry, which is no directory.
@@ -280,6 +306,7 @@ impl Packer<'_> {
             return self.archive.fill();
         }
         if about.stx_nlink > 1
+            && (!self.options.selected || self.options.links)
             && let Some(first) = self.linked(about)
         {
             return self.header(about, EntryType::Link, &first, 0, &[], None);
@@ -305,6 +332,10 @@ impl Packer<'_> {
         sparse: Option<u64>,
     ) -> Result<(), Failure> {
         self.report.entries += 1;
+        if kind == EntryType::Regular {
+            self.report.files += 1;
+            self.report.content += sparse.unwrap_or(size);
+        }
         self.archive.entry(&Entry { name: &self.name, kind, about, link, size, xattrs, sparse })
     }
 
@@ -338,7 +369,7 @@ impl Packer<'_> {
     ) -> Result<(), Failure> {
         let size = about.stx_size;
         // Not by its name, which may be another file's by now.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let file =
             openat(CWD, by_descriptor(file), flags, Mode::empty()).map_err(|errno| self.failed(errno))?;
         let mut file = File::from(file);
