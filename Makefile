@@ -69,7 +69,7 @@ demo: dev
 lint: setup
 	@cargo fmt --all --check
 	@cargo clippy $(workspace) --all-targets -- -D warnings
-	@for other in sdk plugins; do (cd $$other && cargo fmt --all --check); done
+	@for other in sdk plugins tests/importer; do (cd $$other && cargo fmt --all --check); done
 
 # All of it in one call: cargo then compiles each dependency once, with the features that all crates together want.
 test: lint dev test-plugins suites
@@ -77,7 +77,7 @@ test: lint dev test-plugins suites
 
 # What plugins decide, natively; that they load and plan what they should is tested in the real host, by plugins/tests.
 test-plugins: setup
-	@for other in sdk plugins; do (cd $$other && cargo test --locked); done
+	@for other in sdk plugins tests/importer; do (cd $$other && cargo test --locked); done
 
 test-full: lint dev test-plugins suites
 	@$(call test_env,$(DEV)) cargo test $(workspace) --no-fail-fast -- --include-ignored

@@ -6,6 +6,7 @@ mod checks;
 mod copies;
 mod corpus;
 mod host;
+mod importers;
 mod interface;
 mod languages;
 mod sdk;

@@ -13,8 +13,8 @@ use vm_plugin::{
     call::{Change, Job, LogLevel},
     plan::{Condition, Content, GuestPart, HostEffect, MachinePart, RefName},
     ports::{
-        Blob, Directory, FileMode, GuestCommand, GuestOutput, MemoryBlob, RepoFacts, Repository, Sandbox,
-        StateScope,
+        Blob, Difference, Directory, FileMode, GuestCommand, GuestOutput, MemoryBlob, RepoFacts, Repository,
+        Sandbox, StateScope,
     },
 };
 
@@ -123,6 +123,19 @@ impl Sandbox for Echo {
         self.0.lock().unwrap().insert(directory.to_owned(), content);
         Ok(())
     }
+
+    async fn is_empty(&self, directory: &str) -> Result<bool, PluginError> {
+        Ok(!self.0.lock().unwrap().contains_key(directory))
+    }
+
+    async fn clear(&self, directory: &str) -> Result<(), PluginError> {
+        self.remove(directory).await
+    }
+
+    async fn remove(&self, path: &str) -> Result<(), PluginError> {
+        self.0.lock().unwrap().remove(path);
+        Ok(())
+    }
 }
 
 #[tokio::test]
@@ -217,6 +230,12 @@ impl Repository for Project {
     async fn patch(&self) -> Result<Arc<dyn Blob>, PluginError> {
         Err(PluginError::new("git.no-history", "no history"))
     }
+    async fn history(&self, _: Option<u32>) -> Result<Arc<dyn Blob>, PluginError> {
+        Err(PluginError::new("git.no-history", "no history"))
+    }
+    async fn compare(&self, _: &str) -> Result<Arc<dyn Difference>, PluginError> {
+        Err(PluginError::new("repository.not-compared", "nobody compares it"))
+    }
 }
 
 #[tokio::test]
@@ -225,8 +244,14 @@ async fn a_repository_is_brought() {
     let probe = Input { repository: Some(Arc::new(Project)), ..input() };
     let offers = plugin.call(Hook::Probe, probe.clone(), &state()).await.unwrap().offers;
     assert_eq!((offers[0].strategy.as_str(), offers[0].score), ("archive", 10));
-    let job =
-        Job { strategy: "archive".to_owned(), destination: "/work".to_owned(), user: "root".to_owned() };
+    let job = Job {
+        strategy: "archive".to_owned(),
+        destination: "/work".to_owned(),
+        user: "root".to_owned(),
+        uid: 0,
+        gid: 0,
+        replace: false,
+    };
     let import = Input { sandbox: Some(guest.clone()), job: Some(job), ..probe };
     plugin.call(Hook::Import, import, &state()).await.unwrap();
     assert_eq!(guest.0.lock().unwrap()["/work"], b"tar");

@@ -42,6 +42,7 @@
 pub mod bindings;
 mod error;
 mod hooks;
+mod job;
 pub mod log;
 mod macros;
 mod runtime;
@@ -53,7 +54,7 @@ pub use bindings::{
         host::{Blob, Context, Facts, Reference, Report, Vm},
         live::{Command, Output, Sandbox},
         plan::{GuestConfig, HostPlan, MachineConfig, Rule},
-        repository::{Job, Offers, Repo},
+        repository::{Difference, Job, Offers, Repo},
         state,
         types::{Error, Lifetime, Outcome},
     },

@@ -7,7 +7,7 @@ pub use vm_types::plugin::{Change, Finding, Severity, VmFacts};
 
 use crate::{
     plan::{Plan, RefName},
-    ports::{Blob, Repository, Sandbox, StateChange},
+    ports::{Blob, Progress, Repository, Sandbox, StateChange},
 };
 
 /// What an importer is to do.
@@ -19,6 +19,15 @@ pub struct Job {
     pub destination: String,
     /// The guest's user.
     pub user: String,
+    /// That user's number.
+    #[serde(default)]
+    pub uid: u32,
+    /// That user's group.
+    #[serde(default)]
+    pub gid: u32,
+    /// What is at the destination may be thrown away.
+    #[serde(default)]
+    pub replace: bool,
 }
 
 /// All that a component can learn in one call. The same input gives the same outcome.
@@ -44,6 +53,10 @@ pub struct Input {
     pub repository: Option<Arc<dyn Repository>>,
     /// What an importer is to do.
     pub job: Option<Job>,
+    /// Who waits for what an importer does.
+    pub progress: Option<Arc<dyn Progress>>,
+    /// How long the call may take in all, in place of what [`crate::Limits`] say.
+    pub time_limit: Option<Duration>,
     /// The time of the call, for those with the grant.
     pub now_unix_ms: u64,
     /// The seed of random bytes, for those with the grant.
@@ -61,6 +74,9 @@ pub struct Offer {
     pub score: u32,
     /// For people.
     pub description: String,
+    /// What people should know before they choose it.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// How much a message matters.

@@ -177,7 +177,9 @@ impl CallError {
     /// Whether it counts towards disabling the plugin: what it did, not what it said.
     pub fn is_fault(&self) -> bool {
         match self {
-            Self::Trapped { .. } | Self::Excess { .. } | Self::TimedOut { .. } => true,
+            // How long an import takes is the guest's doing and the repository's.
+            Self::TimedOut { hook, .. } => *hook != Hook::Import,
+            Self::Trapped { .. } | Self::Excess { .. } => true,
             Self::Disabled { .. }
             | Self::Failed { .. }
             | Self::Impossible { .. }
@@ -192,6 +194,9 @@ impl CallError {
         match self {
             Self::Disabled { plugin, .. } => {
                 format!("see its messages with `vm plugin logs {plugin}`, then `vm plugin enable {plugin}`")
+            }
+            Self::TimedOut { hook: Hook::Import, .. } => {
+                "give it more time, or bring less: see what is large in the workspace".to_owned()
             }
             Self::Trapped { plugin, .. } | Self::Excess { plugin, .. } | Self::TimedOut { plugin, .. } => {
                 format!("this is a fault of the plugin: tell its author, or `vm plugin disable {plugin}`")

@@ -13,8 +13,10 @@ pub struct Limits {
     pub processor: Duration,
     /// Time in all, waiting for the host included, of hooks that only think.
     pub wall: Duration,
-    /// The same of those that act in the guest: post-start, config-change, import.
+    /// The same of those that act in the guest or look at a repository: post-start, config-change, probe.
     pub wall_live: Duration,
+    /// The same of an import, which sends a repository; a call can have another.
+    pub wall_import: Duration,
     /// Memory in bytes, all memories together.
     pub memory: usize,
     /// Table elements, all tables together.
@@ -53,6 +55,7 @@ impl Default for Limits {
             processor: Duration::from_millis(250),
             wall: Duration::from_secs(2),
             wall_live: Duration::from_secs(120),
+            wall_import: Duration::from_secs(3600),
             memory: 64 << 20,
             table_elements: 100_000,
             instances: 32,
@@ -76,7 +79,8 @@ impl Limits {
     /// How long a call of this hook may take in all.
     pub fn wall_of(&self, hook: Hook) -> Duration {
         match hook {
-            Hook::PostStart | Hook::ConfigChange | Hook::Probe | Hook::Import => self.wall_live,
+            Hook::PostStart | Hook::ConfigChange | Hook::Probe => self.wall_live,
+            Hook::Import => self.wall_import,
             Hook::Preflight
             | Hook::ContributeGuest
             | Hook::ContributeMachine

@@ -17,7 +17,7 @@ use crate::{
     cache::{MAX_COMPONENT, limited},
     call::{Input, Outcome},
     digest,
-    error::{CallError, Excess, LoadError, tame},
+    error::{CallError, Excess, LoadError, PluginError, tame},
     grant::{Granted, Grants},
     hook::Hook,
     log::Log,
@@ -261,7 +261,7 @@ impl Plugin {
         let dry_run = input.dry_run;
         let _running = self.runtime.running();
         let mut store = self.runtime.store(Call::new(self.identity.clone(), hook, input, state.clone()));
-        let limit = self.identity.limits.wall_of(hook);
+        let limit = store.data().patience();
         let ended = tokio::time::timeout(limit, async {
             let instance = self.parts.pre.instantiate_async(&mut store).await?;
             self.parts.call(&mut store, &instance, hook).await
@@ -306,6 +306,10 @@ impl Plugin {
             Ok(Err(error)) => error,
             Err(_) => return Err(CallError::TimedOut { plugin, hook, limit }),
         };
+        // What the host could not do, in a function that has no other way to say so.
+        if let Some(error) = error.downcast_ref::<PluginError>() {
+            return Err(CallError::Failed { plugin, hook, error: error.clone() });
+        }
         let call = store.data_mut();
         let root = error.root_cause().to_string();
         let excess = if let Some(excess) = error.downcast_ref::<Excess>() {

@@ -1,8 +1,9 @@
 //! What the host needs of whoever embeds it: state, the running guest, a repository, bytes.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
+use tokio::io::AsyncRead;
 use vm_types::VmId;
 
 use crate::error::PluginError;
@@ -78,15 +79,29 @@ impl StateStore for MemoryState {
     }
 }
 
+/// A stream of bytes. One that ends without an error has ended whole.
+pub type Stream = Pin<Box<dyn AsyncRead + Send>>;
+
 /// Bytes in the host that do not change.
 #[async_trait]
 pub trait Blob: Send + Sync {
     /// How many.
-    fn size(&self) -> u64;
+    async fn size(&self) -> Result<u64, PluginError>;
     /// `sha256:` and 64 digits.
-    fn digest(&self) -> String;
+    async fn digest(&self) -> Result<String, PluginError>;
     /// At most `length` of them from `offset` on.
     async fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, PluginError>;
+
+    /// All of them, where they are made while they are read and are nowhere before; `None` where [`Blob::read`] is as good. An error
+    /// of the stream has a [`PluginError`] in it.
+    fn stream(&self) -> Option<Stream> {
+        None
+    }
+
+    /// They are an archive, and all of it was unpacked below this directory of the guest.
+    fn unpacked(&self, directory: &str) {
+        let _ = directory;
+    }
 }
 
 /// Bytes in memory.
@@ -95,12 +110,12 @@ pub struct MemoryBlob(pub Arc<[u8]>);
 
 #[async_trait]
 impl Blob for MemoryBlob {
-    fn size(&self) -> u64 {
-        self.0.len() as u64
+    async fn size(&self) -> Result<u64, PluginError> {
+        Ok(self.0.len() as u64)
     }
 
-    fn digest(&self) -> String {
-        format!("sha256:{}", crate::digest::hex(&self.0))
+    async fn digest(&self) -> Result<String, PluginError> {
+        Ok(format!("sha256:{}", crate::digest::hex(&self.0)))
     }
 
     async fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, PluginError> {
@@ -172,6 +187,12 @@ pub trait Sandbox: Send + Sync {
         uid: u32,
         gid: u32,
     ) -> Result<(), PluginError>;
+    /// Whether a directory has nothing in it, or is not there.
+    async fn is_empty(&self, directory: &str) -> Result<bool, PluginError>;
+    /// Removes all that is in a directory, which stays; its absence is success.
+    async fn clear(&self, directory: &str) -> Result<(), PluginError>;
+    /// Removes a file, or a directory with all that is in it; its absence is success.
+    async fn remove(&self, path: &str) -> Result<(), PluginError>;
 }
 
 /// What a repository is, known when the call begins.
@@ -187,6 +208,20 @@ pub struct RepoFacts {
     pub branch: Option<String>,
     /// Whether files differ from it.
     pub dirty: bool,
+    /// How many files an archive of all has.
+    pub files: u64,
+    /// How many bytes are in them.
+    pub bytes: u64,
+    /// Files that git knows and that have changed.
+    pub modified: u64,
+    /// Files that git knows and that are gone.
+    pub deleted: u64,
+    /// Files that git neither knows nor ignores.
+    pub untracked: u64,
+    /// What is special about it, sorted: `detached`, `lfs`, `shallow`, …
+    pub traits: Vec<String>,
+    /// All of it was brought to where it is wanted before.
+    pub prepared: bool,
 }
 
 /// A repository on the host, to look at. Whoever implements it sees to it that no path leads out of it.
@@ -206,6 +241,40 @@ pub trait Repository: Send + Sync {
     async fn bundle(&self, depth: Option<u32>) -> Result<Arc<dyn Blob>, PluginError>;
     /// What differs from the commit.
     async fn patch(&self) -> Result<Arc<dyn Blob>, PluginError>;
+    /// A tar archive of `.git` for a guest.
+    async fn history(&self, depth: Option<u32>) -> Result<Arc<dyn Blob>, PluginError>;
+    /// Compares it with what was brought to a directory of the call's guest before.
+    async fn compare(&self, directory: &str) -> Result<Arc<dyn Difference>, PluginError>;
+}
+
+/// What has changed since a repository was brought to a guest.
+#[async_trait]
+pub trait Difference: Send + Sync {
+    /// What it comes to.
+    fn summary(&self) -> DifferenceSummary;
+    /// Brings the guest up to date.
+    async fn apply(&self, uid: u32, gid: u32) -> Result<(), PluginError>;
+}
+
+/// What a [`Difference`] comes to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DifferenceSummary {
+    /// What is in the guest came from this repository, and what was sent is known. If not, all else is empty.
+    pub known: bool,
+    /// Paths to be sent; a new history counts as one.
+    pub changed: u64,
+    /// Paths to be removed.
+    pub removed: u64,
+    /// Bytes in the files to be sent.
+    pub bytes: u64,
+    /// Of the paths to be sent or removed, those that the guest has changed, sorted. `.git` stands for commits and branches.
+    pub overwritten: Vec<String>,
+}
+
+/// Told what an import is doing. Called often, so it must be quick.
+pub trait Progress: Send + Sync {
+    /// A few words of the component, fit for a terminal.
+    fn says(&self, message: &str);
 }
 
 /// The VMs as the name service knows them. Read for each question, so it must be quick.

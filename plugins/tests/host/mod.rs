@@ -194,4 +194,16 @@ impl Sandbox for Guest {
     async fn unpack(&self, _: Arc<dyn Blob>, _: &str, _: u32, _: u32) -> Result<(), PluginError> {
         Err(no_files())
     }
+
+    async fn is_empty(&self, _: &str) -> Result<bool, PluginError> {
+        Err(no_files())
+    }
+
+    async fn clear(&self, _: &str) -> Result<(), PluginError> {
+        Err(no_files())
+    }
+
+    async fn remove(&self, _: &str) -> Result<(), PluginError> {
+        Err(no_files())
+    }
 }

@@ -65,7 +65,7 @@ impl host::HostContext for Call {
     }
 
     fn time_limit(&mut self, _: Resource<Context>) -> wasmtime::Result<u64> {
-        Ok(u64::try_from(self.limits().wall_of(self.hook).as_millis()).unwrap_or(u64::MAX))
+        Ok(u64::try_from(self.patience().as_millis()).unwrap_or(u64::MAX))
     }
 
     fn reference(&mut self, _: Resource<Context>, name: String) -> Answer<Resource<Reference>> {
@@ -195,12 +195,15 @@ impl host::HostReference for Call {
 }
 
 impl host::HostBlob for Call {
-    fn size(&mut self, this: Resource<BlobHandle>) -> wasmtime::Result<u64> {
-        Ok(self.table.get(&this)?.1.size())
+    // These two cannot say no: an error ends the call, and is the host's.
+    async fn size(&mut self, this: Resource<BlobHandle>) -> wasmtime::Result<u64> {
+        let blob = self.table.get(&this)?.1.clone();
+        Ok(blob.size().await?)
     }
 
-    fn digest(&mut self, this: Resource<BlobHandle>) -> wasmtime::Result<String> {
-        Ok(self.table.get(&this)?.1.digest())
+    async fn digest(&mut self, this: Resource<BlobHandle>) -> wasmtime::Result<String> {
+        let blob = self.table.get(&this)?.1.clone();
+        Ok(blob.digest().await?)
     }
 
     async fn read(&mut self, this: Resource<BlobHandle>, offset: u64, length: u32) -> Answer<Vec<u8>> {
@@ -237,6 +240,13 @@ impl host::HostReport for Call {
         hint: Option<String>,
     ) -> wasmtime::Result<()> {
         self.find(Severity::Failure, &subject, &message, hint.as_deref())
+    }
+
+    fn progress(&mut self, _: Resource<Report>, message: String) -> wasmtime::Result<()> {
+        if let Some(progress) = &self.input.progress {
+            progress.says(&tame(message.trim(), 200));
+        }
+        Ok(())
     }
 
     fn drop(&mut self, _: Resource<Report>) -> wasmtime::Result<()> {

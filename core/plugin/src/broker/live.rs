@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Call {
-    fn sandbox(&self) -> Answer<Arc<dyn Sandbox>> {
+    pub(super) fn sandbox(&self) -> Answer<Arc<dyn Sandbox>> {
         self.permit(&Grant::GuestLive {})?;
         let none = || PluginError::new("guest.absent", "the guest does not run");
         Ok(self.input.sandbox.clone().ok_or_else(none)?)
@@ -116,6 +116,24 @@ impl live::HostSandbox for Call {
         forms::absolute_path(&directory)?;
         let archive = self.blob_of(&archive)?;
         Ok(sandbox.unpack(archive, &directory, uid, gid).await?)
+    }
+
+    async fn is_empty(&mut self, _: Resource<SandboxHandle>, directory: String) -> Answer<bool> {
+        let sandbox = self.sandbox()?;
+        forms::absolute_path(&directory)?;
+        Ok(sandbox.is_empty(&directory).await?)
+    }
+
+    async fn clear(&mut self, _: Resource<SandboxHandle>, directory: String) -> Answer {
+        let sandbox = self.sandbox()?;
+        forms::absolute_path(&directory)?;
+        Ok(sandbox.clear(&directory).await?)
+    }
+
+    async fn remove(&mut self, _: Resource<SandboxHandle>, path: String) -> Answer {
+        let sandbox = self.sandbox()?;
+        forms::absolute_path(&path)?;
+        Ok(sandbox.remove(&path).await?)
     }
 
     async fn drop(&mut self, _: Resource<SandboxHandle>) -> wasmtime::Result<()> {

@@ -12,7 +12,7 @@ mod names;
 mod planning;
 mod repository;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sha2::{Digest as _, Sha256};
 use vm_types::VmId;
@@ -28,7 +28,7 @@ use crate::{
     hook::Hook,
     limits::{Limits, Totals},
     plan::Plan,
-    ports::{Blob, Directory, GuestCommand, GuestOutput, StateChange, StateScope, StateStore},
+    ports::{Blob, Difference, Directory, GuestCommand, GuestOutput, StateChange, StateScope, StateStore},
     wasi::Wasi,
 };
 
@@ -54,6 +54,8 @@ pub struct Vms;
 pub struct QueryHandle;
 /// Borrowed: the repository.
 pub struct RepoHandle;
+/// How a guest differs from a repository.
+pub struct DifferenceHandle(Arc<dyn Difference>);
 /// Borrowed: the offers.
 pub struct Offers;
 /// Borrowed: the job.
@@ -182,6 +184,11 @@ impl Call {
 
     fn limits(&self) -> &Limits {
         &self.identity.limits
+    }
+
+    /// How long the call may take in all.
+    pub(crate) fn patience(&self) -> Duration {
+        self.input.time_limit.unwrap_or_else(|| self.limits().wall_of(self.hook))
     }
 
     /// The messages, and how many were dropped.

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use wasmtime::component::Resource;
 
-use super::{Answer, BlobHandle, Call, JobHandle, Offers, RepoHandle};
+use super::{Answer, BlobHandle, Call, DifferenceHandle, JobHandle, Offers, RepoHandle, SandboxHandle};
 use crate::{
     bindings::vm::plugin::repository,
     call::{Job, Offer},
     error::{Excess, PluginError, tame},
     forms,
     grant::Grant,
-    ports::{RepoFacts, Repository},
+    ports::{Difference, RepoFacts, Repository},
 };
 
 impl Call {
@@ -23,6 +23,10 @@ impl Call {
 
     fn repo_facts(&self) -> RepoFacts {
         self.repo().map(|repo| repo.facts()).unwrap_or_default()
+    }
+
+    fn difference(&self, this: &Resource<DifferenceHandle>) -> wasmtime::Result<Arc<dyn Difference>> {
+        Ok(self.table.get(this)?.0.clone())
     }
 
     fn job(&self) -> wasmtime::Result<&Job> {
@@ -106,7 +110,97 @@ impl repository::HostRepo for Call {
         Ok(self.push(BlobHandle(None, blob))?)
     }
 
+    async fn history(&mut self, _: Resource<RepoHandle>, depth: Option<u32>) -> Answer<Resource<BlobHandle>> {
+        if depth == Some(0) {
+            return Err(PluginError::new("bad.depth", "a history has at least one commit").into());
+        }
+        let blob = self.repo()?.history(depth).await?;
+        Ok(self.push(BlobHandle(None, blob))?)
+    }
+
+    fn files(&mut self, _: Resource<RepoHandle>) -> wasmtime::Result<u64> {
+        Ok(self.repo_facts().files)
+    }
+
+    fn bytes(&mut self, _: Resource<RepoHandle>) -> wasmtime::Result<u64> {
+        Ok(self.repo_facts().bytes)
+    }
+
+    fn modified(&mut self, _: Resource<RepoHandle>) -> wasmtime::Result<u64> {
+        Ok(self.repo_facts().modified)
+    }
+
+    fn deleted(&mut self, _: Resource<RepoHandle>) -> wasmtime::Result<u64> {
+        Ok(self.repo_facts().deleted)
+    }
+
+    fn untracked(&mut self, _: Resource<RepoHandle>) -> wasmtime::Result<u64> {
+        Ok(self.repo_facts().untracked)
+    }
+
+    fn traits(&mut self, _: Resource<RepoHandle>) -> wasmtime::Result<Vec<String>> {
+        Ok(self.repo_facts().traits)
+    }
+
+    fn prepared(&mut self, _: Resource<RepoHandle>) -> wasmtime::Result<bool> {
+        Ok(self.repo_facts().prepared)
+    }
+
+    async fn compare(
+        &mut self,
+        _: Resource<RepoHandle>,
+        _: Resource<SandboxHandle>,
+        directory: String,
+    ) -> Answer<Resource<DifferenceHandle>> {
+        // It looks into the guest.
+        self.sandbox()?;
+        forms::absolute_path(&directory)?;
+        let difference = self.repo()?.compare(&directory).await?;
+        Ok(self.push(DifferenceHandle(difference))?)
+    }
+
     fn drop(&mut self, _: Resource<RepoHandle>) -> wasmtime::Result<()> {
+        Ok(())
+    }
+}
+
+impl repository::HostDifference for Call {
+    fn known(&mut self, this: Resource<DifferenceHandle>) -> wasmtime::Result<bool> {
+        Ok(self.difference(&this)?.summary().known)
+    }
+
+    fn changed(&mut self, this: Resource<DifferenceHandle>) -> wasmtime::Result<u64> {
+        Ok(self.difference(&this)?.summary().changed)
+    }
+
+    fn removed(&mut self, this: Resource<DifferenceHandle>) -> wasmtime::Result<u64> {
+        Ok(self.difference(&this)?.summary().removed)
+    }
+
+    fn bytes(&mut self, this: Resource<DifferenceHandle>) -> wasmtime::Result<u64> {
+        Ok(self.difference(&this)?.summary().bytes)
+    }
+
+    fn overwritten(&mut self, this: Resource<DifferenceHandle>) -> wasmtime::Result<Vec<String>> {
+        let mut left = self.limits().read;
+        let mut paths = self.difference(&this)?.summary().overwritten;
+        let cut = paths.iter().position(|path| {
+            let fits = left.checked_sub(path.len() + 8);
+            left = fits.unwrap_or_default();
+            fits.is_none()
+        });
+        paths.truncate(cut.unwrap_or(paths.len()));
+        Ok(paths)
+    }
+
+    async fn apply(&mut self, this: Resource<DifferenceHandle>, uid: u32, gid: u32) -> Answer {
+        self.sandbox()?;
+        let difference = self.difference(&this)?;
+        Ok(difference.apply(uid, gid).await?)
+    }
+
+    fn drop(&mut self, this: Resource<DifferenceHandle>) -> wasmtime::Result<()> {
+        self.table.delete(this)?;
         Ok(())
     }
 }
@@ -127,7 +221,21 @@ impl repository::HostOffers for Call {
             strategy: tame(&strategy, 100),
             score: score.min(100),
             description: tame(&description, 1000),
+            warnings: Vec::new(),
         });
+        Ok(())
+    }
+
+    fn warn(&mut self, _: Resource<Offers>, strategy: String, message: String) -> wasmtime::Result<()> {
+        let most = self.limits().findings;
+        if self.offers.iter().map(|offer| offer.warnings.len()).sum::<usize>() >= most {
+            return Err(Excess::Findings(most).into());
+        }
+        let strategy = tame(&strategy, 100);
+        // One of a strategy that is not offered concerns nobody.
+        if let Some(offer) = self.offers.iter_mut().rfind(|offer| offer.strategy == strategy) {
+            offer.warnings.push(tame(&message, 1000));
+        }
         Ok(())
     }
 
@@ -147,6 +255,18 @@ impl repository::HostJob for Call {
 
     fn user(&mut self, _: Resource<JobHandle>) -> wasmtime::Result<String> {
         Ok(self.job()?.user.clone())
+    }
+
+    fn uid(&mut self, _: Resource<JobHandle>) -> wasmtime::Result<u32> {
+        Ok(self.job()?.uid)
+    }
+
+    fn gid(&mut self, _: Resource<JobHandle>) -> wasmtime::Result<u32> {
+        Ok(self.job()?.gid)
+    }
+
+    fn replace(&mut self, _: Resource<JobHandle>) -> wasmtime::Result<bool> {
+        Ok(self.job()?.replace)
     }
 
     fn drop(&mut self, _: Resource<JobHandle>) -> wasmtime::Result<()> {

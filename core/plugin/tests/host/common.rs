@@ -167,6 +167,14 @@ pub(crate) fn harm(what: &str) -> Value {
 pub(crate) struct FakeGuest {
     pub(crate) files: Mutex<BTreeMap<String, Vec<u8>>>,
     pub(crate) unpacked: Mutex<Vec<String>>,
+    /// Directories cleared and paths removed.
+    pub(crate) removed: Mutex<Vec<String>>,
+}
+
+/// A stream's error in the words of whoever made it.
+fn broken(error: std::io::Error) -> PluginError {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<PluginError>());
+    inner.cloned().unwrap_or_else(|| PluginError::new("stream.broken", error.to_string()))
 }
 
 async fn all(blob: &Arc<dyn Blob>) -> Result<Vec<u8>, PluginError> {
@@ -209,8 +217,27 @@ impl Sandbox for FakeGuest {
         _: u32,
         _: u32,
     ) -> Result<(), PluginError> {
-        let size = archive.size();
+        let size = match archive.stream() {
+            Some(mut stream) => tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map_err(broken)?,
+            None => archive.size().await?,
+        };
         self.unpacked.lock().unwrap().push(format!("{directory}: {size}"));
+        archive.unpacked(directory);
+        Ok(())
+    }
+
+    async fn is_empty(&self, directory: &str) -> Result<bool, PluginError> {
+        Ok(!self.unpacked.lock().unwrap().iter().any(|line| line.starts_with(&format!("{directory}: "))))
+    }
+
+    async fn clear(&self, directory: &str) -> Result<(), PluginError> {
+        self.removed.lock().unwrap().push(format!("{directory}/*"));
+        self.unpacked.lock().unwrap().clear();
+        Ok(())
+    }
+
+    async fn remove(&self, path: &str) -> Result<(), PluginError> {
+        self.removed.lock().unwrap().push(path.to_owned());
         Ok(())
     }
 }

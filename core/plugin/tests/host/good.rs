@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use serde_json::json;
 use vm_plugin::{
-    CallError, Change, Granted, Hook, LoadError, Plugin, PluginError, Plugins, Severity,
-    call::Job,
+    CallError, Change, Granted, Hook, LoadError, Plugin, Plugins, Severity,
     plan::{Answer, Condition, Content, GuestPart, HostEffect, MachinePart, RefName},
-    ports::{Blob, MemoryBlob, RepoFacts, Repository, StateScope},
+    ports::StateScope,
 };
 
 use crate::common::{FakeGuest, component, input, limits, manifest, plugin, plugin_with, runtime, state, vm};
@@ -225,53 +223,6 @@ fn replace<const N: usize>(bytes: &[u8], from: &[u8; N], to: &[u8; N]) -> Vec<u8
         bytes[at..at + N].copy_from_slice(to);
     }
     bytes
-}
-
-struct FakeRepo;
-
-#[async_trait]
-impl Repository for FakeRepo {
-    fn facts(&self) -> RepoFacts {
-        RepoFacts { name: "project".to_owned(), is_git: true, ..RepoFacts::default() }
-    }
-    async fn paths(&self, _: &str) -> Result<Vec<String>, PluginError> {
-        Ok(vec!["README.md".to_owned()])
-    }
-    async fn submodules(&self) -> Result<Vec<String>, PluginError> {
-        Ok(Vec::new())
-    }
-    async fn read_file(&self, _: &str, _: usize) -> Result<Vec<u8>, PluginError> {
-        Ok(Vec::new())
-    }
-    async fn archive(&self, _: &[String]) -> Result<Arc<dyn Blob>, PluginError> {
-        Ok(Arc::new(MemoryBlob(b"tar".as_slice().into())))
-    }
-    async fn bundle(&self, _: Option<u32>) -> Result<Arc<dyn Blob>, PluginError> {
-        Err(PluginError::new("git", "no history"))
-    }
-    async fn patch(&self) -> Result<Arc<dyn Blob>, PluginError> {
-        Err(PluginError::new("git", "no history"))
-    }
-}
-
-#[tokio::test]
-async fn an_importer_offers_and_brings() {
-    let runtime = runtime(limits());
-    let manifest = manifest("bring", "workspace-importer");
-    let plugin = Plugin::new(&runtime, manifest, &component("bring"), Granted::All, json!({})).await.unwrap();
-    let mut probe = input();
-    probe.vm = None;
-    probe.repository = Some(Arc::new(FakeRepo));
-    let offers = plugin.call(Hook::Probe, probe.clone(), &state()).await.unwrap().offers;
-    assert_eq!((offers[0].strategy.as_str(), offers[0].score), ("archive", 10));
-
-    let guest = Arc::new(FakeGuest::default());
-    let job =
-        Job { strategy: "archive".to_owned(), destination: "/work".to_owned(), user: "root".to_owned() };
-    let import = vm_plugin::Input { vm: Some(vm()), sandbox: Some(guest.clone()), job: Some(job), ..probe };
-    let outcome = plugin.call(Hook::Import, import, &state()).await.unwrap();
-    assert_eq!(*guest.unpacked.lock().unwrap(), ["/work: 3"]);
-    assert_eq!(outcome.findings[0].message, "3 bytes");
 }
 
 #[tokio::test]

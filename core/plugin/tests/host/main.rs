@@ -7,5 +7,6 @@ mod common;
 mod cache;
 mod good;
 mod hostile;
+mod importer;
 mod measure;
 mod names;

@@ -45,6 +45,9 @@ pub(crate) struct Recorded {
     pub(crate) seed: [u8; 32],
     /// Whether it could act in a running guest.
     pub(crate) guest: bool,
+    /// Whether it could look at a workspace.
+    #[serde(default)]
+    pub(crate) workspace: bool,
     pub(crate) state: Trace,
     /// The component's.
     pub(crate) digest: String,
@@ -88,6 +91,7 @@ impl Recorded {
             now_unix_ms: input.now_unix_ms,
             seed: input.seed,
             guest: input.sandbox.is_some(),
+            workspace: input.repository.is_some(),
             state: Trace::default(),
             digest: digest.to_owned(),
             at_ms,
@@ -113,6 +117,8 @@ impl Recorded {
     pub(crate) fn not_replayable(&self) -> Option<String> {
         if self.guest {
             Some("it worked in a running guest".to_owned())
+        } else if self.workspace {
+            Some("it looked at a workspace, which may have changed since".to_owned())
         } else if !self.state.is_whole() {
             Some("it read more of its state than is kept".to_owned())
         } else {

@@ -4,16 +4,17 @@ use std::{
     collections::BTreeMap,
     io::Read,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use jsonrpsee::core::async_trait;
+use tokio::sync::OnceCell;
 use vm_engine::ports::{self, HookFailure, HookInput, HookOutcome, Tool};
 use vm_plugin::{
     CallError, Grant, Hook, Input, Manifest, Outcome, PluginError, World,
     log::Log,
-    ports::{Blob, StateStore},
+    ports::{Blob, Sandbox, StateStore},
 };
 use vm_store::PluginRecord;
 
@@ -144,21 +145,28 @@ impl Entry {
 
     /// What a call is told.
     async fn input(&self, plugin: &vm_plugin::Plugin, input: HookInput) -> Input {
-        let random = plugin.grants().permit(&Grant::Random {}).is_ok();
         let client_key = &self.shared.client_key;
-        let sandbox = input.guest.map(|paths| super::sandbox::lazily(paths, client_key));
+        let sandbox = input.guest.map(|paths| super::sandbox::lazily(paths, client_key) as Arc<dyn Sandbox>);
         Input {
-            reason: input.reason,
             vm: input.vm,
-            facts: self.shared.facts.now().await,
             references: input.references,
-            blobs: self.file_blobs(),
             config: input.config,
             former_config: input.former_config,
             sandbox,
+            dry_run: input.dry_run,
+            ..self.bare_input(plugin, input.reason).await
+        }
+    }
+
+    /// What every call is told.
+    pub(super) async fn bare_input(&self, plugin: &vm_plugin::Plugin, reason: String) -> Input {
+        let random = plugin.grants().permit(&Grant::Random {}).is_ok();
+        Input {
+            reason,
+            facts: self.shared.facts.now().await,
+            blobs: self.file_blobs(),
             now_unix_ms: now_ms(),
             seed: if random { seed() } else { [0; 32] },
-            dry_run: input.dry_run,
             ..Input::default()
         }
     }
@@ -291,13 +299,13 @@ impl ports::Plugin for Entry {
 struct FileBlob {
     path: PathBuf,
     size: u64,
-    digest: OnceLock<String>,
+    digest: OnceCell<String>,
 }
 
 impl FileBlob {
     fn open(path: PathBuf) -> Option<Self> {
         let size = std::fs::metadata(&path).ok()?.len();
-        Some(Self { path, size, digest: OnceLock::new() })
+        Some(Self { path, size, digest: OnceCell::new() })
     }
 }
 
@@ -312,23 +320,27 @@ fn read_at(path: &Path, offset: u64, length: usize) -> std::io::Result<Vec<u8>> 
 
 #[async_trait]
 impl Blob for FileBlob {
-    fn size(&self) -> u64 {
-        self.size
+    async fn size(&self) -> Result<u64, PluginError> {
+        Ok(self.size)
     }
 
-    fn digest(&self) -> String {
-        self.digest
-            .get_or_init(|| std::fs::read(&self.path).map(|bytes| digest(&bytes)).unwrap_or_default())
-            .clone()
+    async fn digest(&self) -> Result<String, PluginError> {
+        let of = || async {
+            let bytes = tokio::fs::read(&self.path).await.map_err(unreadable)?;
+            Ok(digest(&bytes))
+        };
+        self.digest.get_or_try_init(of).await.cloned()
     }
 
     async fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, PluginError> {
         let path = self.path.clone();
         let read = tokio::task::spawn_blocking(move || read_at(&path, offset, length)).await;
-        read.map_err(std::io::Error::other)
-            .flatten()
-            .map_err(|error| PluginError::new("blob.unreadable", error.to_string()))
+        read.map_err(std::io::Error::other).flatten().map_err(unreadable)
     }
+}
+
+fn unreadable(error: std::io::Error) -> PluginError {
+    PluginError::new("blob.unreadable", error.to_string())
 }
 
 #[cfg(test)]
@@ -354,7 +366,7 @@ mod tests {
         let path = dir.path().join("f");
         std::fs::write(&path, b"0123456789").unwrap();
         let blob = FileBlob::open(path.clone()).unwrap();
-        assert_eq!((blob.size(), blob.digest()), (10, digest(b"0123456789")));
+        assert_eq!((blob.size().await, blob.digest().await), (Ok(10), Ok(digest(b"0123456789"))));
         assert_eq!(blob.read(8, 100).await.unwrap(), b"89");
         assert_eq!(blob.read(11, 1).await.unwrap(), b"");
         std::fs::remove_file(path).unwrap();

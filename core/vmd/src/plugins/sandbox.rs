@@ -1,25 +1,48 @@
 //! The running guest, as far as a hook may act in it: over the SSH server of its agent, connected to when it is first asked for
 //! something.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use jsonrpsee::core::async_trait;
 use ssh_key::PrivateKey;
 use tokio::{
-    io::{AsyncRead, AsyncWriteExt, DuplexStream},
+    io::{AsyncRead, AsyncWriteExt, ReadBuf},
     sync::OnceCell,
 };
 use vm_guest::{Command, Guest, GuestError};
 use vm_plugin::{
     PluginError,
-    ports::{Blob, FileMode, GuestCommand, GuestOutput, MemoryBlob, Sandbox},
+    ports::{Blob, FileMode, GuestCommand, GuestOutput, MemoryBlob, Sandbox, Stream},
 };
-use vm_types::VmPaths;
+use vm_types::{
+    VmPaths,
+    guest::files::{Account, Seen, SeenKind},
+};
 
 /// The most of a guest's file that is kept in the host.
 const FETCH_MAX: usize = 64 << 20;
 /// Bytes of a blob that are on their way at once.
 const PIECE: usize = 256 << 10;
+
+/// What the host itself does with files of a guest, on behalf of an importer.
+#[async_trait]
+pub(super) trait GuestFiles: Sandbox {
+    /// All that is below a directory, sorted.
+    async fn survey(&self, directory: &str) -> Result<Vec<Seen>, PluginError>;
+    /// SHA-256 digests of files below a directory.
+    async fn digests(&self, directory: &str, paths: &[Vec<u8>])
+    -> Result<Vec<Option<[u8; 32]>>, PluginError>;
+    /// Removes what is below a directory, in this order; directories only if they are empty by then.
+    async fn remove_below(&self, directory: &str, paths: &[Vec<u8>]) -> Result<(), PluginError>;
+    /// A user of the guest.
+    async fn account(&self, user: &str) -> Result<Account, PluginError>;
+}
 
 /// A guest that is connected to when it is first needed.
 struct Lazy {
@@ -29,11 +52,17 @@ struct Lazy {
 }
 
 /// The guest of a VM.
-pub(super) fn lazily(paths: VmPaths, client_key: &std::path::Path) -> Arc<dyn Sandbox> {
+pub(super) fn lazily(paths: VmPaths, client_key: &std::path::Path) -> Arc<dyn GuestFiles> {
     Arc::new(Lazy { paths, client_key: client_key.to_owned(), guest: OnceCell::new() })
 }
 
 fn failed(error: GuestError) -> PluginError {
+    // What was to be sent could not be made: whoever makes it says why.
+    if let GuestError::Source { source } = &error
+        && let Some(cause) = source.get_ref().and_then(|cause| cause.downcast_ref::<PluginError>())
+    {
+        return cause.clone();
+    }
     let (code, hint) = (error.code().to_owned(), error.hint());
     let mut failed = PluginError::new(&code, vm_types::report::chain(&error));
     failed.hint = hint.map(ToString::to_string);
@@ -59,15 +88,32 @@ impl Lazy {
     }
 }
 
+/// What `work` reads of a blob.
+struct Bytes(Stream);
+
+impl AsyncRead for Bytes {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        self.0.as_mut().poll_read(context, to)
+    }
+}
+
 /// Hands a blob's bytes to `work`. If they cannot all be read, `work` is dropped before it sees an end of them.
 async fn fed<T>(
     blob: &Arc<dyn Blob>,
-    work: impl AsyncFnOnce(DuplexStream) -> Result<T, PluginError>,
+    work: impl AsyncFnOnce(Bytes) -> Result<T, PluginError>,
 ) -> Result<T, PluginError> {
+    if let Some(stream) = blob.stream() {
+        return work(Bytes(stream)).await;
+    }
+    let size = blob.size().await?;
     let (mut to, from) = tokio::io::duplex(PIECE);
     let feed = async {
         let mut offset = 0;
-        while offset < blob.size() {
+        while offset < size {
             let piece = blob.read(offset, PIECE).await?;
             if piece.is_empty() {
                 return Err(PluginError::new("blob.short", "the file became shorter while it was read"));
@@ -81,7 +127,7 @@ async fn fed<T>(
         let _ = to.shutdown().await;
         Ok(to)
     };
-    let (_to, done) = tokio::try_join!(feed, work(from))?;
+    let (_to, done) = tokio::try_join!(feed, work(Bytes(Box::pin(from))))?;
     Ok(done)
 }
 
@@ -150,7 +196,56 @@ impl Sandbox for Lazy {
         gid: u32,
     ) -> Result<(), PluginError> {
         let guest = self.guest().await?;
-        fed(&archive, async move |from| guest.unpack(from, directory, uid, gid).await.map_err(failed)).await
+        fed(&archive, async move |from| guest.unpack(from, directory, uid, gid).await.map_err(failed))
+            .await?;
+        archive.unpacked(directory);
+        Ok(())
+    }
+
+    async fn is_empty(&self, directory: &str) -> Result<bool, PluginError> {
+        Ok(self.survey(directory).await?.is_empty())
+    }
+
+    async fn clear(&self, directory: &str) -> Result<(), PluginError> {
+        let seen = self.survey(directory).await?;
+        // What is in a directory stands behind it.
+        let paths: Vec<_> = seen.into_iter().rev().map(|seen| seen.path).collect();
+        if paths.is_empty() { Ok(()) } else { self.remove_below(directory, &paths).await }
+    }
+
+    async fn remove(&self, path: &str) -> Result<(), PluginError> {
+        let Some((directory, name)) = path.rsplit_once('/') else { return Ok(()) };
+        let directory = if directory.is_empty() { "/" } else { directory };
+        let found = self.guest().await?.find(path, false).await.map_err(failed)?;
+        match found.map(|found| found.kind) {
+            None => return Ok(()),
+            Some(SeenKind::Directory) => self.clear(path).await?,
+            Some(SeenKind::File | SeenKind::Symlink | SeenKind::Other) => {}
+        }
+        self.remove_below(directory, &[name.as_bytes().to_vec()]).await
+    }
+}
+
+#[async_trait]
+impl GuestFiles for Lazy {
+    async fn survey(&self, directory: &str) -> Result<Vec<Seen>, PluginError> {
+        self.guest().await?.survey(directory).await.map_err(failed)
+    }
+
+    async fn digests(
+        &self,
+        directory: &str,
+        paths: &[Vec<u8>],
+    ) -> Result<Vec<Option<[u8; 32]>>, PluginError> {
+        self.guest().await?.digests(directory, paths).await.map_err(failed)
+    }
+
+    async fn remove_below(&self, directory: &str, paths: &[Vec<u8>]) -> Result<(), PluginError> {
+        self.guest().await?.remove(directory, paths).await.map_err(failed)
+    }
+
+    async fn account(&self, user: &str) -> Result<Account, PluginError> {
+        self.guest().await?.account(user).await.map_err(failed)
     }
 }
 
@@ -164,12 +259,12 @@ mod tests {
 
     #[async_trait]
     impl Blob for Breaks {
-        fn size(&self) -> u64 {
-            3 * PIECE as u64
+        async fn size(&self) -> Result<u64, PluginError> {
+            Ok(3 * PIECE as u64)
         }
 
-        fn digest(&self) -> String {
-            String::new()
+        async fn digest(&self) -> Result<String, PluginError> {
+            Ok(String::new())
         }
 
         async fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, PluginError> {
@@ -181,7 +276,7 @@ mod tests {
     async fn a_blob_arrives_whole_or_the_work_never_sees_its_end() {
         let content: Vec<u8> = (0..3 * PIECE + 5).map(|number| (number % 251) as u8).collect();
         let whole: Arc<dyn Blob> = Arc::new(MemoryBlob(content.clone().into()));
-        let read = async |mut from: DuplexStream| {
+        let read = async |mut from: Bytes| {
             let mut bytes = Vec::new();
             from.read_to_end(&mut bytes).await.unwrap();
             Ok(bytes)
@@ -190,7 +285,7 @@ mod tests {
 
         let broken: Arc<dyn Blob> = Arc::new(Breaks);
         let ended = std::sync::atomic::AtomicBool::new(false);
-        let work = async |mut from: DuplexStream| {
+        let work = async |mut from: Bytes| {
             let _ = from.read_to_end(&mut Vec::new()).await;
             ended.store(true, std::sync::atomic::Ordering::SeqCst);
             Ok(())

@@ -15,8 +15,8 @@ use vm_plugin::{
     CallError, Granted, Hook, Input, Outcome, Plugin, PluginError, Query, Resolver, VmFacts, World,
     call::Job,
     ports::{
-        Blob, Directory, FileMode, GuestCommand, GuestOutput, MemoryBlob, MemoryState, RepoFacts, Repository,
-        Sandbox, StateStore,
+        Blob, Difference, DifferenceSummary, Directory, FileMode, GuestCommand, GuestOutput, MemoryBlob,
+        MemoryState, RepoFacts, Repository, Sandbox, StateStore,
     },
 };
 
@@ -68,9 +68,7 @@ impl Manager {
             World::Dns => checks.push(answers(&plugin, self.facts().now().await).await),
             World::WorkspaceImporter => {
                 let mut inputs = inputs(Hook::Probe, &config, &self.facts().now().await);
-                for (_, input) in &mut inputs {
-                    input.repository = Some(Arc::new(Project));
-                }
+                inputs = Project::ALL.into_iter().flat_map(|project| project.looked_at(&inputs)).collect();
                 checks.push(tried(&plugin, Hook::Probe, inputs.clone()).await);
                 checks.push(tried(&plugin, Hook::Import, jobs(&plugin, &inputs).await).await);
             }
@@ -231,12 +229,21 @@ async fn jobs(plugin: &Plugin, probes: &Inputs) -> Inputs {
     let mut jobs = Vec::new();
     for (what, input) in probes {
         let Ok(outcome) = plugin.call(Hook::Probe, input.clone(), &state).await else { continue };
-        for offer in outcome.offers {
-            let destination = "/home/dev/project".to_owned();
-            let job = Job { strategy: offer.strategy.clone(), destination, user: "dev".to_owned() };
+        for (offer, replace) in
+            outcome.offers.into_iter().flat_map(|offer| [(offer.clone(), false), (offer, true)])
+        {
+            let job = Job {
+                strategy: offer.strategy.clone(),
+                destination: "/home/dev/project".to_owned(),
+                user: "dev".to_owned(),
+                uid: 1000,
+                gid: 1000,
+                replace,
+            };
             let guest: Arc<dyn Sandbox> = Arc::new(Calm::default());
             let input = Input { job: Some(job), sandbox: Some(guest), vm: typical(), ..input.clone() };
-            jobs.push((format!("{what}, {}", offer.strategy), input));
+            let over = if replace { " in place of what is there" } else { "" };
+            jobs.push((format!("{what}, {}{over}", offer.strategy), input));
         }
     }
     jobs
@@ -309,7 +316,7 @@ impl Directory for Names {
 struct Calm(Mutex<BTreeMap<String, Vec<u8>>>);
 
 async fn all(blob: &Arc<dyn Blob>) -> Result<Vec<u8>, PluginError> {
-    blob.read(0, usize::try_from(blob.size()).unwrap_or(usize::MAX)).await
+    blob.read(0, usize::try_from(blob.size().await?).unwrap_or(usize::MAX)).await
 }
 
 #[async_trait]
@@ -337,24 +344,95 @@ impl Sandbox for Calm {
     async fn unpack(&self, archive: Arc<dyn Blob>, _: &str, _: u32, _: u32) -> Result<(), PluginError> {
         all(&archive).await.map(|_| ())
     }
+
+    async fn is_empty(&self, directory: &str) -> Result<bool, PluginError> {
+        let files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(!files.keys().any(|path| is_below(path, directory)))
+    }
+
+    async fn clear(&self, directory: &str) -> Result<(), PluginError> {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        files.retain(|path, _| !is_below(path, directory));
+        Ok(())
+    }
+
+    async fn remove(&self, path: &str) -> Result<(), PluginError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+        self.clear(path).await
+    }
 }
 
-/// A small repository.
-struct Project;
+fn is_below(path: &str, directory: &str) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// A small workspace, as importers may meet one.
+#[derive(Debug, Clone, Copy)]
+enum Project {
+    /// A git repository with changes, which nobody has brought anywhere.
+    Git,
+    /// One that was brought to the guest before, and that the guest has worked on.
+    Prepared,
+    /// A directory that git does not know.
+    Plain,
+}
+
+impl Project {
+    const ALL: [Self; 3] = [Self::Git, Self::Prepared, Self::Plain];
+
+    /// The same inputs with this to look at.
+    fn looked_at(self, inputs: &Inputs) -> Inputs {
+        let what = match self {
+            Self::Git => "a git repository",
+            Self::Prepared => "one prepared before",
+            Self::Plain => "a plain directory",
+        };
+        let with = |(about, input): &(String, Input)| {
+            let input = Input { repository: Some(Arc::new(self)), ..input.clone() };
+            (format!("{about}, {what}"), input)
+        };
+        inputs.iter().map(with).collect()
+    }
+
+    fn is_git(self) -> bool {
+        !matches!(self, Self::Plain)
+    }
+
+    fn of_git(self, bytes: &[u8]) -> Result<Arc<dyn Blob>, PluginError> {
+        let none = || PluginError::new("workspace.not-a-repository", "it is no git repository");
+        if self.is_git() { Ok(blob(bytes)) } else { Err(none()) }
+    }
+}
 
 fn blob(text: &[u8]) -> Arc<dyn Blob> {
     Arc::new(MemoryBlob(text.into()))
 }
 
+/// Two blocks of zeros are an empty tar archive.
+const EMPTY: &[u8] = &[0; 1024];
+
 #[async_trait]
 impl Repository for Project {
     fn facts(&self) -> RepoFacts {
-        RepoFacts {
+        let common = RepoFacts {
             name: "project".to_owned(),
+            files: 2,
+            bytes: 21,
+            prepared: matches!(self, Self::Prepared),
+            ..RepoFacts::default()
+        };
+        if !self.is_git() {
+            return common;
+        }
+        RepoFacts {
             is_git: true,
             head: Some("0".repeat(40)),
             branch: Some("main".to_owned()),
             dirty: true,
+            modified: 1,
+            untracked: 1,
+            traits: ["lfs", "shallow", "submodules"].map(str::to_owned).into(),
+            ..common
         }
     }
 
@@ -372,15 +450,42 @@ impl Repository for Project {
     }
 
     async fn archive(&self, _: &[String]) -> Result<Arc<dyn Blob>, PluginError> {
-        // Two blocks of zeros are an empty archive.
-        Ok(blob(&[0; 1024]))
+        Ok(blob(EMPTY))
     }
 
     async fn bundle(&self, _: Option<u32>) -> Result<Arc<dyn Blob>, PluginError> {
-        Ok(blob(b"# v2 git bundle\n"))
+        self.of_git(b"# v2 git bundle\n")
     }
 
     async fn patch(&self) -> Result<Arc<dyn Blob>, PluginError> {
-        Ok(blob(b""))
+        self.of_git(b"")
+    }
+
+    async fn history(&self, _: Option<u32>) -> Result<Arc<dyn Blob>, PluginError> {
+        self.of_git(EMPTY)
+    }
+
+    async fn compare(&self, _: &str) -> Result<Arc<dyn Difference>, PluginError> {
+        Ok(Arc::new(*self))
+    }
+}
+
+#[async_trait]
+impl Difference for Project {
+    fn summary(&self) -> DifferenceSummary {
+        match self {
+            Self::Git | Self::Plain => DifferenceSummary::default(),
+            Self::Prepared => DifferenceSummary {
+                known: true,
+                changed: 2,
+                removed: 1,
+                bytes: 21,
+                overwritten: vec!["README.md".to_owned()],
+            },
+        }
+    }
+
+    async fn apply(&self, _: u32, _: u32) -> Result<(), PluginError> {
+        Ok(())
     }
 }
