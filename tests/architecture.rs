@@ -28,12 +28,13 @@ const MAY: &[(&str, &[&str])] = &[
     ("vm-shim", &["vm-types", "vm-host", "vm-channel"]),
     ("vm-plugin", &["vm-types", "vm-host"]),
     ("vm-guest", &["vm-types"]),
+    ("vm-workspace", &["vm-types", "vm-host"]),
     // What joins them.
     (
         "vm-engine",
         &[
             "vm-types", "vm-host", "vm-locks", "vm-store", "vm-disk", "vm-net", "vm-image", "vm-oci",
-            "vm-vmm", "vm-shim",
+            "vm-vmm", "vm-shim", "vm-guest", "vm-workspace",
         ],
     ),
     (
@@ -52,6 +53,7 @@ const MAY: &[(&str, &[&str])] = &[
             "vm-shim",
             "vm-dns",
             "vm-guest",
+            "vm-workspace",
             "vm-plugin",
             "vm-engine",
         ],

@@ -17,6 +17,7 @@ pub mod plugin;
 pub mod report;
 pub mod shim;
 pub mod vm;
+pub mod workspace;
 
 pub use effect::{Cgroup, Effect, EffectId, EffectKind, Handle, Layer, Observed, ProcessRef};
 pub use event::{Event, EventKind};
