@@ -33,13 +33,6 @@ fn boots_again(world: &World, before: &str) {
     assert_eq!(world.state("a"), "running");
 }
 
-/// Shutting down has flushed and unmounted all.
-#[track_caller]
-fn is_clean(world: &World) {
-    let disk = world.paths("a").disk().to_string_lossy().into_owned();
-    world.tool("e2fsck", &["-fn", &disk]).run().exits(0);
-}
-
 #[test]
 fn a_reboot_from_within_brings_it_up_again_and_a_panic_is_told() {
     let world = up(&[]);
@@ -57,7 +50,7 @@ fn a_reboot_from_within_brings_it_up_again_and_a_panic_is_told() {
     world.vm(&["start", "a"]).run().exits(0);
     world.vm(&["ssh", "a", "cat /root/file"]).run().exits(0).says("kept\n");
     world.vm(&["stop", "a"]).run().exits(0);
-    is_clean(&world);
+    world.disk_is_clean("a");
     world.leaves_nothing();
 }
 
@@ -76,7 +69,7 @@ fn a_policy_starts_it_again_and_so_does_a_restart() {
     // That is no failure, so the policy leaves it off.
     world.vm(&["ssh", "a", "poweroff"]).within(SHORT).run();
     world.wait_for_state("a", "stopped");
-    is_clean(&world);
+    world.disk_is_clean("a");
     assert_eq!(world.state("a"), "stopped");
     world.leaves_nothing();
 }

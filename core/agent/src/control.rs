@@ -138,6 +138,8 @@ async fn image_init(shared: &Shared) -> Option<PathBuf> {
 
 async fn shut_down(shared: &Shared, kind: ShutdownKind, grace_ms: u64) -> Result<(), String> {
     let grace = Duration::from_millis(grace_ms);
+    // A filesystem that is growing cannot be made read-only, and the kernel ends that for no signal.
+    let _ = tokio::time::timeout(grace, shared.growing.lock()).await;
     if let Some(path) = image_init(shared).await {
         ssh::groups::end_all(grace / 2).await;
         let Err(message) = init::shut_down(&path, kind).await else { return Ok(()) };

@@ -17,8 +17,8 @@ use crate::{
     pid1::{reap, wait_until},
 };
 
-/// How long a filesystem may stay busy after all processes have ended.
-const BUSY: Duration = Duration::from_secs(2);
+/// How long a filesystem may stay busy after all processes have ended: it may be growing.
+const BUSY: Duration = Duration::from_secs(5);
 
 /// The cgroup hierarchy, where no init of the image does it.
 pub(crate) fn mount_cgroups() {
