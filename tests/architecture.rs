@@ -16,6 +16,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("vm-host", &["vm-types"]),
     ("vm-locks", &[]),
     ("vm-channel", &["vm-types"]),
+    ("vm-archive", &["vm-types"]),
     ("vm-api", &["vm-types"]),
     // The layers, which know nothing of each other.
     ("vm-store", &["vm-types"]),
@@ -59,8 +60,8 @@ const MAY: &[(&str, &[&str])] = &[
         ],
     ),
     // The other ends of the daemon's two interfaces.
-    ("vm-cli", &["vm-types", "vm-host", "vm-api"]),
-    ("vm-agent", &["vm-types", "vm-channel"]),
+    ("vm-cli", &["vm-types", "vm-host", "vm-archive", "vm-api", "vm-guest"]),
+    ("vm-agent", &["vm-types", "vm-channel", "vm-archive"]),
     ("vm-tests", &["vm-types", "vm-channel", "vm-store", "vm-api"]),
     ("vm-test-prog", &[]),
     ("vm-plugins-test", &[]),

@@ -21,7 +21,6 @@ mod boot;
 mod cmdline;
 mod console;
 mod control;
-mod draft;
 mod init;
 mod kmod;
 mod link;

@@ -297,7 +297,6 @@ impl Guest {
         uid: u32,
         gid: u32,
     ) -> Result<(), GuestError> {
-        let request = FileRequest::Unpack { directory: directory.to_owned(), uid, gid };
         tokio::pin!(archive);
         let mut magic = Vec::with_capacity(4);
         (&mut archive)
@@ -312,17 +311,31 @@ impl Guest {
             [0x1f, 0x8b, ..] => {
                 let mut decoder = GzipDecoder::new(archive);
                 decoder.multiple_members(true);
-                self.files(&request, decoder, &mut Nothing).await
+                self.unpack_tar(decoder, directory, uid, gid).await
             }
             // RFC 8878, section 3.1.1; frames too.
             [0x28, 0xb5, 0x2f, 0xfd] => {
                 let mut decoder = ZstdDecoder::new(archive);
                 decoder.multiple_members(true);
-                self.files(&request, decoder, &mut Nothing).await
+                self.unpack_tar(decoder, directory, uid, gid).await
             }
-            _ => self.files(&request, archive, &mut Nothing).await,
+            _ => self.unpack_tar(archive, directory, uid, gid).await,
         }
-        .map(drop)
+    }
+
+    /// As [`Guest::unpack`], of an archive that is known to be a plain one, whatever it begins with.
+    ///
+    /// # Errors
+    /// As [`Guest::unpack`].
+    pub async fn unpack_tar(
+        &self,
+        archive: impl AsyncRead + Send,
+        directory: &str,
+        uid: u32,
+        gid: u32,
+    ) -> Result<(), GuestError> {
+        let request = FileRequest::Unpack { directory: directory.to_owned(), uid, gid };
+        self.files(&request, archive, &mut Nothing).await.map(drop)
     }
 
     /// One operation whose answer is JSON beside what it sends.

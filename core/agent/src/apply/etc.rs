@@ -11,8 +11,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use vm_types::guest::config::{GuestConfig, GuestFile};
 
-use super::Generalized;
-use crate::draft::Draft;
+use vm_archive::{Draft, Replaced};
 
 const BEGIN: &str = "# vmd: begin (kept by the VM's agent)";
 const END: &str = "# vmd: end";
@@ -121,7 +120,7 @@ pub(super) fn machine_id(root: &Path, config: &GuestConfig) -> io::Result<()> {
 }
 
 /// What of the above an image must not have: contents instead of the files' own, nothing for those that do not belong in it.
-pub(super) fn generalized(root: &Path, hostname: &str, files: &mut Generalized) {
+pub(super) fn generalized(root: &Path, hostname: &str, files: &mut Replaced) {
     let text = |path: &Path| {
         fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file)?;
         fs::read_to_string(path).ok()
@@ -235,7 +234,7 @@ mod tests {
         hosts(root.path(), &config).unwrap();
         resolv_conf(root.path(), &config).unwrap();
         machine_id(root.path(), &config).unwrap();
-        let mut files = Generalized::new();
+        let mut files = Replaced::new();
         generalized(root.path(), &config.hostname, &mut files);
         assert!(!config.resolvers.is_empty());
         let wanted = [
@@ -244,15 +243,15 @@ mod tests {
             (at("hostname"), None),
             (at("resolv.conf"), None),
         ];
-        assert_eq!(files, Generalized::from(wanted));
+        assert_eq!(files, Replaced::from(wanted));
 
         // What the user has made of them stays.
         for name in ["hostname", "resolv.conf", "hosts"] {
             fs::write(at(name), "theirs\n").unwrap();
         }
-        let mut files = Generalized::new();
+        let mut files = Replaced::new();
         generalized(root.path(), &config.hostname, &mut files);
-        assert_eq!(files, Generalized::from([(at("machine-id"), Some(Vec::new()))]));
+        assert_eq!(files, Replaced::from([(at("machine-id"), Some(Vec::new()))]));
     }
 
     #[test]

@@ -7,8 +7,7 @@ mod net;
 mod units;
 
 use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -26,6 +25,7 @@ use tokio::{
     io::AsyncReadExt,
     process::{ChildStderr, Command},
 };
+use vm_archive::Replaced;
 use vm_types::guest::config::GuestConfig;
 
 pub(crate) use units::Systemd;
@@ -35,12 +35,9 @@ use crate::kmod;
 /// A clock that is off by less is left alone.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
 
-/// Contents by path, nothing for files that are left out.
-pub(crate) type Generalized = HashMap<PathBuf, Option<Vec<u8>>>;
-
 /// What of the files that [`apply`] writes below `root` an image must not have, or not as it is.
-pub(crate) fn generalized(root: &Path) -> Generalized {
-    let mut files = Generalized::new();
+pub(crate) fn generalized(root: &Path) -> Replaced {
+    let mut files = Replaced::new();
     let hostname = nix::unistd::gethostname().unwrap_or_default();
     etc::generalized(root, &hostname.to_string_lossy(), &mut files);
     units::generalized(root, &mut files);

@@ -14,7 +14,9 @@ use std::{
 
 use vm_types::guest::config::Unit;
 
-use super::{Generalized, etc};
+use vm_archive::Replaced;
+
+use super::etc;
 
 /// Where units are.
 const UNITS: &str = "etc/systemd/system";
@@ -66,7 +68,7 @@ pub(super) fn apply(root: &Path, units: &[Unit], systemd: Systemd) -> Vec<String
 }
 
 /// Our units do not belong in an image.
-pub(super) fn generalized(root: &Path, files: &mut Generalized) {
+pub(super) fn generalized(root: &Path, files: &mut Replaced) {
     let list = root.join(LIST);
     let Ok(text) = fs::read_to_string(&list) else { return };
     for name in text.lines().filter(|name| is_unit(name)) {
@@ -278,11 +280,11 @@ mod tests {
         assert_eq!(meta.permissions().mode() & 0o7777, 0o644);
         assert!(at("etc/systemd/system/many@.service").exists());
 
-        let mut files = Generalized::new();
+        let mut files = Replaced::new();
         generalized(root.path(), &mut files);
         let names = ["web.service", "tick.timer", "many@.service", ".vmd-units"];
         let wanted = names.map(|name| (at("etc/systemd/system").join(name), None));
-        assert_eq!(files, Generalized::from(wanted));
+        assert_eq!(files, Replaced::from(wanted));
 
         // The next boot: what was in /run is gone.
         fs::remove_dir_all(at("run")).unwrap();

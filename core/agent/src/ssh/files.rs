@@ -9,18 +9,14 @@
 //! Files block, so a worker thread does the work. It sees a client that has gone as an error of reading, which is how
 //! nothing half written stays.
 
-mod look;
 mod operations;
-mod pack;
 #[cfg(test)]
 mod pack_tests;
-mod pax;
 #[cfg(test)]
 mod tests;
 mod tree;
 #[cfg(test)]
 mod tree_tests;
-mod unpack;
 
 use std::{
     cell::Cell,
@@ -28,8 +24,8 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use nix::errno::Errno;
 use tokio::sync::mpsc;
+use vm_archive::{Failure, Gone, Output};
 use vm_types::guest::files::{FileError, FileRequest, REQUEST_LIMIT, code};
 
 use super::process::{Wire, finish, hang_up};
@@ -43,49 +39,6 @@ enum Piece {
     /// There is no more. Without this, the client has gone.
     End,
 }
-
-/// Why an operation was not done.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    /// With what is to be told.
-    #[error("{message}")]
-    Told { code: &'static str, message: String },
-    /// Nobody is left to be told.
-    #[error("the client has gone")]
-    Gone,
-}
-
-impl Failure {
-    fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self::Told { code, message: message.into() }
-    }
-
-    /// Of an error with a file.
-    fn of(path: &str, error: &io::Error) -> Self {
-        if error.get_ref().is_some_and(|inner| inner.is::<Gone>()) {
-            return Self::Gone;
-        }
-        let code = match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOENT) => code::NOT_FOUND,
-            Some(Errno::EISDIR) => code::IS_DIRECTORY,
-            Some(Errno::ENOTDIR | Errno::ELOOP) => code::NOT_DIRECTORY,
-            Some(Errno::ENOSPC | Errno::EDQUOT) => code::NO_SPACE,
-            Some(Errno::EROFS | Errno::EACCES | Errno::EPERM) => code::DENIED,
-            _ => code::FAILED,
-        };
-        // Without the number behind the kernel's words.
-        let why = match error.raw_os_error() {
-            Some(number) => Errno::from_raw(number).desc().to_owned(),
-            None => error.to_string(),
-        };
-        Self::new(code, format!("{path}: {why}"))
-    }
-}
-
-/// Marks the error of reading on after the client has gone.
-#[derive(Debug, thiserror::Error)]
-#[error("the client has gone")]
-struct Gone;
 
 /// What the client sends, for the worker.
 struct Input {
@@ -141,15 +94,6 @@ impl Read for Input {
         let length = buffer.len().min(self.current.len());
         self.current.copy_to_slice(&mut buffer[..length]);
         Ok(length)
-    }
-}
-
-/// What the worker sends to the client.
-struct Output(mpsc::Sender<Bytes>);
-
-impl Output {
-    fn send(&self, data: Bytes) -> Result<(), Failure> {
-        self.0.blocking_send(data).map_err(|_| Failure::Gone)
     }
 }
 

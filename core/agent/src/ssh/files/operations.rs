@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fs::{self, File},
     io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -12,16 +13,13 @@ use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use vm_types::guest::files::{Account, FileRequest, Found, SeenKind, code, is_within};
 
-use super::{
-    Failure, Input, Output,
-    pack::{pack, pack_selected},
-    tree::{self, Paths},
-    unpack::unpack,
-};
-use crate::{draft::Draft, ssh::users};
+use vm_archive::{CHUNK, Draft, Failure, Output, Unpacking, copy, pack, pack_selected, unpack};
 
-/// Bytes read or sent at once: an SSH packet.
-pub(super) const CHUNK: usize = 32 << 10;
+use super::{
+    Input,
+    tree::{self, Paths},
+};
+use crate::ssh::users;
 
 /// Reads the request and does what it asks for; the result is what is to be told of a success, as JSON.
 pub(super) fn serve(mut input: Input, output: &Output) -> Result<Option<Vec<u8>>, Failure> {
@@ -29,8 +27,8 @@ pub(super) fn serve(mut input: Input, output: &Output) -> Result<Option<Vec<u8>>
         FileRequest::Write { path, mode, uid, gid } => write(&path, mode, (uid, gid), &mut input)?,
         FileRequest::Read { path, limit } => read(&path, limit.unwrap_or(u64::MAX), output)?,
         FileRequest::Unpack { directory, uid, gid } => {
-            absolute(&directory)?;
-            unpack(Path::new(&directory), (uid, gid), input)?;
+            let how = Unpacking { owner: Some((uid, gid)), modes: 0o7777, only: None, careful: false };
+            unpack(absolute(&directory)?, how, input)?;
         }
         FileRequest::Pack { path, options } => {
             if let Some(name) = &options.name
@@ -38,15 +36,21 @@ pub(super) fn serve(mut input: Input, output: &Output) -> Result<Option<Vec<u8>>
             {
                 return Err(Failure::new(code::REQUEST, format!("{name:?} is no name")));
             }
+            let path = absolute(&path)?;
+            for excluded in &options.exclude {
+                absolute(excluded)?;
+            }
             let replaced = match options.generalize {
                 true => crate::apply::generalized(Path::new("/")),
                 false => HashMap::new(),
             };
             if options.selected {
-                let paths = &mut Paths::new(&mut input);
-                return told(&pack_selected(&path, &options, replaced, paths, output)?);
+                let mut paths = Paths::new(&mut input);
+                let next = || Ok(paths.next()?.map(<[u8]>::to_vec));
+                return told(&pack_selected(path, &options, replaced, next, output)?);
             }
-            return told(&pack(absolute(&path)?, &options, replaced, output)?);
+            let name = options.name.as_deref().map(OsStr::new);
+            return told(&pack(path, name, &options, replaced, output)?);
         }
         FileRequest::Survey { path } => tree::survey(&path, output)?,
         FileRequest::Digests { directory } => tree::digests(&directory, &mut input, output)?,
@@ -121,23 +125,6 @@ fn write(name: &str, mode: u32, owner: (u32, u32), content: &mut Input) -> Resul
     let mut draft = Draft::begin(path).map_err(failed)?;
     copy(content, &mut draft).map_err(failed)?;
     draft.commit(mode & 0o7777, Some(owner)).map_err(failed)
-}
-
-/// Copies in pieces that are larger than `io::copy`'s on the stack.
-pub(super) fn copy(from: &mut impl Read, to: &mut impl io::Write) -> io::Result<u64> {
-    let mut buffer = vec![0; CHUNK];
-    let mut all = 0;
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => return Ok(all),
-            Ok(length) => {
-                to.write_all(&buffer[..length])?;
-                all += length as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
 }
 
 fn read(name: &str, limit: u64, output: &Output) -> Result<(), Failure> {

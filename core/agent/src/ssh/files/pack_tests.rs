@@ -26,11 +26,9 @@ use tokio::{sync::mpsc, time::timeout};
 use vm_guest::{Guest, GuestError};
 use vm_types::guest::files::{PackOptions, PackReport, code};
 
-use super::{Failure, Output, pack::pack};
-use crate::{
-    apply::Generalized,
-    ssh::{guest_tests::guest, tests::PATIENCE},
-};
+use vm_archive::{Failure, Output, Replaced, pack};
+
+use crate::ssh::{guest_tests::guest, tests::PATIENCE};
 
 async fn packed(guest: &Guest, path: &Path, options: PackOptions) -> (Vec<u8>, PackReport) {
     let mut archive = std::io::Cursor::new(Vec::new());
@@ -405,7 +403,7 @@ async fn excluded_paths_are_left_out_or_emptied() {
 fn direct(
     path: &Path,
     options: &PackOptions,
-    replaced: Generalized,
+    replaced: Replaced,
     mut meanwhile: impl FnMut(usize) + Send,
 ) -> (Vec<u8>, PackReport) {
     let (output, mut pieces) = mpsc::channel::<Bytes>(1);
@@ -420,7 +418,7 @@ fn direct(
             archive
         });
         let output = Output(output);
-        let report = pack(path, options, replaced, &output).unwrap();
+        let report = pack(path, None, options, replaced, &output).unwrap();
         drop(output);
         (reader.join().unwrap(), report)
     })
@@ -433,7 +431,7 @@ fn other_contents_stand_in_for_some_files() {
     fs::write(at("changed"), "of the VM").unwrap();
     fs::write(at("gone"), "of the VM").unwrap();
     symlink("gone", at("link")).unwrap();
-    let replaced = Generalized::from([
+    let replaced = Replaced::from([
         (at("changed"), Some(b"of all".to_vec())),
         (at("gone"), None),
         (at("link"), Some(b"no file".to_vec())),
@@ -458,7 +456,7 @@ fn files_that_change_or_vanish_are_told_of_and_spoil_nothing_else() {
     fs::write(at("c-vanishes"), "").unwrap();
     fs::create_dir(at("d-vanishes")).unwrap();
     fs::write(at("e-stays"), "stays").unwrap();
-    let (archive, report) = direct(directory.path(), &PackOptions::default(), Generalized::new(), |count| {
+    let (archive, report) = direct(directory.path(), &PackOptions::default(), Replaced::new(), |count| {
         if count == 0 {
             File::options().write(true).open(at("b-shrinks")).unwrap().set_len(1000).unwrap();
             fs::remove_file(at("c-vanishes")).unwrap();
@@ -480,7 +478,7 @@ fn files_that_change_or_vanish_are_told_of_and_spoil_nothing_else() {
     assert!(told[0].1.starts_with(at("b-shrinks").to_str().unwrap()), "{told:?}");
 
     fs::write(at("b-shrinks"), &large).unwrap();
-    let (archive, report) = direct(directory.path(), &PackOptions::default(), Generalized::new(), |count| {
+    let (archive, report) = direct(directory.path(), &PackOptions::default(), Replaced::new(), |count| {
         if count == 0 {
             File::options().append(true).open(at("b-shrinks")).unwrap().set_len(5 << 20).unwrap();
         }
@@ -510,9 +508,9 @@ fn other_mounts_are_empty_directories() {
             mount(Some(&at(from)), &at(to), None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
         }
         let options = PackOptions { one_filesystem: true, ..PackOptions::default() };
-        let (archive, _) = direct(&at("tree"), &options, Generalized::new(), |_| {});
+        let (archive, _) = direct(&at("tree"), &options, Replaced::new(), |_| {});
         assert_eq!(names(&archive), ["./", "bound/", "tmpfs/"]);
-        let (archive, _) = direct(&at("tree"), &PackOptions::default(), Generalized::new(), |_| {});
+        let (archive, _) = direct(&at("tree"), &PackOptions::default(), Replaced::new(), |_| {});
         assert_eq!(names(&archive), ["./", "bound/", "bound/file", "file", "tmpfs/", "tmpfs/file"]);
     };
     std::thread::scope(|scope| scope.spawn(work).join().unwrap());
@@ -526,7 +524,7 @@ fn what_is_too_deep_is_told_of() {
         path.push("d");
     }
     fs::create_dir_all(&path).unwrap();
-    let (archive, report) = direct(directory.path(), &PackOptions::default(), Generalized::new(), |_| {});
+    let (archive, report) = direct(directory.path(), &PackOptions::default(), Replaced::new(), |_| {});
     assert_eq!(names(&archive).len(), 513);
     assert_eq!(report.warnings[0].code, code::LEFT_OUT);
 }
@@ -538,7 +536,7 @@ fn warnings_have_an_end() {
     fs::write(at("a"), vec![0; 1 << 20]).unwrap();
     let names: Vec<_> = (0..300).map(|number| at(&format!("{}{number}", "v".repeat(200)))).collect();
     names.iter().for_each(|name| fs::write(name, "").unwrap());
-    let (_, report) = direct(directory.path(), &PackOptions::default(), Generalized::new(), |count| {
+    let (_, report) = direct(directory.path(), &PackOptions::default(), Replaced::new(), |count| {
         if count == 0 {
             names.iter().for_each(|name| fs::remove_file(name).unwrap());
         }
@@ -554,7 +552,7 @@ fn a_reader_that_has_gone_ends_it() {
     File::create(directory.path().join("endless")).unwrap().set_len(1 << 40).unwrap();
     let (output, mut pieces) = mpsc::channel::<Bytes>(1);
     let reader = std::thread::spawn(move || drop(pieces.blocking_recv().unwrap()));
-    let result = pack(directory.path(), &PackOptions::default(), Generalized::new(), &Output(output));
+    let result = pack(directory.path(), None, &PackOptions::default(), Replaced::new(), &Output(output));
     reader.join().unwrap();
     assert!(matches!(result, Err(Failure::Gone)), "{result:?}");
 }

@@ -102,10 +102,10 @@ async fn what_is_no_file_is_refused_by_name() {
 #[test]
 fn a_full_disk_has_its_own_code() {
     let error = std::io::Error::from_raw_os_error(nix::libc::ENOSPC);
-    let failure = super::Failure::of("/a", &error);
+    let failure = vm_archive::Failure::of("/a", &error);
     let wanted = "/a: No space left on device";
     assert!(
-        matches!(&failure, super::Failure::Told { code: code::NO_SPACE, message } if message == wanted),
+        matches!(&failure, vm_archive::Failure::Told { code: code::NO_SPACE, message } if message == wanted),
         "{failure:?}"
     );
 }

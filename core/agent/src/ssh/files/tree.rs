@@ -14,19 +14,17 @@ use std::{
 use bytes::Bytes;
 use ring::digest::{Context, SHA256};
 use rustix::{
-    fs::{
-        AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxTimestamp, openat, openat2, readlinkat,
-        unlinkat,
-    },
+    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxTimestamp, openat, readlinkat, unlinkat},
     io::Errno,
 };
 use vm_types::guest::files::{PATH_LIMIT, Seen, SeenKind, code, is_within};
 
-use super::{
-    Failure, Input, Output,
-    look::{Mount, about, about_name, by_descriptor, kind_of, mount_of},
-    operations::{CHUNK, absolute},
+use vm_archive::{
+    CHUNK, Failure, Output,
+    look::{Mount, about, about_name, below, by_descriptor, kind_of, mount_of},
 };
+
+use super::{Input, operations::absolute};
 
 /// Directories within each other. Each is open while what is in it is listed.
 const DEPTH: usize = 512;
@@ -73,24 +71,13 @@ impl<'a> Paths<'a> {
 }
 
 /// Opens a tree's top, the way to which may have links.
-pub(super) fn top(path: &str) -> Result<OwnedFd, Failure> {
+fn top(path: &str) -> Result<OwnedFd, Failure> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, absolute(path)?, flags, Mode::empty()).map_err(|errno| Failure::of(path, &errno.into()))
 }
 
-/// Opens what has the path below a directory; `None` if nothing has.
-pub(super) fn below(directory: &OwnedFd, path: &[u8], flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
-    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    match openat2(directory, path, flags, Mode::empty(), resolve) {
-        Ok(file) => Ok(Some(file)),
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
 /// Of an entry of `top`.
-pub(super) fn failed(top: &str, path: &[u8], error: &io::Error) -> Failure {
+fn failed(top: &str, path: &[u8], error: &io::Error) -> Failure {
     let path = OsStr::from_bytes(path).to_string_lossy();
     Failure::of(&format!("{}/{path}", top.trim_end_matches('/')), error)
 }

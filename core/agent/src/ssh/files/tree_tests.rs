@@ -25,7 +25,9 @@ use vm_types::guest::{
     files::{Seen, SeenDecoder, SeenKind, code},
 };
 
-use super::{Output, tree::survey};
+use vm_archive::Output;
+
+use super::tree::survey;
 use crate::ssh::{
     guest_tests::guest,
     tests::{connect, outcome},

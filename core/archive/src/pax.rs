@@ -10,10 +10,10 @@ use bytes::{Bytes, BytesMut};
 use rustix::fs::Statx;
 use tar::{EntryType, Header};
 
-use super::{Failure, Output, operations::CHUNK};
+use crate::{CHUNK, Failure, Output};
 
 /// What a header's and an archive's parts are filled up to.
-pub(super) const BLOCK: u64 = 512;
+pub(crate) const BLOCK: u64 = 512;
 /// The largest size, and the latest time, of a header's field of eleven octal digits.
 const OCTAL_11: u64 = 0o777_7777_7777;
 /// The largest number of a field of seven octal digits.
@@ -22,24 +22,24 @@ const OCTAL_7: u32 = 0o777_7777;
 const NAME: usize = 100;
 
 /// Names and values of extended attributes.
-pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// What a header says.
-pub(super) struct Entry<'a> {
-    pub(super) name: &'a [u8],
-    pub(super) kind: EntryType,
-    pub(super) about: &'a Statx,
+pub(crate) struct Entry<'a> {
+    pub(crate) name: &'a [u8],
+    pub(crate) kind: EntryType,
+    pub(crate) about: &'a Statx,
     /// Where a link leads.
-    pub(super) link: &'a [u8],
+    pub(crate) link: &'a [u8],
     /// What is stored, in bytes.
-    pub(super) size: u64,
-    pub(super) xattrs: &'a [(Vec<u8>, Vec<u8>)],
+    pub(crate) size: u64,
+    pub(crate) xattrs: &'a [(Vec<u8>, Vec<u8>)],
     /// The full size of a file of which only parts are stored.
-    pub(super) sparse: Option<u64>,
+    pub(crate) sparse: Option<u64>,
 }
 
 /// The archive, as it goes out.
-pub(super) struct Archive<'a> {
+pub(crate) struct Archive<'a> {
     output: &'a Output,
     piece: BytesMut,
     filled: usize,
@@ -48,12 +48,12 @@ pub(super) struct Archive<'a> {
 }
 
 impl<'a> Archive<'a> {
-    pub(super) fn new(output: &'a Output) -> Self {
+    pub(crate) fn new(output: &'a Output) -> Self {
         Self { output, piece: BytesMut::zeroed(CHUNK), filled: 0, written: 0 }
     }
 
     /// Writes the records and the header of an entry, whose content must follow.
-    pub(super) fn entry(&mut self, entry: &Entry<'_>) -> Result<(), Failure> {
+    pub(crate) fn entry(&mut self, entry: &Entry<'_>) -> Result<(), Failure> {
         let records = entry.records();
         if !records.is_empty() {
             let mut header = Header::new_ustar();
@@ -73,7 +73,7 @@ impl<'a> Archive<'a> {
         self.write(header.as_bytes())
     }
 
-    pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
+    pub(crate) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
         while !bytes.is_empty() {
             let length = bytes.len().min(CHUNK - self.filled);
             self.piece[self.filled..self.filled + length].copy_from_slice(&bytes[..length]);
@@ -84,7 +84,7 @@ impl<'a> Archive<'a> {
     }
 
     /// Takes `length` bytes of a file, or what it has; how many it had.
-    pub(super) fn copy(&mut self, file: &mut File, length: u64) -> Result<u64, CopyError> {
+    pub(crate) fn copy(&mut self, file: &mut File, length: u64) -> Result<u64, CopyError> {
         let mut left = length;
         while left > 0 {
             let room = (CHUNK - self.filled).min(usize::try_from(left).unwrap_or(CHUNK));
@@ -102,7 +102,7 @@ impl<'a> Archive<'a> {
     }
 
     /// Writes so many zeros.
-    pub(super) fn zeros(&mut self, mut length: u64) -> Result<(), Failure> {
+    pub(crate) fn zeros(&mut self, mut length: u64) -> Result<(), Failure> {
         while length > 0 {
             let room = (CHUNK - self.filled).min(usize::try_from(length).unwrap_or(CHUNK));
             self.piece[self.filled..self.filled + room].fill(0);
@@ -113,12 +113,12 @@ impl<'a> Archive<'a> {
     }
 
     /// Fills up the last block.
-    pub(super) fn fill(&mut self) -> Result<(), Failure> {
+    pub(crate) fn fill(&mut self) -> Result<(), Failure> {
         self.zeros(self.written.next_multiple_of(BLOCK) - self.written)
     }
 
     /// Writes the end mark.
-    pub(super) fn finish(mut self) -> Result<(), Failure> {
+    pub(crate) fn finish(mut self) -> Result<(), Failure> {
         self.zeros(2 * BLOCK)?;
         self.send()
     }
@@ -137,7 +137,7 @@ impl<'a> Archive<'a> {
 }
 
 /// Why a file's content did not get into the archive.
-pub(super) enum CopyError {
+pub(crate) enum CopyError {
     Read(std::io::Error),
     Gone(Failure),
 }
@@ -231,7 +231,7 @@ fn time(seconds: i64, nanos: u32) -> String {
 }
 
 /// The attribute's name, where a record can have it: the first `=` ends the key.
-pub(super) fn storable(name: &CStr) -> bool {
+pub(crate) fn storable(name: &CStr) -> bool {
     !name.to_bytes().contains(&b'=')
 }
 

@@ -23,15 +23,14 @@ use rustix::{
 use tar::EntryType;
 use vm_types::guest::files::{FileError, PackOptions, PackReport, code};
 
-use crate::apply::Generalized;
-
-use super::{
+use crate::{
     Failure, Output,
-    look::{Mount, about, by_descriptor, kind_of, look, mount_of},
-    operations::absolute,
+    look::{Mount, about, below, by_descriptor, kind_of, look, mount_of},
     pax::{Archive, BLOCK, CopyError, Entry, Xattrs, storable},
-    tree::{self, Paths},
 };
+
+/// Contents by path, nothing for files that are left out.
+pub type Replaced = HashMap<PathBuf, Option<Vec<u8>>>;
 
 /// Directories within each other. Each is open while what is in it is packed.
 const DEPTH: usize = 512;
@@ -47,47 +46,47 @@ const WARNINGS: usize = 32 << 10;
 /// The most that an extended attribute, or their list, may have (xattr(7)), in bytes.
 const XATTR: usize = 64 << 10;
 
-/// Packs `path`. Contents in `replaced`, by absolute path, are packed instead of the files' own; nothing stands for those that
-/// are left out.
-pub(super) fn pack(
+/// Packs `path`, under this name in the archive if there is one ([`PackOptions::name`] is the caller's affair). Contents in
+/// `replaced`, by absolute path, are packed instead of the files' own; nothing stands for those that are left out.
+///
+/// # Errors
+/// What cannot be read, a receiver that has gone.
+pub fn pack(
     path: &Path,
+    name: Option<&OsStr>,
     options: &PackOptions,
-    replaced: Generalized,
+    replaced: Replaced,
     output: &Output,
 ) -> Result<PackReport, Failure> {
-    let base = plain(path)?;
-    let mut excluded = HashMap::new();
-    for text in &options.exclude {
-        excluded.insert(plain(absolute(text)?)?, text.ends_with('/'));
-    }
-    let mut packer = Packer::new(base, options, output);
-    packer.excluded = excluded;
-    packer.replaced = replaced;
-    packer.run()
+    Packer::new(plain(path)?, options, replaced, output)?.run(name)
 }
 
-/// Packs those entries of a directory whose paths follow.
-pub(super) fn pack_selected(
-    directory: &str,
+/// Packs those entries of a directory whose paths `next` gives, until it gives none. Otherwise as [`pack`].
+///
+/// # Errors
+/// Those of `next`, what cannot be read, a receiver that has gone.
+pub fn pack_selected(
+    directory: &Path,
     options: &PackOptions,
-    replaced: Generalized,
-    paths: &mut Paths<'_>,
+    replaced: Replaced,
+    mut next: impl FnMut() -> Result<Option<Vec<u8>>, Failure>,
     output: &Output,
 ) -> Result<PackReport, Failure> {
-    let mut packer = Packer::new(plain(absolute(directory)?)?, options, output);
-    packer.replaced = replaced;
-    let top = tree::top(directory)?;
-    while let Some(path) = paths.next()? {
-        packer.name.clear();
-        packer.name.extend_from_slice(path);
-        let found = match tree::below(&top, path, OFlags::PATH) {
+    let mut packer = Packer::new(plain(directory)?, options, replaced, output)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = openat(CWD, directory, flags, Mode::empty()).map_err(|errno| packer.failed(errno))?;
+    while let Some(path) = next()? {
+        packer.name = path;
+        let found = match below(&top, &packer.name, OFlags::PATH) {
             Ok(Some(file)) => about(&file).map(|about| Some((file, about))),
             Ok(None) => Ok(None),
             Err(errno) => Err(errno),
         };
         match found {
             Ok(Some((file, about))) if kind_of(&about) == FileType::Directory => {
-                packer.directory(&file, &about)?;
+                if !packer.is_excluded() {
+                    packer.directory(&file, &about)?;
+                }
             }
             Ok(Some((file, about))) => packer.put(&file, &about)?,
             Ok(None) => packer.vanished(),
@@ -120,7 +119,7 @@ struct Packer<'a> {
     options: &'a PackOptions,
     /// Whether only what is in it.
     excluded: HashMap<PathBuf, bool>,
-    replaced: Generalized,
+    replaced: Replaced,
     /// The mount that must not be left.
     home: Option<Mount>,
     /// Files with links that have not been met, by device and number: how many, and the first's name.
@@ -143,30 +142,39 @@ struct Level {
 }
 
 impl<'a> Packer<'a> {
-    fn new(base: PathBuf, options: &'a PackOptions, output: &'a Output) -> Self {
-        Self {
+    fn new(
+        base: PathBuf,
+        options: &'a PackOptions,
+        replaced: Replaced,
+        output: &'a Output,
+    ) -> Result<Self, Failure> {
+        let mut excluded = HashMap::new();
+        for text in &options.exclude {
+            excluded.insert(plain(Path::new(text))?, text.ends_with('/'));
+        }
+        Ok(Self {
             archive: Archive::new(output),
             base,
             root: Vec::new(),
             prefix: 0,
             name: Vec::new(),
             options,
-            excluded: HashMap::new(),
-            replaced: Generalized::new(),
+            excluded,
+            replaced,
             home: None,
             links: HashMap::new(),
             links_size: 0,
             report: PackReport::default(),
             told: 0,
             buffer: vec![0; XATTR],
-        }
+        })
     }
 
-    fn run(mut self) -> Result<PackReport, Failure> {
+    fn run(mut self, name: Option<&OsStr>) -> Result<PackReport, Failure> {
         let (file, about) = look(CWD, &self.base).map_err(|errno| self.failed(errno))?;
         self.home = self.options.one_filesystem.then(|| mount_of(&about));
         if kind_of(&about) != FileType::Directory {
-            self.root = match &self.options.name {
+            self.root = match name {
                 Some(name) => name.as_bytes().to_vec(),
                 // A path that is not one of a directory has a last name.
                 None => self.base.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default(),
@@ -174,8 +182,8 @@ impl<'a> Packer<'a> {
             self.name.clone_from(&self.root);
             self.put(&file, &about)?;
         } else {
-            (self.root, self.prefix) = match &self.options.name {
-                Some(name) => (format!("{name}/").into_bytes(), name.len() + 1),
+            (self.root, self.prefix) = match name {
+                Some(name) => ([name.as_bytes(), b"/"].concat(), name.len() + 1),
                 None => (b"./".to_vec(), 0),
             };
             self.name.clone_from(&self.root);
