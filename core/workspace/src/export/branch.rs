@@ -1,0 +1,209 @@
+//! A guest's commits as a branch of the host's.
+
+use crate::{
+    Git, GitError, WorkspaceError,
+    export::ExportError,
+    text::shown,
+};
+
+use super::{
+    quarantine::{Host, Quarantine, unusable},
+    refs::Head,
+    report::BranchReport,
+    session::Export,
+};
+
+/// Where the quarantine has what is to go to the host.
+const TIP: &str = "refs/heads/export";
+
+/// Whether git takes a name for a branch.
+pub(super) fn check_name(quarantine: &Quarantine, name: &str) -> Result<(), ExportError> {
+    let refused = || ExportError::BranchName { name: shown(name.as_bytes()) };
+    // Git has these for itself where it reads names from people.
+    if name.starts_with('-') || name == "HEAD" || name.contains('\0') {
+        return Err(refused());
+    }
+    let checked = quarantine.command().args(["check-ref-format", &reference(name)]).find();
+    match checked.map_err(WorkspaceError::git("looking at the branch's name"))? {
+        Some(_) => Ok(()),
+        None => Err(refused()),
+    }
+}
+
+fn reference(name: &str) -> String {
+    format!("refs/heads/{name}")
+}
+
+/// Makes or moves the branch.
+pub(super) fn branch(
+    export: &Export,
+    host: &Host,
+    name: &str,
+    message: &str,
+    tree: &str,
+    dry_run: bool,
+) -> Result<BranchReport, ExportError> {
+    let quarantine = &export.quarantine;
+    let base = export.base.commit.as_deref();
+    let head = match export.view.as_ref().map(|view| &view.head) {
+        Some(Head::At(head)) => Some(head.as_str()),
+        // A branch without commits is a new start only where the guest had none to begin with.
+        _ => None,
+    };
+    if let Some(head) = head.filter(|head| Some(*head) != base) {
+        whole(quarantine, head)?;
+    }
+    let parent = head.or(base);
+    let committed = parent.map(|parent| tree_of(quarantine, parent)).transpose()?;
+    let (commit, uncommitted) = match (parent, committed) {
+        (Some(parent), Some(committed)) if committed == tree => (parent.to_owned(), false),
+        _ => (commit(export, host, tree, parent, message)?, true),
+    };
+    let continues = match (head, base) {
+        (Some(head), Some(base)) => is_ancestor(quarantine, base, head)?,
+        _ => true,
+    };
+    let mut count = quarantine.command().args(["rev-list", "--count", &commit]);
+    if let Some(base) = base {
+        count = count.args(["--not", base]);
+    }
+    let count = text(count.line().map_err(unusable)?);
+    let before = existing(&export.git, host, name)?;
+    if let Some(before) = &before
+        && !is_ancestor(quarantine, before, &commit)?
+    {
+        return Err(ExportError::BranchDiverged { name: shown(name.as_bytes()) });
+    }
+    if before.as_ref() != Some(&commit) && !dry_run {
+        bring(&export.git, quarantine, host, name, &commit, base)?;
+    }
+    Ok(BranchReport {
+        commit,
+        before,
+        base: base.map(str::to_owned),
+        commits: count.parse().unwrap_or_default(),
+        uncommitted,
+        continues,
+    })
+}
+
+/// All that a commit of the guest stands on must be there, here or on the host.
+fn whole(quarantine: &Quarantine, head: &str) -> Result<(), ExportError> {
+    if !quarantine.has_commit(head)? {
+        return Err(ExportError::History { reason: format!("its commit {head} is not among its objects") });
+    }
+    quarantine.command().args(["rev-list", "--count", head]).output().map(drop).map_err(unusable)
+}
+
+fn tree_of(quarantine: &Quarantine, commit: &str) -> Result<String, ExportError> {
+    let tree = quarantine.command().args(["rev-parse", "--verify", "--quiet"]).arg(format!("{commit}^{{tree}}"));
+    tree.line().map(text).map_err(unusable)
+}
+
+fn is_ancestor(quarantine: &Quarantine, ancestor: &str, commit: &str) -> Result<bool, ExportError> {
+    let asked = quarantine.command().args(["merge-base", "--is-ancestor", ancestor, commit]).find();
+    asked.map(|found| found.is_some()).map_err(unusable)
+}
+
+/// Commits the tree in the quarantine, in the name of who asked.
+fn commit(
+    export: &Export,
+    host: &Host,
+    tree: &str,
+    parent: Option<&str>,
+    message: &str,
+) -> Result<String, ExportError> {
+    let (name, email) = (setting(&export.git, host, "user.name")?, setting(&export.git, host, "user.email")?);
+    let user = export.identity.name();
+    let name = name.unwrap_or_else(|| user.clone());
+    let email = email.unwrap_or_else(|| format!("{user}@localhost"));
+    let mut command = export.quarantine.command().args(["commit-tree", tree, "-F", "-"]);
+    if let Some(parent) = parent {
+        command = command.args(["-p", parent]);
+    }
+    let made = command
+        .env("GIT_AUTHOR_NAME", &name)
+        .env("GIT_AUTHOR_EMAIL", &email)
+        .env("GIT_COMMITTER_NAME", &name)
+        .env("GIT_COMMITTER_EMAIL", &email)
+        .input(format!("{}\n", message.trim_end()).into_bytes())
+        .line();
+    Ok(text(made.map_err(WorkspaceError::git("committing what the guest had not committed"))?))
+}
+
+/// A setting of the person's or the repository's.
+fn setting(git: &Git, host: &Host, name: &str) -> Result<Option<String>, ExportError> {
+    let value = git.at(&host.top).args(["config", "--get", name]).find();
+    let value = value.map_err(WorkspaceError::git("reading git's configuration"))?;
+    Ok(value.map(text).filter(|value| !value.trim().is_empty()))
+}
+
+/// The commit that a branch of the host's has.
+fn existing(git: &Git, host: &Host, name: &str) -> Result<Option<String>, ExportError> {
+    let reference = reference(name);
+    let list = git.at(&host.top).args(["for-each-ref", "--format=%(objectname)%00%(refname)%00%(worktreepath)"]);
+    let list = list.arg(&reference).output().map_err(WorkspaceError::git("looking for the branch"))?;
+    // The pattern takes what is below such a name as well.
+    for line in text(list).lines() {
+        let mut fields = line.split('\0');
+        if let (Some(commit), Some(found), worktree) = (fields.next(), fields.next(), fields.next())
+            && found == reference
+        {
+            return match worktree {
+                Some(worktree) if !worktree.is_empty() => Err(ExportError::BranchCheckedOut {
+                    name: shown(name.as_bytes()),
+                    worktree: shown(worktree.as_bytes()),
+                }),
+                _ => Ok(Some(commit.to_owned())),
+            };
+        }
+    }
+    Ok(None)
+}
+
+/// Brings the commit to the host. Git looks through all objects that come; it moves a branch only forward, and none that
+/// is checked out.
+fn bring(
+    git: &Git,
+    quarantine: &Quarantine,
+    host: &Host,
+    name: &str,
+    commit: &str,
+    base: Option<&str>,
+) -> Result<(), ExportError> {
+    let doing = "bringing the guest's commits to the host";
+    quarantine.command().args(["update-ref", TIP, commit]).output().map_err(WorkspaceError::git(doing))?;
+    let mut fetch = git.at(&host.top).args([
+        "-c",
+        "protocol.file.allow=always",
+        "-c",
+        "transfer.fsckObjects=true",
+        "-c",
+        "fetch.fsckObjects=true",
+        "-c",
+        "core.logAllRefUpdates=true",
+        "fetch",
+        "--quiet",
+        "--no-tags",
+        "--no-prune",
+        "--no-write-fetch-head",
+        "--no-recurse-submodules",
+        "--no-auto-maintenance",
+    ]);
+    if let Some(base) = base {
+        fetch = fetch.arg(format!("--negotiation-tip={base}"));
+    }
+    let fetched = fetch.arg(quarantine.directory()).arg(format!("{TIP}:{}", reference(name))).output();
+    match fetched {
+        Ok(_) => Ok(()),
+        Err(GitError::Failed { stderr, .. }) if stderr.contains("non-fast-forward") => {
+            Err(ExportError::BranchDiverged { name: shown(name.as_bytes()) })
+        }
+        Err(GitError::Failed { stderr, .. }) => Err(ExportError::Refused { reason: shown(stderr.as_bytes()) }),
+        Err(error) => Err(WorkspaceError::git(doing)(error).into()),
+    }
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8_lossy(&bytes).into_owned()
+}

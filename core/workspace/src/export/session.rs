@@ -1,0 +1,385 @@
+//! One export: what is asked of the guest, in which order, and what is made of the answers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{Read, Write},
+    path::{Path, PathBuf},
+};
+
+use vm_types::guest::files::{Seen, SeenKind};
+
+use crate::{
+    Baseline, Cancel, Git, Identity, Workspace, WorkspaceError,
+    export::ExportError,
+    text::shown,
+};
+
+use super::{
+    apply::Apply,
+    branch, compare,
+    fetch::Fetched,
+    guest::Guest,
+    names::is_path,
+    patch,
+    place::Place,
+    quarantine::{Host, Quarantine, fetched},
+    refs::Head,
+    report::{ApplyReport, BranchReport, Change, PatchReport, Wish},
+    tree,
+    view::{Base, View, first},
+};
+
+/// A guest's work on its way back. Made by [`Export::begin`], it is told what the guest has until it wants no more:
+///
+/// ```text
+///   begin ──▶ wanted ──▶ (the guest packs these files) ──▶ take ──┐
+///               ▲  └── nothing ──▶ changes, patch, branch, files, apply
+///               └─────────────────────────────────────────────────┘
+/// ```
+///
+/// Git decides from the guest's `.gitignore`s which other files count, so there are two rounds at most where there is git.
+#[derive(Debug)]
+pub struct Export {
+    pub(super) identity: Identity,
+    pub(super) git: Git,
+    pub(super) cancel: Cancel,
+    pub(super) top: PathBuf,
+    pub(super) host: Option<Host>,
+    pub(super) baseline: Baseline,
+    pub(super) wish: Wish,
+    pub(super) guest: Guest,
+    pub(super) fetched: Fetched,
+    pub(super) quarantine: Quarantine,
+    pub(super) base: Base,
+    /// What the guest's git says, once it is known; always known where there is no git.
+    pub(super) view: Option<View>,
+    /// Directories of git's own that are left where they are.
+    repositories: Vec<Vec<u8>>,
+    /// The tree that git would make of the guest's working tree.
+    tree: Option<String>,
+    /// Whether the guest's objects are in the quarantine.
+    objects: bool,
+    /// Removed at the end.
+    pub(super) scratch: tempfile::TempDir,
+}
+
+impl Export {
+    /// Looks at both sides: `survey` is what the guest has now, all below the directory that the workspace was put in.
+    ///
+    /// # Errors
+    /// The guest tells what cannot be; the host's repository has lost the commit that the guest started from; git's own.
+    pub fn begin(
+        workspace: &Workspace,
+        baseline: Baseline,
+        survey: Vec<Seen>,
+        wish: Wish,
+    ) -> Result<Self, ExportError> {
+        let guest = Guest::new(survey, baseline.guest.clone())?;
+        let scratch = workspace.scratch()?;
+        let (host, quarantine, fetched, base) = act(workspace.identity(), || {
+            let host = Host::of(workspace)?;
+            let quarantine = Quarantine::make(workspace.git(), scratch.path(), host.as_ref())?;
+            Ok((host, quarantine, fetched(scratch.path())?))
+        })
+        .and_then(|(host, quarantine, fetched)| {
+            let base = match &host {
+                Some(_) => Base::read(workspace, &quarantine, &baseline)?,
+                None => Base::default(),
+            };
+            Ok((host, quarantine, fetched, base))
+        })?;
+        Ok(Self {
+            identity: workspace.identity().clone(),
+            git: workspace.git().clone(),
+            cancel: workspace.cancel().clone(),
+            top: workspace.top().to_owned(),
+            host,
+            baseline,
+            wish,
+            guest,
+            fetched,
+            quarantine,
+            base,
+            view: None,
+            repositories: Vec::new(),
+            tree: None,
+            objects: false,
+            scratch,
+        })
+    }
+
+    /// Which files the guest is to pack next, by their paths, none of them if that is all. What they are is not told: an archive
+    /// with each of them, from the directory that was surveyed, is what [`Self::take`] takes.
+    ///
+    /// # Errors
+    /// Git cannot make use of what the host has.
+    pub fn wanted(&mut self) -> Result<Vec<Vec<u8>>, ExportError> {
+        Ok(self.outstanding()?.into_keys().collect())
+    }
+
+    /// How many bytes these files have, if the guest is right.
+    ///
+    /// # Errors
+    /// As [`Self::wanted`].
+    pub fn wanted_bytes(&mut self) -> Result<u64, ExportError> {
+        Ok(self.outstanding()?.values().fold(0, |sum, size| sum.saturating_add(*size)))
+    }
+
+    /// Takes what the guest has packed. A file that is not in the archive has vanished meanwhile: it is neither brought back nor
+    /// removed.
+    ///
+    /// # Errors
+    /// What comes is no archive, has what was not asked for, or far more than announced; and the scratch directory's.
+    pub fn take(&mut self, archive: impl Read + Send) -> Result<(), ExportError> {
+        let wanted = self.outstanding()?;
+        let (fetched, cancel) = (&mut self.fetched, &self.cancel);
+        act(&self.identity, || fetched.take(archive, &wanted, cancel))
+    }
+
+    /// What the guest did to what it was sent: the difference to the host as it was then.
+    ///
+    /// # Errors
+    /// Files are still wanted.
+    pub fn changes(&mut self) -> Result<Vec<Change>, ExportError> {
+        self.complete()?;
+        Ok(self.deltas().iter().map(compare::Delta::change).collect())
+    }
+
+    /// What people should know, once nothing is wanted any more.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.view.as_ref().map(|view| view.warnings.clone()).unwrap_or_default();
+        warnings.extend(self.repositories.iter().map(|path| {
+            format!("{} stays in the guest: it is a repository's own directory", shown(path))
+        }));
+        let others = self.guest.entries().filter(|seen| seen.kind == SeenKind::Other);
+        warnings.extend(
+            others
+                .filter(|seen| !self.guest.is_unchanged(&seen.path))
+                .map(|seen| format!("{} is a pipe, socket or device: it is left out", shown(&seen.path))),
+        );
+        let vanished = self.fetched.vanished().iter();
+        warnings.extend(vanished.map(|path| format!("{} changed while it was fetched: it is left out", shown(path))));
+        warnings
+    }
+
+    /// Writes a patch for `git apply --binary`: from the commit that the guest started from to what it has now; where there is no
+    /// git, from what it was sent.
+    ///
+    /// # Errors
+    /// Files are still wanted, as they are if this was not wished for; git's; `to`'s.
+    pub fn patch(&mut self, to: &mut dyn Write) -> Result<PatchReport, ExportError> {
+        self.complete()?;
+        match self.host {
+            Some(_) => {
+                let tree = self.tree()?;
+                let base = self.base.commit.clone();
+                patch::of_trees(&self.quarantine, base.as_deref(), &tree, to)
+            }
+            None => patch::of_files(self, to),
+        }
+    }
+
+    /// Makes or moves a branch of the host's repository: the guest's commits since it started, and one more with the message for
+    /// what it has not committed. A branch that is there is only moved forward. In a dry run the host's repository is not touched.
+    ///
+    /// # Errors
+    /// Files are still wanted, as they are if this was not wished for; there is no git; a name that git does not take; a branch
+    /// that is checked out or has other commits; commits of the guest that git does not take.
+    pub fn branch(&mut self, name: &str, message: &str, dry_run: bool) -> Result<BranchReport, ExportError> {
+        let Some(host) = self.host.clone() else {
+            return Err(WorkspaceError::NotARepository { path: self.top.clone() }.into());
+        };
+        self.complete()?;
+        branch::check_name(&self.quarantine, name)?;
+        let tree = self.tree()?;
+        self.take_objects()?;
+        branch::branch(self, &host, name, message, &tree, dry_run)
+    }
+
+    /// Writes what the guest changed or made into a directory, which is made if it is not there. What is there already is left as
+    /// it is; if it differs it is a conflict.
+    ///
+    /// # Errors
+    /// Files are still wanted; the directory cannot be used; its disk is full.
+    pub fn files(&mut self, directory: &Path, dry_run: bool) -> Result<ApplyReport, ExportError> {
+        self.complete()?;
+        self.apply_to(directory, false, dry_run)
+    }
+
+    /// Does to the host's files what the guest did to its own. What the host has changed as well, and differently, is a conflict,
+    /// and left as it is.
+    ///
+    /// # Errors
+    /// Files are still wanted; the workspace's disk is full.
+    pub fn apply(&mut self, dry_run: bool) -> Result<ApplyReport, ExportError> {
+        self.complete()?;
+        let top = self.top.clone();
+        self.apply_to(&top, true, dry_run)
+    }
+
+    fn apply_to(&self, directory: &Path, is_workspace: bool, dry_run: bool) -> Result<ApplyReport, ExportError> {
+        let deltas = self.deltas();
+        act(&self.identity, || {
+            let empty;
+            let place = if is_workspace || directory.exists() {
+                Place::open(directory)?
+            } else if dry_run {
+                // It would be empty.
+                empty = tempfile::TempDir::new_in(self.scratch.path()).map_err(|source| ExportError::Scratch {
+                    action: "make",
+                    path: self.scratch.path().to_owned(),
+                    source,
+                })?;
+                Place::open(empty.path())?
+            } else {
+                std::fs::create_dir_all(directory).map_err(|source| ExportError::Host {
+                    action: "make",
+                    path: shown(directory.as_os_str().as_encoded_bytes()),
+                    source,
+                })?;
+                Place::open(directory)?
+            };
+            let apply = Apply {
+                place: &place,
+                guest: &self.guest,
+                deltas: &deltas,
+                is_git: self.host.is_some(),
+                is_workspace,
+                dry_run,
+                cancel: &self.cancel,
+            };
+            apply.run()
+        })
+    }
+
+    pub(super) fn deltas(&self) -> Vec<compare::Delta<'_>> {
+        let passes = |path: &[u8]| match &self.view {
+            Some(view) => self.wish == (Wish::Files { ignored: true }) || !view.is_ignored(path),
+            None => true,
+        };
+        compare::deltas(&self.baseline, &self.guest, &self.fetched, self.host.is_some(), passes)
+    }
+
+    fn complete(&mut self) -> Result<(), ExportError> {
+        match self.outstanding()?.len() {
+            0 => Ok(()),
+            count => Err(ExportError::NotFetched { count }),
+        }
+    }
+
+    /// What is still to be fetched, with the sizes that the guest gives.
+    fn outstanding(&mut self) -> Result<BTreeMap<Vec<u8>, u64>, ExportError> {
+        let unsettled = |mut wanted: BTreeMap<Vec<u8>, u64>, fetched: &Fetched| {
+            wanted.retain(|path, _| !fetched.is_settled(path));
+            wanted
+        };
+        if let (Some(host), None) = (&self.host, &self.view) {
+            let wanted = unsettled(first(&self.guest, &self.base), &self.fetched);
+            if !wanted.is_empty() {
+                return Ok(wanted);
+            }
+            let view = act(&self.identity, || {
+                View::read(&self.guest, &self.base, &self.fetched, &self.quarantine, host.digits())
+            })?;
+            self.view = Some(view);
+        }
+        let submodules: Vec<Vec<u8>> =
+            self.view.iter().flat_map(|view| view.submodules.keys().cloned()).collect();
+        self.repositories = self.guest.repositories(&submodules);
+        let mut wanted: BTreeMap<_, _> = self
+            .guest
+            .files()
+            .filter(|seen| seen.kind == SeenKind::File && self.wants(&seen.path))
+            .map(|seen| (seen.path.clone(), seen.size))
+            .collect();
+        if self.wish == Wish::Branch && self.has_commits()? {
+            wanted.extend(self.objects().map(|(_, seen)| (seen.path.clone(), seen.size)));
+        }
+        Ok(unsettled(wanted, &self.fetched))
+    }
+
+    /// Whether the content of a file has to be known.
+    fn wants(&self, path: &[u8]) -> bool {
+        let touched = !self.guest.is_unchanged(path);
+        let Some(view) = &self.view else { return touched };
+        let known = self.baseline.sent.entries.contains_key(path);
+        match self.wish {
+            _ if touched && known => true,
+            Wish::Files { ignored: true } => touched,
+            _ if view.is_ignored(path) => false,
+            Wish::Files { ignored: false } => touched,
+            Wish::Patch | Wish::Branch if view.in_submodule(path) => touched,
+            Wish::Patch | Wish::Branch => touched || !self.base.holds(path, &self.guest),
+        }
+    }
+
+    /// Whether the guest is at a commit that the host does not have.
+    fn has_commits(&self) -> Result<bool, ExportError> {
+        let Some(Head::At(head)) = self.view.as_ref().map(|view| &view.head) else { return Ok(false) };
+        if Some(head) == self.base.commit.as_ref() || self.objects {
+            return Ok(false);
+        }
+        Ok(!self.quarantine.has_commit(head)?)
+    }
+
+    /// Files with objects that came into the guest's repository, by their paths in `objects/`.
+    fn objects(&self) -> impl Iterator<Item = (&[u8], &Seen)> {
+        let digits = self.host.as_ref().map_or(40, Host::digits);
+        self.guest.below(b".git/objects").filter(move |(name, seen)| {
+            is_object(name, digits) && is_path(name) && !self.guest.is_unchanged(&seen.path)
+        })
+    }
+
+    /// Puts the guest's objects where its commits can be read.
+    fn take_objects(&mut self) -> Result<(), ExportError> {
+        if self.objects {
+            return Ok(());
+        }
+        let found: Vec<_> = self
+            .objects()
+            .filter_map(|(name, seen)| Some((name, self.fetched.get(&seen.path)?)))
+            .collect();
+        act(&self.identity, || self.quarantine.take_objects(found))?;
+        self.objects = true;
+        Ok(())
+    }
+
+    fn tree(&mut self) -> Result<String, ExportError> {
+        if let Some(tree) = &self.tree {
+            return Ok(tree.clone());
+        }
+        let Some(view) = &self.view else {
+            return Err(WorkspaceError::NotARepository { path: self.top.clone() }.into());
+        };
+        let tree = act(&self.identity, || {
+            tree::of_guest(&self.guest, &self.base, view, &self.fetched, &self.quarantine)
+        })?;
+        self.tree = Some(tree.clone());
+        Ok(tree)
+    }
+
+    /// Paths that are neither removed nor brought back.
+    pub(super) fn vanished(&self) -> &BTreeSet<Vec<u8>> {
+        self.fetched.vanished()
+    }
+}
+
+/// Whether a file in `objects/` is an object or a pack of them. All else there is made of these, or leads elsewhere.
+fn is_object(name: &[u8], digits: usize) -> bool {
+    let hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    match name.split_at_checked(2) {
+        Some((start, [b'/', rest @ ..])) => hex(start) && hex(rest) && rest.len() + 2 == digits,
+        _ => name
+            .strip_prefix(b"pack/pack-")
+            .and_then(|rest| rest.strip_suffix(b".pack"))
+            .is_some_and(|rest| hex(rest) && rest.len() == digits),
+    }
+}
+
+/// Works with files as the identity.
+pub(super) fn act<T: Send>(
+    identity: &Identity,
+    work: impl FnOnce() -> Result<T, ExportError> + Send,
+) -> Result<T, ExportError> {
+    identity.act(|| Ok(work()))?
+}

@@ -1,0 +1,207 @@
+//! Generated repositories and work: whatever was done, what comes back is what git makes of it in the guest.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+};
+
+use proptest::{collection::vec, prelude::*, test_runner::Config};
+use vm_workspace::export::Wish;
+
+use crate::world::{World, files_of, git, git_with, path, snapshot, tree_of, write};
+
+const NAMES: [&[u8]; 14] = [
+    b"a",
+    b"dir/b",
+    b"dir/deep/c",
+    b"dir",
+    b"with space",
+    b"new\nline",
+    b"-dash",
+    b"\xff\xfe/x",
+    b":(top)y",
+    b"*",
+    b"build/out.o",
+    b"out.o",
+    b"\"quoted\"\\",
+    b"windows.txt",
+];
+
+const CONTENTS: [&[u8]; 7] =
+    [b"", b"1\n", b"1\n2\n3\n", b"\0\x01binary\xff", b"no end of line", b"1\r\n2\r\n", b"1\n2\r\n"];
+
+#[derive(Debug, Clone)]
+enum Act {
+    Write(usize, usize),
+    Large(usize),
+    Remove(usize),
+    Executable(usize, bool),
+    Link(usize, usize),
+    Rename(usize, usize),
+    Ignore(usize),
+    Attributes(usize),
+    Stage,
+    Commit,
+    Untrack(usize),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let name = 0..NAMES.len();
+    prop_oneof![
+        6 => (name.clone(), 0..CONTENTS.len()).prop_map(|(name, content)| Act::Write(name, content)),
+        1 => name.clone().prop_map(Act::Large),
+        2 => name.clone().prop_map(Act::Remove),
+        2 => (name.clone(), any::<bool>()).prop_map(|(name, on)| Act::Executable(name, on)),
+        1 => (name.clone(), name.clone()).prop_map(|(name, target)| Act::Link(name, target)),
+        2 => (name.clone(), name.clone()).prop_map(|(from, to)| Act::Rename(from, to)),
+        1 => (0..3usize).prop_map(Act::Ignore),
+        1 => (0..3usize).prop_map(Act::Attributes),
+        1 => Just(Act::Stage),
+        2 => Just(Act::Commit),
+        1 => name.prop_map(Act::Untrack),
+    ]
+}
+
+/// Makes room for a path: what it has, and what stands where its directories are to be.
+fn clear(top: &Path, file: &Path) {
+    for above in file.ancestors().take_while(|above| *above != top) {
+        let Ok(about) = fs::symlink_metadata(above) else { continue };
+        if above == file && about.is_dir() {
+            fs::remove_dir_all(above).unwrap();
+        } else if !about.is_dir() {
+            fs::remove_file(above).unwrap();
+        }
+    }
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+}
+
+impl Act {
+    fn run(&self, top: &Path) {
+        let at = |name: usize| -> PathBuf { top.join(path(NAMES[name])) };
+        let is_file = |file: &Path| fs::symlink_metadata(file).is_ok_and(|about| !about.is_dir());
+        match *self {
+            Self::Write(name, content) => {
+                clear(top, &at(name));
+                fs::write(at(name), CONTENTS[content]).unwrap();
+            }
+            Self::Large(name) => {
+                clear(top, &at(name));
+                let content: Vec<u8> = (0..70_000u32).flat_map(u32::to_le_bytes).collect();
+                fs::write(at(name), content).unwrap();
+            }
+            Self::Remove(name) if is_file(&at(name)) => fs::remove_file(at(name)).unwrap(),
+            Self::Remove(name) if at(name).is_dir() => fs::remove_dir_all(at(name)).unwrap(),
+            Self::Executable(name, on) if fs::symlink_metadata(at(name)).is_ok_and(|about| about.is_file()) => {
+                let mode = if on { 0o755 } else { 0o644 };
+                fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).unwrap();
+            }
+            Self::Link(name, target) => {
+                clear(top, &at(name));
+                symlink(path(NAMES[target]), at(name)).unwrap();
+            }
+            Self::Rename(from, to) if from != to && is_file(&at(from)) => {
+                let moved = top.join(".moved");
+                fs::rename(at(from), &moved).unwrap();
+                clear(top, &at(to));
+                fs::rename(moved, at(to)).unwrap();
+            }
+            Self::Ignore(which) => write(&top.join(".gitignore"), [&b""[..], b"*.o\n", b"/dir/\n*.o\n!out.o\n"][which]),
+            Self::Attributes(which) => {
+                write(&top.join(".gitattributes"), [&b""[..], b"*.txt text\n", b"a binary\nwith* eol=crlf\n"][which]);
+            }
+            Self::Stage => drop(git(top, &["add", "--all"])),
+            Self::Commit => {
+                git(top, &["add", "--all"]);
+                git(top, &["commit", "--quiet", "--allow-empty", "-m", "work"]);
+            }
+            Self::Untrack(name) => {
+                let literal = [("GIT_LITERAL_PATHSPECS", "1")];
+                let list = [NAMES[name], b"\0"].concat();
+                let args = ["rm", "-r", "--quiet", "--cached", "--ignore-unmatch", "--pathspec-from-file=-", "--pathspec-file-nul"];
+                git_with(top, &args, &literal, &list).unwrap();
+            }
+            Self::Remove(_) | Self::Executable(..) | Self::Rename(..) => {}
+        }
+    }
+}
+
+fn run(acts: &[Act], top: &Path) {
+    for act in acts {
+        act.run(top);
+    }
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 24, failure_persistence: None, ..Config::default() })]
+
+    #[test]
+    fn what_comes_back_is_what_the_guest_has(
+        start in vec(act(), 1..20),
+        dirty in vec(act(), 0..8),
+        work in vec(act(), 0..20),
+        history in prop::bool::weighted(0.8),
+    ) {
+        let mut world = World::with(&[]);
+        let (host, guest) = (world.host(), world.guest());
+        run(&start, &host);
+        git(&host, &["add", "--all"]);
+        git(&host, &["commit", "--quiet", "--allow-empty", "-m", "start"]);
+        run(&dirty, &host);
+        world.prepare(history);
+        if history {
+            run(&work, &guest);
+        } else {
+            let files: Vec<Act> = work
+                .into_iter()
+                .filter(|act| !matches!(act, Act::Stage | Act::Commit | Act::Untrack(_)))
+                .collect();
+            run(&files, &guest);
+        }
+        let before = snapshot(&host);
+        let base = git(&host, &["rev-parse", "HEAD"]);
+        let mut export = world.export(Wish::Branch);
+        let dry = export.branch("x", "m", true).unwrap();
+        let mut patch = Vec::new();
+        export.patch(&mut patch).unwrap();
+        let foretold = export.apply(true).unwrap();
+        prop_assert_eq!(&snapshot(&host), &before, "nothing has been changed so far");
+
+        // As a branch.
+        let report = export.branch("x", "m", false).unwrap();
+        let tree = git(&host, &["rev-parse", "x^{tree}"]);
+        if history {
+            prop_assert_eq!(&tree, &world.guest_tree());
+            let head = git(&guest, &["rev-parse", "HEAD"]);
+            let tip = if report.uncommitted { "x~1" } else { "x" };
+            prop_assert_eq!(git(&host, &["rev-parse", tip]), head);
+        }
+        prop_assert_eq!((dry.commits, dry.uncommitted), (report.commits, report.uncommitted));
+        prop_assert_eq!(git(&host, &["rev-parse", "HEAD"]), base.clone());
+
+        // As a patch.
+        let index = world.beside("index");
+        let env = [("GIT_INDEX_FILE", index.to_str().unwrap())];
+        git_with(&host, &["read-tree", &base], &env, b"").unwrap();
+        if !patch.is_empty() {
+            git_with(&host, &["apply", "--cached", "--binary"], &env, &patch).unwrap();
+        }
+        prop_assert_eq!(&git_with(&host, &["write-tree"], &env, b"").unwrap(), &tree);
+
+        // Applied.
+        let applied = export.apply(false).unwrap();
+        prop_assert_eq!(&applied, &foretold);
+        prop_assert_eq!(&applied.conflicts, &Vec::<Vec<u8>>::new());
+        prop_assert_eq!(&applied.failed, &vec![]);
+        let (has, wants) = (files_of(&host), files_of(&guest));
+        for change in export.changes().unwrap() {
+            prop_assert_eq!(has.get(&change.path), wants.get(&change.path), "{:?}", change);
+        }
+        if history {
+            // What the guest ignores is the only difference.
+            let index = world.beside("applied");
+            fs::copy(guest.join(".git/index"), host.join(".git/index")).unwrap();
+            prop_assert_eq!(tree_of(&host, &index), tree);
+        }
+    }
+}
