@@ -6,13 +6,6 @@ use vm_tests::{
     world::{BOOT, SHORT},
 };
 
-/// What `e2fsck` says of a disk that was unmounted cleanly.
-#[track_caller]
-fn disk_is_clean(world: &World, vm: &str) {
-    let disk = world.paths(vm).disk();
-    world.tool("e2fsck", &["-fn", &disk.to_string_lossy()]).run().exits(0);
-}
-
 #[track_caller]
 fn main_job(world: &World, image: &str, cat: &[&str]) {
     let mut command = vec!["run", "--rm", "--image", image, "--"];
@@ -31,7 +24,7 @@ fn debian_stops_cleanly_and_keeps_its_files() {
     let sum = world.vm(&["ssh", "a", fill]).run().exits(0).text();
     world.vm(&["stop", "a"]).run().exits(0).says("a\n");
     assert_eq!(world.state("a"), "stopped");
-    disk_is_clean(&world, "a");
+    world.disk_is_clean("a");
     world.vm(&["start", "a"]).run().exits(0);
     world.vm(&["ssh", "a", "sha256sum /root/big"]).run().exits(0).says(&sum);
     world.leaves_nothing();
@@ -58,7 +51,7 @@ fn systemd_with_its_own_sshd_and_firewall() {
     world.vm(&["stop", "s"]).run().exits(0);
     let shown = world.ask(&["show", "s"]);
     assert_eq!(shown["last_exit"]["code"], 0, "it powered off by itself: {shown}");
-    disk_is_clean(&world, "s");
+    world.disk_is_clean("s");
     world.leaves_nothing();
 }
 
@@ -70,7 +63,7 @@ fn a_busybox_tree() {
     world.vm(&["create", "--name", "b", "--image", image, "--memory", "256M", "--start"]).run().exits(0);
     world.vm(&["ssh", "b", "uname -s; echo kept > /root/file; exit 7"]).run().exits(7).says("Linux\n");
     world.vm(&["stop", "b"]).run().exits(0);
-    disk_is_clean(&world, "b");
+    world.disk_is_clean("b");
     world.vm(&["start", "b"]).run().exits(0);
     world.vm(&["ssh", "b", "cat /root/file"]).run().exits(0).says("kept\n");
     world.leaves_nothing();
@@ -86,7 +79,7 @@ fn a_single_static_binary() {
     world.vm(&["ssh", "p", "/prog", "write", "/kept", "text"]).run().exits(0);
     world.vm(&["ssh", "p"]).stdin("").run().exits(127).complains("no shell");
     world.vm(&["stop", "p"]).run().exits(0);
-    disk_is_clean(&world, "p");
+    world.disk_is_clean("p");
     let disk = world.paths("p").disk();
     world.tool("debugfs", &["-R", "cat /kept", &disk.to_string_lossy()]).run().exits(0).says("text");
     world.leaves_nothing();
@@ -153,5 +146,83 @@ fn a_file_of_the_hosts_is_registered_used_in_place_and_promoted() {
     assert!(file.is_file(), "it is never deleted");
     world.vm(&["delete", "--force", "m"]).run().exits(0);
     world.vm(&["image", "delete", "fixed"]).run().exits(0);
+    world.leaves_nothing();
+}
+
+#[test]
+fn a_running_vm_becomes_an_image() {
+    let world = World::new();
+    let small = ["--memory", "256M"];
+    let made = |name: &str, image: &str| {
+        let create = ["create", "--name", name, "--image", image, "--start"];
+        world.vm(&[&create[..], &small].concat()).run().exits(0);
+    };
+    let ssh = |vm: &str, command: &str| world.vm(&["ssh", vm, command]).run();
+    made("b", fixtures::BUSYBOX);
+    ssh("b", "echo of the base > /old && sync").exits(0);
+    let files = "cd /root && echo kept > file && chmod 4751 file && chown 12:34 file && ln file same && ln -s file link \
+                 && mkfifo pipe && mkdir -m 1777 dir && truncate -s 100M sparse && echo end >> sparse \
+                 && echo 10.9.8.7 mine >> /etc/hosts && echo temporary > /tmp/file && rm -f /old && touch -d '2001-02-03 04:05:06' file";
+    ssh("b", files).exits(0);
+    let told = |vm: &str| ssh(vm, "cd /root && ls -ln && stat -c '%i %h' file same && md5sum sparse").exits(0).text();
+    let without_inodes = |text: String| -> Vec<String> {
+        let same = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        let inodes: Vec<_> = lines.iter().filter(|line| same(line).len() == 2 && line.ends_with(" 2")).collect();
+        assert!(inodes.len() == 2 && inodes[0] == inodes[1], "one file: {text}");
+        lines.iter().filter(|line| !inodes.contains(line)).cloned().collect()
+    };
+    let before = without_inodes(told("b"));
+    world.vm(&["image", "commit", "b", "mine", "--message", "as it was"]).run().exits(0).says("mine:latest\n");
+    assert_eq!(without_inodes(told("b")), before, "the VM is as it was");
+    world.vm(&["pause", "b"]).run().exits(0);
+    world.vm(&["image", "commit", "b", "other"]).within(SHORT).run().exits(4).complains("vm resume b");
+
+    made("c", "mine");
+    assert_eq!(without_inodes(told("c")), before);
+    ssh("c", "test ! -e /old && test ! -e /tmp/file && cat /root/link").exits(0).says("kept\n");
+    ssh("c", "test $(cat /etc/machine-id) != x && grep -c ' b$' /etc/hosts; grep -c mine /etc/hosts")
+        .exits(0)
+        .says("0\n1\n");
+    let id = |vm: &str| ssh(vm, "cat /etc/machine-id").exits(0).text();
+    assert_ne!(id("b"), id("c"));
+    world.vm(&["image", "history", "mine"]).run().exits(0).tells("vm image commit b");
+    let shown = world.ask(&["image", "show", "mine"]);
+    assert_eq!(shown["origin"]["history"][0]["comment"], "as it was", "{shown}");
+
+    // And is one like any other.
+    let file = world.directory().join("mine.tar");
+    world.vm(&["image", "export", "mine", &file.to_string_lossy()]).run().exits(0);
+    world.vm(&["delete", "--force", "b"]).run().exits(0);
+    world.vm(&["delete", "--force", "c"]).run().exits(0);
+    world.vm(&["image", "delete", "mine"]).run().exits(0);
+    world.vm(&["image", "import", &file.to_string_lossy(), "again"]).run().exits(0);
+    assert_eq!(world.ask(&["image", "show", "again"])["digest"], shown["digest"]);
+    world.vm(&["image", "delete", "again"]).run().exits(0);
+    world.leaves_nothing();
+}
+
+#[test]
+fn a_vm_that_is_off_becomes_an_image_and_stays_off() {
+    let world = World::new();
+    let create = ["create", "--name", "b", "--image", fixtures::BUSYBOX, "--memory", "256M", "--start"];
+    world.vm(&create).run().exits(0);
+    world.vm(&["ssh", "b", "echo kept > /root/file && mkdir /etc/own && chmod 700 /etc/own"]).run().exits(0);
+    world.vm(&["stop", "b"]).run().exits(0);
+    let changes = ["--change", "ENV GREETING=hello", "--change", "CMD [\"sh\", \"-c\", \"echo $GREETING; cat /root/file\"]"];
+    let commit = world.ask(&[&["image", "commit", "b", "mine"][..], &changes].concat());
+    assert_eq!((&commit["references"], &commit["warnings"]), (&json!(["mine:latest"]), &json!([])));
+    assert_eq!(world.state("b"), "stopped");
+    disk_is_clean(&world, "b");
+    world
+        .vm(&["run", "--rm", "--image", "mine", "--memory", "256M"])
+        .run()
+        .exits(0)
+        .says("hello\nkept\n");
+    world.vm(&["image", "commit", "b", "mine", "--change", "RUN x"]).within(SHORT).run().exits(2).complains("RUN x");
+    world.vm(&["start", "b"]).run().exits(0);
+    world.vm(&["ssh", "b", "stat -c %a /etc/own"]).run().exits(0).says("700\n");
+    world.vm(&["delete", "--force", "b"]).run().exits(0);
+    world.vm(&["image", "delete", "mine"]).run().exits(0);
     world.leaves_nothing();
 }

@@ -24,7 +24,7 @@ use nix::{
     },
     unistd::Pid,
 };
-use vm_types::guest::control::ShutdownKind;
+use vm_types::guest::{config::GuestConfig, control::ShutdownKind};
 
 use crate::{
     agent,
@@ -43,8 +43,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(crate) fn main() -> ExitCode {
     let mut arguments = Arguments::default();
     match bring_up(&mut arguments.warnings) {
-        Ok(()) => {
-            arguments.image_init = init::find(Path::new("/"));
+        Ok(config) => {
+            arguments.image_init = (!config.agent_init).then(|| init::find(Path::new("/"))).flatten();
             if arguments.image_init.is_none() {
                 machine::mount_cgroups();
             }
@@ -97,12 +97,13 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn bring_up(warnings: &mut Vec<String>) -> Result<(), BootError> {
+fn bring_up(warnings: &mut Vec<String>) -> Result<GuestConfig, BootError> {
     boot::mount_kernel()?;
     rehearse();
     warnings.extend(boot::load_modules());
     let config = boot::read_config(Path::new("/"))?;
-    boot::switch_root(&config)
+    boot::switch_root(&config)?;
+    Ok(config)
 }
 
 /// Begins [`crate::ssh::warm`] where another processor can do it; whoever is PID 1 then collects it.

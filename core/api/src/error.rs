@@ -68,6 +68,8 @@ kinds! {
     PluginFailed = 1017, "plugin_failed";
     /// A plugin says no.
     PluginRefused = 1018, "plugin_refused";
+    /// A command that a build asks for failed.
+    CommandFailed = 1019, "command_failed";
 }
 
 /// An error with all a person or program needs of it.

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use jsonrpsee::core::client::Client;
+use jsonrpsee::core::client::{Client, Subscription};
 use serde::de::DeserializeOwned;
-use vm_api::{Begun, ErrorKind, OperationId, OperationInfo, OperationStatus, rpc::OperationClient};
+use tokio::time::timeout;
+use vm_api::{
+    Begun, ErrorKind, OperationId, OperationInfo, OperationStatus, OutputChunk, rpc::OperationClient,
+};
 
 use crate::{errors::CliError, interrupts::Interrupts, output::Output, progress::Progress};
 
@@ -29,6 +32,9 @@ pub(crate) enum OnSignal {
     Leave,
 }
 
+/// How long what an operation has said at last may take to come.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// Follows an operation to its end.
 pub(crate) async fn follow<T: DeserializeOwned>(
     client: &Client,
@@ -38,12 +44,58 @@ pub(crate) async fn follow<T: DeserializeOwned>(
     on_signal: OnSignal,
     interrupts: &mut Interrupts,
 ) -> Result<Done<T>, CliError> {
+    let progress = Progress::new(output.quiet || output.json, patience);
+    followed(client, begun, progress, None, on_signal, interrupts).await
+}
+
+/// The same, and shows on stderr what it says, unless quiet.
+pub(crate) async fn listen<T: DeserializeOwned>(
+    client: &Client,
+    begun: Begun,
+    output: Output,
+    on_signal: OnSignal,
+    interrupts: &mut Interrupts,
+) -> Result<Done<T>, CliError> {
+    let silent = output.quiet || output.json;
+    let said = match silent {
+        true => None,
+        false => Some(OperationClient::output(client, begun.operation).await?),
+    };
+    // It says itself what it is at; what is beside that is of interest where it can be drawn over.
+    let progress = Progress::live(silent);
+    followed(client, begun, progress, said, on_signal, interrupts).await
+}
+
+type Said = Subscription<OutputChunk>;
+
+/// What comes next; for ever nothing where there is nobody to listen to.
+async fn heard(said: &mut Option<Said>) -> Option<OutputChunk> {
+    match said {
+        Some(said) => said.next().await.and_then(Result::ok),
+        None => std::future::pending().await,
+    }
+}
+
+fn say(progress: &Progress, chunk: &OutputChunk) {
+    if chunk.lost > 0 {
+        progress.say(&format!("\n({} bytes are left out)\n", chunk.lost));
+    }
+    progress.say(&chunk.text);
+}
+
+async fn followed<T: DeserializeOwned>(
+    client: &Client,
+    begun: Begun,
+    mut progress: Progress,
+    mut said: Option<Said>,
+    on_signal: OnSignal,
+    interrupts: &mut Interrupts,
+) -> Result<Done<T>, CliError> {
     let id = begun.operation;
-    let mut progress = Progress::new(output.quiet || output.json, patience);
     let mut changes = OperationClient::watch(client, id, Some(on_signal == OnSignal::CancelAsOurs)).await?;
     let mut interrupted = None;
     loop {
-        // Both branches are cancel-safe: an unread change or signal is kept by its queue.
+        // All branches are cancel-safe: what is unread is kept by its queue.
         tokio::select! {
             change = changes.next() => {
                 let info = match change {
@@ -54,11 +106,21 @@ pub(crate) async fn follow<T: DeserializeOwned>(
                         OperationClient::get(client, id).await?
                     }
                 };
+                if !matches!(info.status, OperationStatus::Running { .. }) {
+                    // Its last words are on their way.
+                    while let Ok(Some(chunk)) = timeout(LAST_WORDS, heard(&mut said)).await {
+                        say(&progress, &chunk);
+                    }
+                }
                 if let Some(result) = settle(info, &mut progress, interrupted)? {
                     let result = serde_json::from_value(result).map_err(|source| CliError::Answer { source })?;
                     return Ok(Done { result, interrupted });
                 }
             }
+            chunk = heard(&mut said) => match chunk {
+                Some(chunk) => say(&progress, &chunk),
+                None => said = None,
+            },
             signal = interrupts.next() => {
                 if interrupted.is_some() || on_signal == OnSignal::Leave {
                     return Err(left_alone(id, signal));

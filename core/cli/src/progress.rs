@@ -10,7 +10,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vm_api::OperationProgress;
 
-use crate::output::Output;
+use crate::output::{Output, printable};
 
 /// How long an operation may take before plain lines tell of it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
@@ -45,6 +45,31 @@ impl Progress {
         } else {
             Kind::Lines { from: Instant::now() + patience, last: String::new() }
         })
+    }
+
+    /// A live line where there is a terminal, and nothing elsewhere.
+    pub(crate) fn live(quiet: bool) -> Self {
+        Self::new(quiet || !io::stderr().is_terminal(), Duration::ZERO)
+    }
+
+    /// Writes a text on stderr, above the live line if there is one.
+    pub(crate) fn say(&self, text: &str) {
+        let write = |text: &str| {
+            let mut stderr = io::stderr().lock();
+            // Nobody is left to tell if this fails.
+            let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+        };
+        match &self.0 {
+            // The line is drawn where the text ends, so that has to end a line.
+            Kind::Live(bar) => bar.suspend(|| {
+                let text = printable(text);
+                write(&text);
+                if !text.ends_with('\n') {
+                    write("\n");
+                }
+            }),
+            Kind::Silent | Kind::Lines { .. } => write(text),
+        }
     }
 
     /// Shows a state.

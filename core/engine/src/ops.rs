@@ -9,6 +9,8 @@
 //! A client that leaves does not end an operation. Cancelling drops the work at its next await and runs its unwinding,
 //! which itself cannot be cancelled.
 
+mod output;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     future::Future,
@@ -29,8 +31,11 @@ use vm_types::{
     OperationId, VmId, VmName,
     image::{ImageRecord, KernelRecord},
     operation::{OperationKind, OperationProgress},
+    workspace::{PreparedWorkspace, WorkspaceExport, WorkspacePlan, WorkspaceStatus},
 };
 
+use self::output::Said;
+pub use self::output::{Listener, Piece};
 use crate::error::EngineError;
 
 /// Ended operations that are kept for late readers.
@@ -52,8 +57,27 @@ pub enum Outcome {
     Pruned(Pruned),
     /// An image.
     Image(Box<ImageRecord>),
+    /// An image that was made here.
+    Made(Box<Made>),
     /// A kernel.
     Kernel(KernelRecord),
+    /// What would be done with a workspace.
+    WorkspacePlan(Box<WorkspacePlan>),
+    /// A workspace in a VM.
+    WorkspacePrepared(Box<PreparedWorkspace>),
+    /// What has changed of it.
+    WorkspaceStatus(Box<WorkspaceStatus>),
+    /// What came back of it.
+    WorkspaceExported(Box<WorkspaceExport>),
+}
+
+/// An image that was made of a guest's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// The image.
+    pub image: ImageRecord,
+    /// What is not in it, or not as it was at any one time, for people.
+    pub warnings: Vec<String>,
 }
 
 /// What became of a change to a VM.
@@ -96,6 +120,12 @@ outcomes! {
 impl From<ImageRecord> for Outcome {
     fn from(image: ImageRecord) -> Self {
         Self::Image(Box::new(image))
+    }
+}
+
+impl From<Made> for Outcome {
+    fn from(made: Made) -> Self {
+        Self::Made(Box::new(made))
     }
 }
 
@@ -180,6 +210,7 @@ impl State {
 struct Entry {
     id: OperationId,
     state: watch::Sender<State>,
+    output: watch::Sender<Said>,
     cancel: CancellationToken,
     preempted: AtomicBool,
 }
@@ -243,6 +274,11 @@ impl OpContext {
     pub fn progress(&self, stage: impl Into<String>, done: u64, total: Option<u64>) {
         let progress = OperationProgress { stage: stage.into(), done, total };
         self.entry.state.send_modify(|state| state.progress(progress));
+    }
+
+    /// Says something beside that, in whole lines or not, to those who listen.
+    pub fn say(&self, bytes: &[u8]) {
+        self.entry.output.send_modify(|said| said.say(bytes));
     }
 
     /// Runs `work` unless or until the operation is cancelled.
@@ -381,6 +417,7 @@ impl Operations {
             };
             // First, so that whoever sees the end finds the result. Nobody else sets it.
             let _ = result.set(ended);
+            entry.output.send_modify(Said::end);
             entry.state.send_modify(|state| state.end(status));
             operations.retain(id);
             drop(token);
@@ -407,6 +444,7 @@ impl Operations {
             let entry = Arc::new(Entry {
                 id,
                 state: watch::Sender::new(state),
+                output: watch::Sender::new(Said::default()),
                 cancel: CancellationToken::new(),
                 preempted: AtomicBool::new(false),
             });
@@ -446,6 +484,14 @@ impl Operations {
     /// [`EngineError::NotFound`].
     pub fn watch(&self, id: OperationId) -> Result<Watcher, EngineError> {
         Ok(Watcher { receiver: self.entry(id)?.state.subscribe(), told: None })
+    }
+
+    /// Hears what one says.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`].
+    pub fn listen(&self, id: OperationId) -> Result<Listener, EngineError> {
+        Ok(Listener::new(self.entry(id)?.output.subscribe()))
     }
 
     /// Asks one to give up; an ended one is left as it is.

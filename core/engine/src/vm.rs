@@ -26,6 +26,7 @@ mod replan;
 pub(crate) mod start;
 pub mod state;
 mod stop;
+mod visit;
 
 pub use disk_limits::LimitsRequest;
 pub use hooks::HookReport;

@@ -68,6 +68,29 @@ pub struct Output {
     pub truncated: bool,
 }
 
+/// How a command ended, see [`Output`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Its exit code.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<u32>,
+}
+
+/// Hands over what comes, of both streams.
+struct Passed<F>(F);
+
+impl<F: FnMut(&[u8]) + Send> Sink for Passed<F> {
+    async fn stdout(&mut self, data: Bytes) -> Result<(), GuestError> {
+        (self.0)(&data);
+        Ok(())
+    }
+
+    fn stderr(&mut self, data: &[u8]) {
+        (self.0)(data);
+    }
+}
+
 struct Collected {
     limit: usize,
     stdout: Kept,
@@ -97,8 +120,34 @@ impl Guest {
         output_limit: usize,
     ) -> Result<Output, GuestError> {
         let line = line(&command)?;
+        let mut sink = Collected { limit: output_limit, stdout: Kept::default(), stderr: Kept::default() };
+        let Ended { code, signal } = self.run_in_time(line, command, &mut sink).await?;
+        let truncated = sink.stdout.more || sink.stderr.more;
+        Ok(Output { code, signal, stdout: sink.stdout.bytes, stderr: sink.stderr.bytes, truncated })
+    }
+
+    /// Runs a command to its end, and hands over what it writes to standard output and standard error as it comes. Otherwise as
+    /// [`Guest::run`].
+    ///
+    /// # Errors
+    /// As [`Guest::run`].
+    pub async fn stream<I: AsyncRead + Send>(
+        &self,
+        command: Command<I>,
+        each: impl FnMut(&[u8]) + Send,
+    ) -> Result<Ended, GuestError> {
+        let line = line(&command)?;
+        self.run_in_time(line, command, &mut Passed(each)).await
+    }
+
+    async fn run_in_time<I: AsyncRead + Send>(
+        &self,
+        line: String,
+        command: Command<I>,
+        sink: &mut impl Sink,
+    ) -> Result<Ended, GuestError> {
         let limit = command.time_limit;
-        let run = self.run_line(line, command, output_limit);
+        let run = self.run_line(line, command, sink);
         match limit {
             None => run.await,
             Some(limit) => {
@@ -111,8 +160,8 @@ impl Guest {
         &self,
         line: String,
         command: Command<I>,
-        limit: usize,
-    ) -> Result<Output, GuestError> {
+        sink: &mut impl Sink,
+    ) -> Result<Ended, GuestError> {
         let connection = self.connection(command.user.as_deref().unwrap_or(ROOT)).await?;
         let mut channel = Open::new(&connection).await?;
         let cwd = command.cwd.unwrap_or_else(|| "/".to_owned());
@@ -121,18 +170,15 @@ impl Guest {
             channel.begun(channel.writer.set_env(false, name, value).await)?;
         }
         channel.begun(channel.writer.exec(true, line).await)?;
-        let mut sink = Collected { limit, stdout: Kept::default(), stderr: Kept::default() };
         let what = "to run a command";
         let ending = match command.stdin {
-            Some(stdin) => channel.converse(what, stdin, &mut sink).await?,
-            None => channel.converse(what, tokio::io::empty(), &mut sink).await?,
+            Some(stdin) => channel.converse(what, stdin, sink).await?,
+            None => channel.converse(what, tokio::io::empty(), sink).await?,
         };
-        let (code, signal) = match ending {
-            Ending::Exited(status) => (Some(status.cast_signed()), None),
-            Ending::Signalled(signal) => (None, Some(signal)),
-        };
-        let truncated = sink.stdout.more || sink.stderr.more;
-        Ok(Output { code, signal, stdout: sink.stdout.bytes, stderr: sink.stderr.bytes, truncated })
+        Ok(match ending {
+            Ending::Exited(status) => Ended { code: Some(status.cast_signed()), signal: None },
+            Ending::Signalled(signal) => Ended { code: None, signal: Some(signal) },
+        })
     }
 }
 

@@ -23,7 +23,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-pub use command::{Command, Output};
+pub use command::{Command, Ended, Output};
 pub use error::GuestError;
 pub use files::{Content, Packed};
 use russh::keys::{PrivateKey, PublicKey};

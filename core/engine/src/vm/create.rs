@@ -104,6 +104,30 @@ impl Engine {
         Ok(operation.id())
     }
 
+    /// Makes a VM as part of another operation. Undone if that is cancelled meanwhile.
+    ///
+    /// # Errors
+    /// As of [`Self::create`] and its operation.
+    pub(crate) async fn create_as(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        name: &str,
+        request: CreateRequest,
+        context: &OpContext,
+    ) -> Result<Arc<Cell>, EngineError> {
+        check(&request)?;
+        let name: VmName = name
+            .parse()
+            .map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })?;
+        let _promised = self.admit_request(&name, &request)?;
+        let id = self.create_now(ctx, name.clone(), request, context.clone()).await?;
+        self.by_id(&id).ok_or_else(|| EngineError::NotFound {
+            what: "VM",
+            name: name.to_string(),
+            hint: "somebody has just deleted it".into(),
+        })
+    }
+
     async fn create_now(
         &self,
         ctx: &mut Ctx<Unlocked>,

@@ -76,6 +76,7 @@ pub(super) fn config(
         modules: Vec::new(),
         units: Vec::new(),
         root: Root { serial: ROOT_SERIAL.into(), fstype: "ext4".into(), grow: true },
+        agent_init: false,
     }
 }
 

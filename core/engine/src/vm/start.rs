@@ -1,6 +1,6 @@
 //! Starting a VM: network, run directory, initramfs, tap, shim with VMM, and waiting for the agent.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use vm_host::process::PidFd;
 use vm_locks::{Ctx, Unlocked};
@@ -28,6 +28,17 @@ use crate::{
 
 /// How much of the console an error carries.
 const TAIL_BYTES: u64 = 2048;
+
+/// What a start brings up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Boot {
+    /// All of it.
+    Whole,
+    /// The guest without the image's own init: nothing runs in it that nobody asked for.
+    Quiet,
+    /// Likewise, and without a network.
+    Alone,
+}
 
 /// The VM's place on the host is made: run directory, network, tap, initramfs.
 struct Placed {
@@ -82,6 +93,17 @@ impl Engine {
         reserved: &Reserved,
         context: &OpContext,
     ) -> Result<(), EngineError> {
+        self.start_as(ctx, reserved, Boot::Whole, context).await
+    }
+
+    /// [`Self::start_reserved`], or less.
+    pub(crate) async fn start_as(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        reserved: &Reserved,
+        boot: Boot,
+        context: &OpContext,
+    ) -> Result<(), EngineError> {
         reserved.turn(Activity::Starting);
         let cell = reserved.cell();
         if !cell.with_record(|record| record.complete) {
@@ -96,7 +118,7 @@ impl Engine {
         // Leftovers of a former run that could not be undone then.
         cell.scope.unwind(ctx, Phase::Start).await?;
         let up = async {
-            let live = context.cancellable(self.bring_up(ctx, cell, asked.as_mut(), context)).await?;
+            let live = context.cancellable(self.bring_up(ctx, cell, asked.as_mut(), boot, context)).await?;
             cell.scope.answered(ctx).await?;
             let mut writer = cell.lock(ctx).await;
             self.inner.store.vms().set_started(cell.id()).await?;
@@ -130,15 +152,16 @@ impl Engine {
         }
     }
 
-    async fn bring_up(
+    pub(super) async fn bring_up(
         &self,
         ctx: &mut Ctx<Unlocked>,
         cell: &Cell,
         mut asked: Option<&mut Asked>,
+        boot: Boot,
         context: &OpContext,
     ) -> Result<Live, EngineError> {
         context.progress("starting", 0, None);
-        let placed = Placed::new(self, ctx, cell, asked.as_deref_mut()).await?;
+        let placed = Placed::new(self, ctx, cell, asked.as_deref_mut(), boot).await?;
         let launched = placed.launch(self, ctx, cell).await?;
         context.progress("booting", 0, None);
         let live = launched.wait(self, ctx, cell).await?;
@@ -155,9 +178,11 @@ impl Placed {
         ctx: &mut Ctx<Unlocked>,
         cell: &Cell,
         asked: Option<&mut Asked>,
+        boot: Boot,
     ) -> Result<Self, EngineError> {
         let paths = cell.paths();
-        let mut network = match cell.with_record(|record| record.address) {
+        let connected = |address: &Ipv4Addr| (boot != Boot::Alone).then_some(*address);
+        let mut network = match cell.with_record(|record| record.address.as_ref().and_then(connected)) {
             Some(_) => {
                 let network = engine.ensure_network(ctx).await?;
                 engine.move_into(ctx, cell, network.subnet).await?;
@@ -182,11 +207,12 @@ impl Placed {
             .apply(ctx, Effect::Directory { path: paths.run.clone(), mode: 0o711 }, Phase::Start)
             .await?;
         let mut nics = Vec::new();
-        if let Some(address) = record.address {
+        if let Some(address) = record.address.as_ref().and_then(connected) {
             let tap = engine.take_tap(ctx, cell).await?;
             nics.push(Nic { tap, mac: vm_net::names::mac_for(address) });
         }
         let mut config = engine.guest_config(cell, network).await?;
+        config.agent_init = boot != Boot::Whole;
         extras.extend_guest(&mut config);
         let segment = Effect::AppendedFile {
             path: paths.initramfs(),

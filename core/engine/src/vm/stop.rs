@@ -153,7 +153,7 @@ impl Engine {
     }
 
     /// Asks the guest, then the machine. The VMM may still run afterwards; undoing the shim kills it.
-    async fn shut_guest_down(
+    pub(super) async fn shut_guest_down(
         &self,
         ctx: &mut Ctx<Unlocked>,
         cell: &Cell,

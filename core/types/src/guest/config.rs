@@ -58,6 +58,9 @@ pub struct GuestConfig {
     pub units: Vec<Unit>,
     /// The root; read at boot only.
     pub root: Root,
+    /// The agent stays init, whatever the image has; read at boot only.
+    #[serde(default)]
+    pub agent_init: bool,
 }
 
 /// A systemd unit.

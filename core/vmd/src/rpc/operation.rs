@@ -5,12 +5,14 @@ use jsonrpsee::{
     core::{RpcResult, SubscriptionResult, async_trait},
 };
 use serde::Serialize;
-use vm_api::{OperationId, OperationInfo, OperationStatus, Pruned, VmChanged, rpc::OperationServer};
+use vm_api::{
+    MadeImage, OperationId, OperationInfo, OperationStatus, OutputChunk, Pruned, VmChanged, rpc::OperationServer,
+};
 use vm_engine::ops::{Operations, Outcome, Snapshot, Status};
 
 use super::{
     server::Context,
-    vm::{info, wire},
+    vm::{info, text, wire},
 };
 use crate::problem::problem;
 
@@ -49,7 +51,15 @@ impl Context {
                 freed_bytes: pruned.freed_bytes,
             }),
             Outcome::Image(image) => serde_json::to_value(image),
+            Outcome::Made(made) => serde_json::to_value(MadeImage {
+                image: made.image.clone(),
+                warnings: made.warnings.clone(),
+            }),
             Outcome::Kernel(kernel) => serde_json::to_value(kernel),
+            Outcome::WorkspacePlan(plan) => serde_json::to_value(plan),
+            Outcome::WorkspacePrepared(prepared) => serde_json::to_value(prepared),
+            Outcome::WorkspaceStatus(status) => serde_json::to_value(status),
+            Outcome::WorkspaceExported(export) => serde_json::to_value(export),
         };
         // Plain data with string keys always fits.
         value.unwrap_or_default()
@@ -71,6 +81,10 @@ impl OperationServer for Context {
         self.engine.operations().cancel(id).map_err(wire)
     }
 
+    async fn output(&self, pending: PendingSubscriptionSink, id: OperationId) -> SubscriptionResult {
+        say(pending, self.engine.operations(), id).await
+    }
+
     async fn watch(
         &self,
         pending: PendingSubscriptionSink,
@@ -80,6 +94,40 @@ impl OperationServer for Context {
         let show = |snapshot: &Snapshot| self.operation(snapshot);
         watch(pending, self.engine.operations(), id, cancel_on_close.unwrap_or(false), show).await
     }
+}
+
+/// Tells a client what an operation says until it ends or the client leaves.
+async fn say(
+    pending: PendingSubscriptionSink,
+    operations: &Operations,
+    id: OperationId,
+) -> SubscriptionResult {
+    let mut listener = match operations.listen(id) {
+        Ok(listener) => listener,
+        Err(error) => {
+            pending.reject(wire(error)).await;
+            return Ok(());
+        }
+    };
+    let sink = pending.accept().await?;
+    // The beginning of a character whose end has not come.
+    let mut begun = Vec::new();
+    loop {
+        // Cancel-safe: a piece that is not handed out here is the next one that is.
+        let piece = tokio::select! {
+            () = sink.closed() => return Ok(()),
+            piece = listener.next() => piece,
+        };
+        let Some(piece) = piece else { break };
+        begun.extend_from_slice(&piece.bytes);
+        let chunk = OutputChunk { text: text(&mut begun), lost: piece.lost };
+        sink.send(serde_json::value::to_raw_value(&chunk)?).await?;
+    }
+    if !begun.is_empty() {
+        let chunk = OutputChunk { text: String::from_utf8_lossy(&begun).into_owned(), lost: 0 };
+        sink.send(serde_json::value::to_raw_value(&chunk)?).await?;
+    }
+    Ok(())
 }
 
 /// Tells a client of an operation's states until it ends or the client leaves.

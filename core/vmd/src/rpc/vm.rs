@@ -303,8 +303,13 @@ fn tail(cell: &Cell, bytes: u64) -> Result<Vec<u8>, EngineError> {
     Ok(vm_shim::console_tail(&cell.paths(), bytes.min(CONSOLE_MAX))?)
 }
 
-/// Takes the text out of `bytes`; a character that is cut short at their end stays there for the next chunk.
+/// A chunk of the text in `bytes`, see [`text`].
 fn chunk(bytes: &mut Vec<u8>) -> ConsoleChunk {
+    ConsoleChunk { text: text(bytes), end: false }
+}
+
+/// Takes the text out of `bytes`; a character that is cut short at their end stays there for what comes next.
+pub(super) fn text(bytes: &mut Vec<u8>) -> String {
     let cut = match std::str::from_utf8(bytes) {
         // No length: the end of the input, not a wrong byte.
         Err(error) if error.error_len().is_none() => error.valid_up_to(),
@@ -312,7 +317,7 @@ fn chunk(bytes: &mut Vec<u8>) -> ConsoleChunk {
     };
     // A wrong byte further ahead hides a cut one; then it is replaced, as wrong ones are.
     let taken: Vec<u8> = bytes.drain(..cut).collect();
-    ConsoleChunk { text: String::from_utf8_lossy(&taken).into_owned(), end: false }
+    String::from_utf8_lossy(&taken).into_owned()
 }
 
 #[cfg(test)]

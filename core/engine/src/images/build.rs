@@ -1,0 +1,461 @@
+//! Building images by a Dockerfile.
+//!
+//! ```text
+//!   file ── parsed ──> stages ──> steps ─┬─ of the configuration: done here           (stage)
+//!   directory ── context ──> items ──────┼─ done before: its layer is in the store    (steps)
+//!                                        └─ RUN, COPY, WORKDIR: in a VM               (workshop)
+//!                                             └─ files before and after ── difference ──> layer
+//! ```
+//!
+//! A step's layer is kept by a key: all that it depends on, which is the layers below and what it does. A stage whose steps
+//! are all known needs no VM; otherwise it has one, made of the layers so far, from the first step that is not. VMs and what was
+//! made to boot them go when the build ends, however it does.
+
+mod context;
+mod difference;
+pub(crate) mod file;
+mod ignore;
+pub(crate) mod stage;
+mod steps;
+mod words;
+mod workshop;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use vm_locks::{Ctx, Unlocked};
+use vm_oci::{Digest, ImageConfig, Layer, Lease, Pulled};
+use vm_types::{ImageDigest, OperationId, image::ImageRecord, operation::OperationKind};
+
+pub use self::context::ContextError;
+use self::{
+    context::Context,
+    file::{File, FileError, Instruction, Step},
+    stage::{Given, Globals, Stage},
+    workshop::{Machine, Workshop},
+};
+use super::{commit::config_of, oci::Arrived, require_absolute};
+use crate::{
+    Engine, EngineError,
+    ops::{Made, OpContext},
+};
+
+/// The longest Dockerfile, in bytes.
+const FILE_MAX: u64 = 4 << 20;
+/// A base with nothing in it.
+const SCRATCH: &str = "scratch";
+
+/// What an image is to be built of, and how.
+#[derive(Debug, Clone, Default)]
+pub struct BuildRequest {
+    /// Where files are copied from; absolute.
+    pub directory: PathBuf,
+    /// The Dockerfile; absolute.
+    pub file: PathBuf,
+    /// The names that the image gets.
+    pub references: Vec<String>,
+    /// Values for its `ARG`s.
+    pub arguments: BTreeMap<String, String>,
+    /// The stage to build; the last one if absent.
+    pub target: Option<String>,
+    /// Do each step anew.
+    pub no_cache: bool,
+    /// Of the VM that commands run in.
+    pub cpus: Option<u32>,
+    /// Of the VM, in MiB.
+    pub memory_mib: Option<u64>,
+}
+
+/// A stage as it is written: what it begins with, then its other steps.
+#[derive(Debug)]
+struct Section {
+    from: Step,
+    base: Base,
+    steps: Vec<Step>,
+}
+
+/// What a stage begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Base {
+    Nothing,
+    Stage(usize),
+    Image(String),
+}
+
+/// A stage at work.
+#[derive(Debug)]
+struct Bench {
+    stage: Stage,
+    /// What it begins with, where that is an image, and nothing is upon it yet.
+    image: Option<ImageRecord>,
+    /// The kernel of that image's VMs.
+    kernel: Option<vm_types::KernelId>,
+    workshop: Option<Workshop>,
+}
+
+/// A build under way.
+struct Build<'a> {
+    engine: &'a Engine,
+    operation: &'a OpContext,
+    context: Arc<Context>,
+    given: Given,
+    globals: Globals,
+    no_cache: bool,
+    machine: Machine,
+    /// By the stage's number, as far as they were begun.
+    benches: BTreeMap<usize, Bench>,
+    /// Keeps the layers of all stages.
+    lease: Lease,
+    /// Of the images that stages begin with, likewise.
+    bases: Vec<Pulled>,
+    /// Images that were only made to boot.
+    helpers: Vec<ImageDigest>,
+    warnings: Vec<String>,
+    done: usize,
+    total: usize,
+}
+
+impl Engine {
+    /// Builds an image in an operation of its own, which says what its commands write.
+    ///
+    /// # Errors
+    /// Paths and names that do not fit. What is wrong with the file is told by the operation.
+    pub fn build_image(&self, mut request: BuildRequest) -> Result<OperationId, EngineError> {
+        require_absolute(&request.directory)?;
+        require_absolute(&request.file)?;
+        let names: Result<Vec<_>, _> = request.references.iter().map(|name| self.full_name(name)).collect();
+        request.references = names?;
+        let subject =
+            request.references.first().cloned().unwrap_or_else(|| request.directory.display().to_string());
+        let engine = self.clone();
+        self.operations()
+            .begin(OperationKind::ImageBuild, subject, move |context, mut ctx| async move {
+                engine.build_now(&mut ctx, request, &context).await
+            })
+            .map(|operation| operation.id())
+    }
+
+    async fn build_now(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        request: BuildRequest,
+        operation: &OpContext,
+    ) -> Result<Made, EngineError> {
+        operation.progress("reading the build's file", 0, None);
+        let (path, directory) = (request.file.clone(), request.directory.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let text = context::text(&path, FILE_MAX)
+                .map_err(|source| ContextError::Read { path: path.clone(), source })?;
+            let context = Context::open(&directory, &path)?;
+            Ok::<_, EngineError>((File::parse(&text)?, context))
+        });
+        let (file, context) =
+            read.await.map_err(|error| EngineError::Panicked { detail: error.to_string() })??;
+        let mut build = Build {
+            engine: self,
+            operation,
+            context: Arc::new(context),
+            given: Given::new(request.arguments.clone()),
+            globals: Globals::default(),
+            no_cache: request.no_cache,
+            machine: Machine { cpus: request.cpus, memory_mib: request.memory_mib },
+            benches: BTreeMap::new(),
+            lease: self.inner.content.store.lease(),
+            bases: Vec::new(),
+            helpers: Vec::new(),
+            warnings: Vec::new(),
+            done: 0,
+            total: 0,
+        };
+        let built = build.all(ctx, file, &request).await;
+        build.close(ctx).await;
+        built
+    }
+}
+
+impl Build<'_> {
+    /// All stages that the wanted one needs, then the image.
+    async fn all(
+        &mut self,
+        ctx: &mut Ctx<Unlocked>,
+        file: File,
+        request: &BuildRequest,
+    ) -> Result<Made, EngineError> {
+        let escape = file.escape;
+        let sections = self.sections(file)?;
+        let target = wanted(&sections, request.target.as_deref())?;
+        let needed = needed(&sections, target);
+        self.total = needed.iter().map(|number| sections[*number].steps.len() + 1).sum();
+        for (number, section) in sections.iter().enumerate() {
+            if needed.contains(&number) {
+                self.stage(ctx, &sections, number, section, escape).await?;
+            }
+        }
+        for name in self.given.unused() {
+            self.warnings.push(format!("no ARG asks for {name}"));
+        }
+        let bench = self.benches.remove(&target).ok_or_else(nothing)?;
+        let (stage, kernel) = (bench.stage, bench.kernel);
+        if let Some(workshop) = bench.workshop {
+            workshop.close(self.engine, ctx, self.operation).await;
+        }
+        let source = format!("build {}", request.directory.display());
+        let pulled = self.composed(&stage.config, &stage.layers).await?;
+        let arrived = Arrived { pulled, references: request.references.clone(), source, kernel };
+        let image = self.engine.admit(ctx, arrived, "", self.operation);
+        let image = self.operation.cancellable(image).await?;
+        Ok(Made { image, warnings: std::mem::take(&mut self.warnings) })
+    }
+
+    /// Splits a file into its stages.
+    fn sections(&mut self, file: File) -> Result<Vec<Section>, EngineError> {
+        let mut sections: Vec<Section> = Vec::new();
+        for step in file.steps {
+            let line = step.line;
+            let wrong = |message| EngineError::from(FileError {
+                line,
+                message,
+                hint: "variables are $NAME, ${NAME} and ${NAME:-OTHER}".into(),
+            });
+            match (&step.instruction, sections.last_mut()) {
+                (Instruction::From { image, .. }, _) => {
+                    let image = self.globals.expand(image, file.escape).map_err(wrong)?;
+                    let named = sections.iter().position(|section| section.name() == Some(&image.to_ascii_lowercase()));
+                    let base = match (image.as_str(), named) {
+                        ("", _) => return Err(wrong("FROM names no image".into())),
+                        (_, Some(stage)) => Base::Stage(stage),
+                        (SCRATCH, _) => Base::Nothing,
+                        _ => Base::Image(image),
+                    };
+                    sections.push(Section { from: step, base, steps: Vec::new() });
+                }
+                (_, Some(section)) => section.steps.push(step),
+                (Instruction::Arg(arguments), None) => {
+                    self.globals.declare(arguments, &mut self.given, file.escape).map_err(wrong)?;
+                }
+                // The parser lets nothing else come first.
+                (_, None) => {}
+            }
+        }
+        Ok(sections)
+    }
+
+    async fn stage(
+        &mut self,
+        ctx: &mut Ctx<Unlocked>,
+        sections: &[Section],
+        number: usize,
+        section: &Section,
+        escape: char,
+    ) -> Result<(), EngineError> {
+        self.heading(&section.from);
+        let bench = self.begin(ctx, section, escape).await.map_err(|error| at(&section.from, error))?;
+        self.benches.insert(number, bench);
+        for step in &section.steps {
+            self.heading(step);
+            self.step(ctx, sections, number, step).await.map_err(|error| at(step, error))?;
+        }
+        // Later stages may copy from it; its VM is only in the way of theirs.
+        if let Some(workshop) = self.benches.get_mut(&number).and_then(|bench| bench.workshop.take()) {
+            workshop.close(self.engine, ctx, self.operation).await;
+        }
+        Ok(())
+    }
+
+    fn heading(&mut self, step: &Step) {
+        self.done += 1;
+        let text = format!("[{}/{}] {}", self.done, self.total, step.text);
+        self.operation.progress(text.clone(), self.done as u64, Some(self.total as u64));
+        self.operation.say(format!("{text}\n").as_bytes());
+    }
+
+    /// What a stage begins with.
+    async fn begin(
+        &mut self,
+        ctx: &mut Ctx<Unlocked>,
+        section: &Section,
+        escape: char,
+    ) -> Result<Bench, EngineError> {
+        match &section.base {
+            Base::Nothing => {
+                let stage = Stage::new(ImageConfig::default(), Vec::new(), escape);
+                Ok(Bench { stage, image: None, kernel: None, workshop: None })
+            }
+            Base::Stage(base) => {
+                let base = self.benches.get(base).ok_or_else(nothing)?;
+                let (config, layers) = (base.stage.config.clone(), base.stage.layers.clone());
+                let stage = Stage::new(config, layers, escape);
+                Ok(Bench { stage, image: base.image.clone(), kernel: base.kernel.clone(), workshop: None })
+            }
+            Base::Image(image) => self.image(ctx, image, escape).await,
+        }
+    }
+
+    /// A stage that begins with an image; one that was not made of layers gets one of all its files.
+    async fn image(
+        &mut self,
+        ctx: &mut Ctx<Unlocked>,
+        image: &str,
+        escape: char,
+    ) -> Result<Bench, EngineError> {
+        let record = self.engine.require_image(ctx, image, self.operation);
+        let record = self.operation.cancellable(record).await?;
+        let layered = record.origin.as_ref().is_some_and(|origin| origin.manifest.is_some());
+        let kernel = record.kernel.clone();
+        if layered {
+            let pulled = self.engine.blobs(&record)?;
+            let stage = Stage::new(pulled.config.clone(), pulled.layers.clone(), escape);
+            self.bases.push(pulled);
+            return Ok(Bench { stage, image: Some(record), kernel, workshop: None });
+        }
+        let stage = Stage::new(config_of(&record), Vec::new(), escape);
+        let mut bench = Bench { stage, image: Some(record), kernel, workshop: None };
+        self.whole(ctx, &mut bench, image).await?;
+        Ok(bench)
+    }
+
+    /// The image that a VM of a stage boots, made if it is not there.
+    async fn bootable(&mut self, ctx: &mut Ctx<Unlocked>, number: usize) -> Result<ImageRecord, EngineError> {
+        let bench = self.benches.get(&number).ok_or_else(nothing)?;
+        if let Some(image) = &bench.image {
+            return Ok(image.clone());
+        }
+        let (config, layers, kernel) =
+            (bench.stage.config.clone(), bench.stage.layers.clone(), bench.kernel.clone());
+        let pulled = self.composed(&config, &layers).await?;
+        let digest = pulled.config_digest.to_string();
+        let known = self.engine.inner.store.images().by_digest(&digest).await?.is_some();
+        let arrived = Arrived { pulled, references: Vec::new(), source: "a step of a build".into(), kernel };
+        let image = self.engine.admit(ctx, arrived, "", self.operation);
+        let image = self.operation.cancellable(image).await?;
+        if !known {
+            self.helpers.push(image.digest.clone());
+        }
+        Ok(image)
+    }
+
+    /// An image of layers that are here.
+    async fn composed(&self, config: &ImageConfig, layers: &[Layer]) -> Result<Pulled, EngineError> {
+        let store = &self.engine.inner.content.store;
+        let lease = store.lease();
+        layers.iter().for_each(|layer| lease.add(layer.digest));
+        Ok(vm_oci::compose(store, lease, config, layers).await?)
+    }
+
+    /// Deletes the VMs, and the images that only they needed.
+    async fn close(self, ctx: &mut Ctx<Unlocked>) {
+        for workshop in self.benches.into_values().filter_map(|bench| bench.workshop) {
+            workshop.close(self.engine, ctx, self.operation).await;
+        }
+        if self.helpers.is_empty() {
+            return;
+        }
+        let _catalogue = ctx.lock(&self.engine.inner.catalogue).await;
+        for digest in self.helpers {
+            if let Err(error) = self.engine.remove_helper(&digest).await {
+                tracing::warn!(%digest, error = %error.chain(), "an image of a build's step could not be removed");
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Removes an image, unless somebody has given it a name since. The catalogue's lock is held.
+    async fn remove_helper(&self, digest: &ImageDigest) -> Result<(), EngineError> {
+        match self.inner.store.images().by_digest(digest.hex()).await? {
+            Some(image) if image.references.is_empty() => self.remove_image(&image).await,
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Section {
+    fn name(&self) -> Option<&String> {
+        match &self.from.instruction {
+            Instruction::From { stage, .. } => stage.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// The stage that a text names: by its name or its number. An image, if none.
+fn stage_named(sections: &[Section], text: &str, before: usize) -> Option<usize> {
+    let lower = text.to_ascii_lowercase();
+    let sections = &sections[..before];
+    let named = sections.iter().rposition(|section| section.name() == Some(&lower));
+    named.or_else(|| text.parse().ok().filter(|number| *number < before))
+}
+
+/// The stage to be built.
+fn wanted(sections: &[Section], target: Option<&str>) -> Result<usize, EngineError> {
+    let last = sections.len().checked_sub(1).ok_or_else(nothing)?;
+    let Some(target) = target else { return Ok(last) };
+    stage_named(sections, target, sections.len()).ok_or_else(|| {
+        let names: Vec<_> = sections.iter().filter_map(Section::name).map(String::as_str).collect();
+        EngineError::NotFound {
+            what: "stage",
+            name: target.to_owned(),
+            hint: match names.as_slice() {
+                [] => "no stage of the file has a name; FROM IMAGE AS NAME gives one".into(),
+                names => format!("there are {}", names.join(", ")),
+            },
+        }
+    })
+}
+
+/// The stages that one needs, with itself.
+fn needed(sections: &[Section], target: usize) -> BTreeSet<usize> {
+    let (mut needed, mut left) = (BTreeSet::new(), vec![target]);
+    while let Some(number) = left.pop() {
+        if !needed.insert(number) {
+            continue;
+        }
+        let section = &sections[number];
+        if let Base::Stage(base) = section.base {
+            left.push(base);
+        }
+        left.extend(section.steps.iter().filter_map(|step| match &step.instruction {
+            Instruction::Copy(copy) => stage_named(sections, copy.from.as_deref()?, number),
+            _ => None,
+        }));
+    }
+    needed
+}
+
+/// Where an error was met.
+fn at(step: &Step, error: EngineError) -> EngineError {
+    match error {
+        // These say it, or have nothing to do with it.
+        error @ (EngineError::BuildFile(_) | EngineError::BuildCommand { .. } | EngineError::Cancelled) => error,
+        source => EngineError::BuildStep { line: step.line, text: step.text.clone(), source: Box::new(source) },
+    }
+}
+
+fn nothing() -> EngineError {
+    EngineError::Panicked { detail: "a stage of a build is not there".into() }
+}
+
+/// A layer as the store's records have it.
+fn recorded(layer: &Layer) -> vm_types::image::ImageLayer {
+    vm_types::image::ImageLayer {
+        digest: layer.digest.to_string(),
+        diff_id: layer.diff_id.to_string(),
+        size_bytes: layer.size,
+        media_type: layer.media_type.clone(),
+    }
+}
+
+/// Back again; nothing if it is none.
+fn layer_of(record: &vm_types::image::ImageLayer) -> Option<Layer> {
+    Some(Layer {
+        digest: record.digest.parse::<Digest>().ok()?,
+        diff_id: record.diff_id.parse().ok()?,
+        size: record.size_bytes,
+        media_type: record.media_type.clone(),
+        // As all that are made here.
+        compression: vm_oci::Compression::Zstd,
+    })
+}

@@ -1,0 +1,401 @@
+//! Build files: a Dockerfile's text becomes instructions with the lines they begin at. Nothing is read or run here, and
+//! variables stay as they are written: what they come to depends on the instructions before
+//! (<https://docs.docker.com/reference/dockerfile/>).
+
+use super::words::{self, split};
+
+/// A build file that cannot be understood, or asks for what is not done here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {message}")]
+pub struct FileError {
+    /// Where the instruction begins, from 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub message: String,
+    /// What would do.
+    pub hint: String,
+}
+
+/// A command as `RUN`, `CMD` and `ENTRYPOINT` have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Command {
+    /// For the shell.
+    Shell(String),
+    /// Program and arguments.
+    Exec(Vec<String>),
+}
+
+/// Whence files are copied, where to, and whose they are then. The texts may have variables in them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Copy {
+    /// Another stage or image; the directory of the build if absent.
+    pub(super) from: Option<String>,
+    /// `USER[:GROUP]`; root if absent.
+    pub(super) chown: Option<String>,
+    /// Octal permission bits; the files' own if absent.
+    pub(super) chmod: Option<String>,
+    /// Patterns.
+    pub(super) sources: Vec<String>,
+    /// A directory if it ends in a slash or there is more than one source.
+    pub(super) to: String,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Instruction {
+    /// `FROM IMAGE [AS STAGE]`
+    From { image: String, stage: Option<String> },
+    /// `RUN`
+    Run(Command),
+    /// `COPY`, and `ADD` of local files
+    Copy(Copy),
+    /// `ENV`
+    Env(Vec<(String, String)>),
+    /// `WORKDIR`
+    Workdir(String),
+    /// `USER`
+    User(String),
+    /// `ENTRYPOINT`
+    Entrypoint(Command),
+    /// `CMD`
+    Cmd(Command),
+    /// `LABEL`
+    Label(Vec<(String, String)>),
+    /// `ARG NAME[=DEFAULT]`
+    Arg(Vec<(String, Option<String>)>),
+    /// `SHELL`
+    Shell(Vec<String>),
+    /// `EXPOSE`
+    Expose(Vec<String>),
+    /// `STOPSIGNAL`
+    StopSignal(String),
+    /// `VOLUME`
+    Volume(Vec<String>),
+    /// `MAINTAINER`
+    Maintainer(String),
+}
+
+/// One instruction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Step {
+    /// Where it begins, from 1.
+    pub(super) line: usize,
+    /// As it is written, on one line.
+    pub(super) text: String,
+    /// What it says.
+    pub(super) instruction: Instruction,
+}
+
+/// A whole file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct File {
+    /// What continues lines and takes the meaning of characters away.
+    pub(super) escape: char,
+    /// In order; there is one `FROM` at least, and before it nothing but `ARG`.
+    pub(super) steps: Vec<Step>,
+}
+
+/// Wrong in a way that a hint helps with.
+struct Wrong {
+    message: String,
+    hint: String,
+}
+
+impl Wrong {
+    fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into() }
+    }
+
+    fn at(self, line: usize) -> FileError {
+        FileError { line, message: self.message, hint: self.hint }
+    }
+}
+
+impl From<words::Problem> for Wrong {
+    fn from(message: words::Problem) -> Self {
+        Self::new(message, "quotes are \"…\" or '…'; a backslash takes a character's meaning away")
+    }
+}
+
+impl File {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// What cannot be understood, by its line.
+    pub(super) fn parse(text: &str) -> Result<Self, FileError> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let escape = directives(text)?;
+        let mut steps: Vec<Step> = Vec::new();
+        for (line, text) in joined(text, escape) {
+            let instruction = instruction(&text, escape).map_err(|wrong| wrong.at(line))?;
+            let begun = steps.iter().any(|step| matches!(step.instruction, Instruction::From { .. }));
+            if !begun && !matches!(instruction, Instruction::From { .. } | Instruction::Arg(_)) {
+                let hint = "only ARG may stand before it; `FROM scratch` begins with nothing";
+                return Err(Wrong::new("the first instruction has to be FROM", hint).at(line));
+            }
+            steps.push(Step { line, text, instruction });
+        }
+        if !steps.iter().any(|step| matches!(step.instruction, Instruction::From { .. })) {
+            let hint = "begin it with FROM and the image that it builds upon";
+            return Err(Wrong::new("there is no FROM in the file", hint).at(text.lines().count().max(1)));
+        }
+        Ok(Self { escape, steps })
+    }
+}
+
+/// One instruction by itself, such as those that change a configuration.
+pub(super) fn parse_one(text: &str) -> Result<Instruction, FileError> {
+    instruction(text.trim(), '\\').map_err(|wrong| wrong.at(1))
+}
+
+/// Comments at the very beginning that mean something.
+fn directives(text: &str) -> Result<char, FileError> {
+    let mut escape = '\\';
+    for (number, line) in text.lines().enumerate() {
+        let Some((name, value)) = line.trim().strip_prefix('#').and_then(|rest| rest.split_once('=')) else {
+            break;
+        };
+        match (name.trim().to_ascii_lowercase().as_str(), value.trim()) {
+            ("escape", "\\") => {}
+            ("escape", "`") => escape = '`',
+            ("escape", other) => {
+                let hint = "it is a backslash or `";
+                return Err(Wrong::new(format!("{other:?} cannot be the escape"), hint).at(number + 1));
+            }
+            // Which program is to read the file, and how strictly it is to be checked.
+            ("syntax" | "check", _) => {}
+            _ => break,
+        }
+    }
+    Ok(escape)
+}
+
+/// Instructions on one line each, with the number of their first one; comments and empty lines are left out.
+fn joined(text: &str, escape: char) -> Vec<(usize, String)> {
+    let mut all = Vec::new();
+    let mut begun: Option<(usize, String)> = None;
+    for (number, line) in text.lines().enumerate() {
+        let trimmed = line.trim_start();
+        // Also between the lines of an instruction.
+        if trimmed.is_empty() || trimmed.starts_with('#') {
+            continue;
+        }
+        let (first, mut whole) = begun.take().unwrap_or((number + 1, String::new()));
+        let part = if whole.is_empty() { trimmed } else { line };
+        let end = part.trim_end();
+        match end.strip_suffix(escape) {
+            Some(part) => {
+                whole.push_str(part);
+                begun = Some((first, whole));
+            }
+            None => {
+                whole.push_str(end);
+                all.push((first, whole));
+            }
+        }
+    }
+    all.extend(begun);
+    all.retain(|(_, text)| !text.trim().is_empty());
+    all
+}
+
+fn instruction(text: &str, escape: char) -> Result<Instruction, Wrong> {
+    let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    let (name, rest) = (word.to_ascii_uppercase(), rest.trim());
+    let known = "FROM, RUN, COPY, ADD, ENV, WORKDIR, USER, ENTRYPOINT, CMD, LABEL, ARG, SHELL, EXPOSE, STOPSIGNAL and VOLUME are";
+    match name.as_str() {
+        "HEALTHCHECK" | "ONBUILD" => {
+            let hint = "leave it out: nothing here acts on it";
+            return Err(Wrong::new(format!("{name} is not supported"), hint));
+        }
+        "FROM" | "RUN" | "COPY" | "ADD" | "ENV" | "WORKDIR" | "USER" | "ENTRYPOINT" | "CMD" | "LABEL" | "ARG"
+        | "SHELL" | "EXPOSE" | "STOPSIGNAL" | "VOLUME" | "MAINTAINER" => {}
+        _ => return Err(Wrong::new(format!("there is no instruction {word}"), known)),
+    }
+    if rest.is_empty() && !matches!(name.as_str(), "CMD" | "ENTRYPOINT") {
+        return Err(Wrong::new(format!("{name} has no argument"), "say what it is about, on the same line"));
+    }
+    Ok(match name.as_str() {
+        "FROM" => from(rest, escape)?,
+        "RUN" => {
+            let (flags, rest) = flags(rest);
+            if let Some((flag, _)) = flags.first() {
+                let hint = "copy what it needs with COPY; the network is that of any VM";
+                return Err(Wrong::new(format!("RUN --{flag} is not supported"), hint));
+            }
+            heredoc(rest)?;
+            let command = command(rest);
+            if matches!(&command, Command::Exec(words) if words.is_empty()) {
+                return Err(Wrong::new("RUN has no command", "name a program: [\"/bin/true\"]"));
+            }
+            Instruction::Run(command)
+        }
+        "COPY" | "ADD" => Instruction::Copy(copy(&name, rest, escape)?),
+        "ENV" => Instruction::Env(pairs(&name, rest, escape)?),
+        "LABEL" => Instruction::Label(pairs(&name, rest, escape)?),
+        "ARG" => Instruction::Arg(arguments(rest, escape)?),
+        "WORKDIR" => Instruction::Workdir(rest.to_owned()),
+        "USER" => Instruction::User(rest.to_owned()),
+        "ENTRYPOINT" => Instruction::Entrypoint(command(rest)),
+        "CMD" => Instruction::Cmd(command(rest)),
+        "SHELL" => match json(rest) {
+            Some(words) if !words.is_empty() => Instruction::Shell(words),
+            _ => return Err(Wrong::new("SHELL is no list", "write it like [\"/bin/bash\", \"-c\"]")),
+        },
+        "EXPOSE" => Instruction::Expose(split(rest, escape)?),
+        "STOPSIGNAL" => Instruction::StopSignal(rest.to_owned()),
+        "VOLUME" => Instruction::Volume(json(rest).map_or_else(|| split(rest, escape), Ok)?),
+        _ => Instruction::Maintainer(rest.to_owned()),
+    })
+}
+
+/// `--NAME[=VALUE]` at the beginning, and what is behind.
+fn flags(mut rest: &str) -> (Vec<(&str, &str)>, &str) {
+    let mut flags = Vec::new();
+    while let Some(flag) = rest.strip_prefix("--") {
+        let (flag, behind) = flag.split_once(char::is_whitespace).unwrap_or((flag, ""));
+        if flag.is_empty() {
+            break;
+        }
+        flags.push(flag.split_once('=').unwrap_or((flag, "")));
+        rest = behind.trim_start();
+    }
+    (flags, rest)
+}
+
+fn heredoc(rest: &str) -> Result<(), Wrong> {
+    let begins = |word: &str| {
+        word.strip_prefix("<<").is_some_and(|name| {
+            name.trim_start_matches('-').starts_with(|c: char| c.is_ascii_alphabetic() || c == '"' || c == '\'')
+        })
+    };
+    if rest.split_whitespace().any(begins) {
+        let hint = "write the lines into a file and COPY it, or end each with a backslash";
+        return Err(Wrong::new("here-documents are not supported", hint));
+    }
+    Ok(())
+}
+
+fn from(rest: &str, escape: char) -> Result<Instruction, Wrong> {
+    let (flags, rest) = flags(rest);
+    if let Some((flag, value)) = flags.first() {
+        let hint = "images are built for the host's own platform";
+        return Err(Wrong::new(format!("FROM --{flag}={value} is not supported"), hint));
+    }
+    let words = split(rest, escape)?;
+    let hint = "write FROM IMAGE, or FROM IMAGE AS NAME";
+    match words.as_slice() {
+        [image] => Ok(Instruction::From { image: image.clone(), stage: None }),
+        [image, word, name] if word.eq_ignore_ascii_case("as") => {
+            let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            if !name.starts_with(|c: char| c.is_ascii_alphabetic()) || !name.chars().all(fits) {
+                let hint = "a stage's name begins with a letter and has letters, digits, -, _ and . in it";
+                return Err(Wrong::new(format!("{name} is no name of a stage"), hint));
+            }
+            Ok(Instruction::From { image: image.clone(), stage: Some(name.to_ascii_lowercase()) })
+        }
+        _ => Err(Wrong::new("FROM has arguments that it does not take", hint)),
+    }
+}
+
+/// A list of texts as JSON has it.
+fn json(text: &str) -> Option<Vec<String>> {
+    if text.starts_with('[') { serde_json::from_str(text).ok() } else { None }
+}
+
+/// What looks like a list and is none is for the shell, as `[ -f x ]` is.
+fn command(rest: &str) -> Command {
+    match json(rest) {
+        Some(words) => Command::Exec(words),
+        None if rest.is_empty() => Command::Exec(Vec::new()),
+        None => Command::Shell(rest.to_owned()),
+    }
+}
+
+fn copy(name: &str, rest: &str, escape: char) -> Result<Copy, Wrong> {
+    let (flags, rest) = flags(rest);
+    heredoc(rest)?;
+    let mut copy = Copy::default();
+    for (flag, value) in flags {
+        let value = Some(value.to_owned());
+        match flag {
+            "chown" => copy.chown = value,
+            "chmod" => copy.chmod = value,
+            "from" if name == "COPY" => copy.from = value,
+            // How layers are stored elsewhere.
+            "link" => {}
+            _ => {
+                let hint = "--from, --chown and --chmod are; .dockerignore leaves files out";
+                return Err(Wrong::new(format!("{name} --{flag} is not supported"), hint));
+            }
+        }
+    }
+    let mut words = json(rest).map_or_else(|| split(rest, escape), Ok)?;
+    let hint = format!("write {name} SOURCE… TARGET");
+    let to = words.pop().ok_or_else(|| Wrong::new(format!("{name} has no argument"), hint.clone()))?;
+    if words.is_empty() {
+        return Err(Wrong::new(format!("{name} has a source and no target"), hint));
+    }
+    if name == "ADD"
+        && let Some(other) = words.iter().find(|word| word.contains("://") || word.starts_with("git@"))
+    {
+        let hint = "fetch it with RUN, or beforehand; ADD takes files of the build's directory";
+        return Err(Wrong::new(format!("{other} is no local file"), hint));
+    }
+    if name == "ADD"
+        && let Some(archive) = words.iter().find(|word| is_archive(word))
+    {
+        let hint = "unpack it with RUN; COPY takes it as it is";
+        return Err(Wrong::new(format!("ADD does not unpack {archive} here"), hint));
+    }
+    Ok(Copy { sources: words, to, ..copy })
+}
+
+/// What another builder would unpack.
+fn is_archive(name: &str) -> bool {
+    let name = name.trim_matches(['"', '\'']).to_ascii_lowercase();
+    [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
+/// `NAME=VALUE …`, or the old `NAME VALUE` with a value up to the line's end.
+fn pairs(name: &str, rest: &str, escape: char) -> Result<Vec<(String, String)>, Wrong> {
+    let hint = format!("write {name} NAME=VALUE, with quotes around a value that has blanks");
+    let first = rest.split(char::is_whitespace).next().unwrap_or_default();
+    if !first.contains('=') {
+        let (key, value) = rest
+            .split_once(char::is_whitespace)
+            .ok_or_else(|| Wrong::new(format!("{name} {rest} has no value"), hint))?;
+        return Ok(vec![(key.to_owned(), value.trim().to_owned())]);
+    }
+    split(rest, escape)?
+        .into_iter()
+        .map(|word| match word.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => Err(Wrong::new(format!("{word} is no NAME=VALUE"), hint.clone())),
+        })
+        .collect()
+}
+
+fn arguments(rest: &str, escape: char) -> Result<Vec<(String, Option<String>)>, Wrong> {
+    split(rest, escape)?
+        .into_iter()
+        .map(|word| {
+            let (name, value) = match word.split_once('=') {
+                Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+                None => (word, None),
+            };
+            let fits = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            if name.is_empty() || !name.chars().all(fits) {
+                let hint = "write ARG NAME or ARG NAME=DEFAULT";
+                return Err(Wrong::new(format!("{name:?} is no name of an argument"), hint));
+            }
+            Ok((name, value))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

@@ -1,0 +1,343 @@
+//! The VM in which steps of a stage are done. It boots without the image's own init, so nothing changes in it but by the steps; its
+//! owner is the daemon, so it goes with it.
+
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncReadExt;
+use tokio_util::io::SyncIoBridge;
+use vm_guest::{Command, Guest};
+use vm_host::process;
+use vm_locks::{Ctx, Unlocked};
+use vm_oci::{Layer, LayerDraft, Lease};
+use vm_types::{
+    guest::files::{PackOptions, Seen, SeenKind},
+    image::ImageRecord,
+    vm::Owner,
+};
+
+use super::{
+    context::{ContextError, Item},
+    difference::Difference,
+    stage::Runs,
+};
+use crate::{
+    Engine, EngineError, keys,
+    images::commit::{told, whole_root},
+    ops::OpContext,
+    vm::{
+        cell::{Activity, Admitted, Cell},
+        create::CreateRequest,
+        start::Boot,
+        state::Request,
+    },
+};
+
+/// Bytes on their way between host and guest.
+const PIPE: usize = 1 << 20;
+/// How much of a command's output an error tells, in bytes.
+const TAIL: usize = 2048;
+
+/// A VM at work.
+#[derive(Debug)]
+pub(super) struct Workshop {
+    cell: Arc<Cell>,
+    guest: Guest,
+    /// All files after the last step.
+    seen: Vec<Seen>,
+}
+
+/// What the VM is to be.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Machine {
+    pub(super) cpus: Option<u32>,
+    pub(super) memory_mib: Option<u64>,
+}
+
+/// How a command that failed ended.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) how: String,
+    /// The end of what it wrote.
+    pub(super) output: String,
+}
+
+/// Where files are put in a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    /// Absolute.
+    pub(super) directory: String,
+    /// The name that a single file gets.
+    pub(super) name: Option<String>,
+}
+
+impl Workshop {
+    /// Boots a VM of an image. What cannot be finished is undone.
+    ///
+    /// # Errors
+    /// As of making and starting a VM.
+    pub(super) async fn open(
+        engine: &Engine,
+        ctx: &mut Ctx<Unlocked>,
+        image: &ImageRecord,
+        machine: Machine,
+        context: &OpContext,
+    ) -> Result<Self, EngineError> {
+        let owner = process::identify(std::process::id())
+            .map(|process| Owner { process, boot_id: engine.inner.boot_id.clone() });
+        let name = format!("build-{}", keys::random_hex(3)?);
+        let request = CreateRequest {
+            image: Some(image.digest.to_string()),
+            cpus: machine.cpus,
+            memory_mib: machine.memory_mib,
+            owner,
+            ..CreateRequest::default()
+        };
+        let cell = engine.create_as(ctx, &name, request, context).await?;
+        let opened = async {
+            let admitted =
+                engine.reserve(ctx, &cell, Request::Start, Activity::Starting, context.id).await?;
+            if let Admitted::Reserved(reserved) = admitted {
+                engine.start_as(ctx, &reserved, Boot::Quiet, context).await?;
+            }
+            context.cancellable(engine.guest_of(&cell)).await
+        };
+        match opened.await {
+            Ok(guest) => Ok(Self { cell, guest, seen: Vec::new() }),
+            Err(error) => {
+                delete(engine, ctx, &cell, context).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Deletes the VM.
+    pub(super) async fn close(self, engine: &Engine, ctx: &mut Ctx<Unlocked>, context: &OpContext) {
+        self.guest.close().await;
+        delete(engine, ctx, &self.cell, context).await;
+    }
+
+    /// Remembers all files as they are now.
+    ///
+    /// # Errors
+    /// The guest.
+    pub(super) async fn look(&mut self) -> Result<(), EngineError> {
+        self.seen = self.guest.survey("/").await?;
+        Ok(())
+    }
+
+    /// All of the root filesystem as a layer, and what is not quite in it.
+    ///
+    /// # Errors
+    /// The guest, or the store.
+    pub(super) async fn whole(
+        &self,
+        engine: &Engine,
+        lease: &Lease,
+        context: &OpContext,
+    ) -> Result<(Layer, Vec<String>), EngineError> {
+        let mut layer = LayerDraft::begin(&engine.inner.content.store);
+        let report = engine.pack_into(&self.guest, whole_root(), &mut layer, "", context).await?;
+        Ok((layer.finish(lease).await?, told(&self.cell, report)))
+    }
+
+    /// What has changed since the last look as a layer, if anything has, and what is not quite in it.
+    ///
+    /// # Errors
+    /// The guest, or the store.
+    pub(super) async fn layer(
+        &mut self,
+        engine: &Engine,
+        lease: &Lease,
+        context: &OpContext,
+    ) -> Result<(Option<Layer>, Vec<String>), EngineError> {
+        context.progress("looking for changes", 0, None);
+        let now = self.guest.survey("/").await?;
+        let difference = Difference::of(&self.seen, &now);
+        self.seen = now;
+        if difference.is_empty() {
+            return Ok((None, Vec::new()));
+        }
+        let whiteouts = difference.whiteouts().map_err(|error| EngineError::Panicked { detail: error.to_string() })?;
+        let mut layer = LayerDraft::begin(&engine.inner.content.store);
+        layer.write(Bytes::from(whiteouts)).await?;
+        let options =
+            PackOptions { sparse: true, generalize: true, links: true, ..PackOptions::default() };
+        let (to, mut from) = tokio::io::duplex(PIPE);
+        let packing = async {
+            let packed = self.guest.pack_selected_as("/", &difference.changed, options, to).await;
+            packed.map_err(EngineError::from)
+        };
+        let writing = async {
+            let (mut piece, mut done) = (BytesMut::new(), 0);
+            loop {
+                piece.reserve(PIPE / 4);
+                let read = from.read_buf(&mut piece).await;
+                let read = read.map_err(|error| EngineError::Panicked { detail: error.to_string() })?;
+                if read == 0 {
+                    return Ok(());
+                }
+                layer.write(piece.split().freeze()).await?;
+                done += read as u64;
+                context.progress(format!("keeping changes, {} MiB", done >> 20), done, None);
+            }
+        };
+        let (packed, ()) = tokio::try_join!(packing, writing)?;
+        Ok((Some(layer.finish(lease).await?), told(&self.cell, packed.report)))
+    }
+
+    /// Runs a command, and says what it writes.
+    ///
+    /// # Errors
+    /// The guest.
+    pub(super) async fn run(
+        &self,
+        runs: &Runs,
+        more_env: BTreeMap<String, String>,
+        context: &OpContext,
+    ) -> Result<Result<(), Failed>, EngineError> {
+        let mut command = Command::new(runs.argv.clone());
+        command.env = more_env;
+        command.env.extend(runs.env.clone());
+        command.cwd = Some(runs.cwd.clone());
+        command.user = Some(runs.user.clone());
+        let mut tail = Vec::new();
+        let each = |bytes: &[u8]| {
+            context.say(bytes);
+            tail.extend_from_slice(bytes);
+            if tail.len() > 2 * TAIL {
+                tail.drain(..tail.len() - TAIL);
+            }
+        };
+        let ended = self.guest.stream(command, each).await?;
+        let how = match (ended.code, ended.signal) {
+            (Some(0), _) => return Ok(Ok(())),
+            (Some(code), _) => format!("exit code {code}"),
+            (None, Some(signal)) => format!("signal {signal}"),
+            (None, None) => "no exit code".to_owned(),
+        };
+        let output = String::from_utf8_lossy(&tail[tail.len().saturating_sub(TAIL)..]).into_owned();
+        Ok(Err(Failed { how, output }))
+    }
+
+    /// Makes a directory, if it is not there.
+    ///
+    /// # Errors
+    /// The guest.
+    pub(super) async fn directory(&self, path: &str) -> Result<(), EngineError> {
+        Ok(self.guest.unpack(&[0; 1024][..], path, 0, 0).await?)
+    }
+
+    /// Where what is copied to a path goes: into a directory that is there, or that a slash says is meant, or that several files
+    /// need; else to a file of that name.
+    ///
+    /// # Errors
+    /// The guest.
+    pub(super) async fn target(&self, path: &str, slash: bool, one_file: bool) -> Result<Target, EngineError> {
+        let found = self.guest.find(path, true).await?;
+        let is_directory = found.as_ref().is_some_and(|found| found.kind == SeenKind::Directory);
+        let into = |directory: &str| Target { directory: directory.to_owned(), name: None };
+        if slash || !one_file || is_directory {
+            return Ok(into(path));
+        }
+        let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let directory = if directory.is_empty() { "/" } else { directory };
+        Ok(Target { directory: directory.to_owned(), name: Some(name.to_owned()) })
+    }
+
+    /// Numbers of user and group.
+    ///
+    /// # Errors
+    /// No such user, or the guest.
+    pub(super) async fn owner(&self, chown: Option<&str>) -> Result<(u32, u32), EngineError> {
+        let Some(text) = chown.filter(|text| !text.is_empty()) else { return Ok((0, 0)) };
+        let (user, group) = text.split_once(':').unwrap_or((text, text));
+        if let (Ok(uid), Ok(gid)) = (user.parse(), group.parse()) {
+            return Ok((uid, gid));
+        }
+        let account = self.guest.account(text).await?;
+        Ok((account.uid, account.gid))
+    }
+
+    /// Puts files of the host into a directory. `archive` writes them as a tar archive, on a thread of its own.
+    ///
+    /// # Errors
+    /// Reading them, or the guest.
+    pub(super) async fn put(
+        &self,
+        directory: &str,
+        (uid, gid): (u32, u32),
+        archive: impl FnOnce(SyncIoBridge<tokio::io::DuplexStream>) -> Result<(), ContextError> + Send + 'static,
+    ) -> Result<(), EngineError> {
+        let (to, from) = tokio::io::duplex(PIPE);
+        let archiving = tokio::task::spawn_blocking(move || archive(SyncIoBridge::new(to)));
+        let unpacked = self.guest.unpack(from, directory, uid, gid).await;
+        let archived = archiving.await.map_err(|error| EngineError::Panicked { detail: error.to_string() })?;
+        match (archived, unpacked) {
+            // The guest takes no more: it says why.
+            (Err(ContextError::Read { source, .. }), Err(error))
+                if source.kind() == io::ErrorKind::BrokenPipe =>
+            {
+                Err(error.into())
+            }
+            (Err(error), _) => Err(error.into()),
+            (Ok(()), unpacked) => Ok(unpacked?),
+        }
+    }
+
+    /// Paths of files that one of the patterns fits, or that is one.
+    pub(super) async fn matching(&self, source: &str) -> Result<Vec<(String, bool)>, EngineError> {
+        let missing = || ContextError::Missing { name: source.to_owned(), ignored: false };
+        let clean = super::ignore::cleaned(source).ok_or_else(|| ContextError::Outside { name: source.to_owned() })?;
+        if !super::ignore::is_pattern(&clean) {
+            let path = format!("/{clean}");
+            let found = self.guest.find(&path, true).await?.ok_or_else(missing)?;
+            return Ok(vec![(found.path, found.kind == SeenKind::Directory)]);
+        }
+        let pattern = super::ignore::pattern(&clean)
+            .map_err(|problem| ContextError::Pattern { name: source.to_owned(), problem })?;
+        let mut found = Vec::new();
+        for seen in &self.seen {
+            if let Ok(path) = std::str::from_utf8(&seen.path)
+                && super::ignore::fits(&pattern, Path::new(path))
+            {
+                found.push((format!("/{path}"), seen.kind == SeenKind::Directory));
+            }
+        }
+        if found.is_empty() { Err(missing().into()) } else { Ok(found) }
+    }
+
+    /// Copies a file, or what is in a directory, to another guest.
+    ///
+    /// # Errors
+    /// One of the guests.
+    pub(super) async fn give(
+        &self,
+        path: &str,
+        name: Option<String>,
+        to: &Self,
+        directory: &str,
+        (uid, gid): (u32, u32),
+    ) -> Result<(), EngineError> {
+        let (writer, reader) = tokio::io::duplex(PIPE);
+        let options = PackOptions { one_filesystem: true, name, ..PackOptions::default() };
+        let packing = async { self.guest.pack(path, options, writer).await.map_err(EngineError::from) };
+        let unpacking =
+            async { to.guest.unpack(reader, directory, uid, gid).await.map_err(EngineError::from) };
+        tokio::try_join!(packing, unpacking).map(drop)
+    }
+}
+
+/// Items as they are called in a target.
+pub(super) fn named(mut items: Vec<Item>, target: &Target) -> Vec<Item> {
+    if let (Some(name), [item]) = (&target.name, items.as_mut_slice()) {
+        item.name = name.into();
+    }
+    items
+}
+
+async fn delete(engine: &Engine, ctx: &mut Ctx<Unlocked>, cell: &Arc<Cell>, context: &OpContext) {
+    if let Err(error) = engine.delete_now(ctx, cell, true, context.id).await {
+        tracing::warn!(vm = %cell.name(), error = %error.chain(), "a VM of a build could not be deleted");
+    }
+}

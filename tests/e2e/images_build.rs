@@ -1,0 +1,173 @@
+//! Images built by a Dockerfile: what their commands did is in them, what was done before is not done again, and nothing is left of
+//! builds that fail.
+
+use std::{fs, path::PathBuf};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use vm_tests::{
+    World, fixtures,
+    world::{BOOT, SHORT},
+};
+
+use super::registry::{needs, path};
+
+/// A directory with these files.
+#[track_caller]
+fn directory(world: &World, files: &[(&str, &str)]) -> PathBuf {
+    let directory = world.directory().join("build");
+    for (name, text) in files {
+        let file = directory.join(name);
+        fs::create_dir_all(file.parent().expect("it has one")).expect("a directory can be made");
+        fs::write(file, text).expect("a file can be written");
+    }
+    directory
+}
+
+/// How many VMs there have been.
+#[track_caller]
+fn made(world: &World) -> usize {
+    let text = world.vm(&["events"]).run().exits(0).text();
+    text.lines().filter(|line| line.contains("created from")).count()
+}
+
+const SMALL: [&str; 2] = ["--memory", "256M"];
+
+const APP: &str = r#"
+ARG BASE=none
+FROM $BASE AS base
+ENV NAME=base VERSION="1 2"
+WORKDIR /srv/app
+RUN echo building $NAME && echo one > first && echo gone > gone && mkdir -p deep/er && echo x > deep/er/x && \
+    # Comments may come in between.
+    ln first second && chmod 4751 first
+COPY --chown=12:34 --chmod=0640 src/*.txt texts/
+COPY run.sh /usr/local/bin/run
+ARG TOKEN
+RUN rm -rf gone deep && echo "$NAME $VERSION $TOKEN" > said && ln -s said link && touch -d '2001-02-03 04:05:06' said
+USER 1000:1001
+RUN ["/bin/sh", "-c", "id -u > /tmp/who; id -g >> /tmp/who"]
+LABEL made.by="tests of $NAME"
+EXPOSE 80
+ENTRYPOINT ["sh", "/usr/local/bin/run"]
+CMD ["/tmp/who"]
+
+FROM scratch
+COPY --from=base /bin/busybox /bin/
+COPY --from=base /srv/app/texts /texts/
+COPY src/a.txt /copied
+CMD ["/bin/busybox", "cat", "/texts/b.txt", "/copied"]
+"#;
+
+#[test]
+fn a_dockerfile_becomes_an_image_and_nothing_is_done_twice() {
+    let world = World::new();
+    needs("umoci", "umoci");
+    let files = [
+        ("Dockerfile", APP),
+        (".dockerignore", "src/not.txt\n"),
+        ("src/a.txt", "a\n"),
+        ("src/b.txt", "b\n"),
+        ("src/not.txt", "not\n"),
+        ("run.sh", "cat said; cat $1; ls; ls texts; test ! -e gone && stat -c '%a %u %g %h' first texts/a.txt\n"),
+    ];
+    let directory = directory(&world, &files);
+    let base = format!("BASE={}", fixtures::BUSYBOX);
+    let build = |more: &[&str]| {
+        let all = ["image", "build", path(&directory), "--build-arg", &base, "--build-arg", "TOKEN=t"];
+        world.vm(&[&all[..], &SMALL, more].concat()).within(BOOT * 2).run()
+    };
+    build(&["--target", "base", "-t", "app"])
+        .exits(0)
+        .says("app:latest\n")
+        .complains("FROM $BASE AS base")
+        .complains("building base");
+    assert!(world.names().is_empty(), "its VM is gone");
+    let run = || world.vm(&["run", "--rm", "--image", "app", "--memory", "256M"]).run();
+    run().exits(0).says(
+        "base 1 2 t\n1000\n1001\nfirst\nlink\nsaid\nsecond\ntexts\na.txt\nb.txt\n4751 0 0 2\n640 12 34 1\n",
+    );
+    let shown = world.ask(&["image", "show", "app"]);
+    assert_eq!(shown["config"]["labels"]["made.by"], "tests of base", "{shown}");
+    assert_eq!(shown["config"]["exposed_ports"], json!(["80/tcp"]));
+    world.vm(&["image", "history", "app"]).run().exits(0).tells("COPY run.sh");
+
+    // The same once more is the same, and needs no VM.
+    let vms = made(&world);
+    build(&["--target", "base", "-t", "again"]).exits(0).says("again:latest\n").complains("done before");
+    assert_eq!(made(&world), vms);
+    assert_eq!(world.ask(&["image", "show", "again"])["digest"], shown["digest"]);
+
+    // Others read it as we do.
+    let (file, bundle) = (world.directory().join("app"), world.directory().join("bundle"));
+    world.vm(&["image", "export", "app", path(&file), "--format", "oci"]).run().exits(0);
+    let image = format!("{}:latest", file.display());
+    world.tool("umoci", &["unpack", "--image", &image, path(&bundle)]).run().exits(0);
+    let look = "cd \"$0\" && ls && stat -c '%a %u %g %h' first texts/a.txt && stat -c %Y said && readlink link && test ! -e deep";
+    world
+        .tool("sh", &["-c", look, path(&bundle.join("rootfs/srv/app"))])
+        .run()
+        .exits(0)
+        .says("first\nlink\nsaid\nsecond\ntexts\n4751 0 0 2\n640 12 34 1\n981173106\nsaid\n");
+
+    // A file that has changed is copied anew, and what was before that is kept. The last stage takes from the first.
+    fs::write(directory.join("src/b.txt"), "new\n").expect("a file can be written");
+    build(&["-t", "small"]).exits(0).says("small:latest\n").complains("done before");
+    world.vm(&["run", "--rm", "--image", "small", "--memory", "256M"]).run().exits(0).says("new\na\n");
+
+    for image in ["app", "again", "small"] {
+        world.vm(&["image", "delete", image]).run().exits(0);
+    }
+    world.vm(&["image", "prune"]).run().exits(0).tells("freed");
+    let left = fs::read_dir(world.dirs().state.join("content/blobs/sha256")).map_or(0, Iterator::count);
+    assert_eq!(left, 0, "layers of steps are gone");
+    world.leaves_nothing();
+}
+
+#[test]
+fn a_build_that_fails_says_where_and_leaves_nothing() {
+    let world = World::new();
+    let directory = directory(&world, &[("a", "")]);
+    let file = directory.join("Dockerfile");
+    let build = |text: &str| {
+        let text = text.replace("BASE", fixtures::BUSYBOX);
+        fs::write(&file, text).expect("a file can be written");
+        world.vm(&[&["image", "build", path(&directory), "-t", "x"][..], &SMALL].concat()).within(BOOT)
+    };
+    let outside = directory.join("none");
+    world.vm(&["image", "build", path(&outside)]).within(SHORT).run().exits(3).complains("none");
+    world.vm(&["image", "build", path(&directory)]).within(SHORT).run().exits(3).complains("Dockerfile");
+    for (text, code, complaint) in [
+        ("FROM BASE\n\nHEALTHCHECK NONE\n", 2, "line 3: HEALTHCHECK"),
+        ("RUN x\n", 2, "line 1"),
+        ("FROM scratch\nCOPY ../a /\n", 2, "outside"),
+        ("FROM scratch\nCOPY b /\n", 3, "no b"),
+        ("FROM scratch\nENV A=${B\n", 2, "line 2"),
+        ("FROM scratch AS a\nFROM scratch\nCOPY --from=c /x /\n", 2, "no stage c"),
+    ] {
+        build(text).run().exits(code).complains(complaint).complains("hint");
+    }
+    build("FROM BASE\nRUN echo before\nRUN echo sorry; exit 7\n")
+        .run()
+        .exits(1)
+        .complains("line 3: RUN echo sorry; exit 7 failed with exit code 7")
+        .complains("sorry");
+    assert!(world.names().is_empty());
+
+    // What was done before is kept; Ctrl-C ends the rest with its VM.
+    let mut building = build("FROM BASE\nRUN echo before\nRUN echo waiting; sleep 1000\n").start();
+    vm_tests::wait_until("the command runs", BOOT, || {
+        let said = building.stderr_so_far();
+        assert!(building.runs(), "{said}");
+        said.contains("\nwaiting\n")
+    });
+    assert!(building.stderr_so_far().contains("done before"));
+    building.signal(Signal::SIGINT);
+    building.finish(BOOT).exits(130);
+    assert!(world.names().is_empty());
+    let listed = world.ask(&["image", "ls"]);
+    let nameless = |image: &serde_json::Value| image["references"] == json!([]);
+    assert!(!listed.as_array().expect("a list").iter().any(nameless), "{listed}");
+    world.vm(&["image", "prune"]).run().exits(0);
+    world.leaves_nothing();
+}
