@@ -1,21 +1,57 @@
 //! Kernels: importing, listing, deleting, and the initramfs that goes with each.
+//!
+//! A registry has a kernel as an artifact ([`ARTIFACT`]): one layer is the boot file, another may be an archive of its modules, a third
+//! its build configuration. An image of a registry names its own by the label [`LABEL`].
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use sha2::{Digest, Sha256};
 use vm_host::clock::unix_seconds;
 use vm_image::kernel;
 use vm_locks::{Ctx, Unlocked};
+use vm_oci::{ArtifactKind, ImageSource, Reference};
 use vm_types::{KernelId, OperationId, image::KernelRecord, operation::OperationKind};
 
 use crate::{
     Engine, EngineError,
-    images::{require_absolute, sink},
+    images::{bundle::WantedFile, oci::transfer, require_absolute, sink},
     ops::{OpContext, Outcome},
 };
 
 /// What acquiring kernels is called.
 const KERNEL_FLIGHT: &str = "kernel";
+
+/// The label by which an image names the kernel that its VMs boot: a registry's reference.
+const LABEL: &str = "vm.kernel";
+
+/// Types of an artifact that is a kernel, and of its layers.
+const ARTIFACT: &str = "application/vnd.vm.kernel.v1";
+const BOOT_LAYER: &str = "application/vnd.vm.kernel.image.v1";
+const CONFIG_LAYER: &str = "application/vnd.vm.kernel.config.v1";
+const MODULES_LAYERS: [&str; 3] = [
+    "application/vnd.vm.kernel.modules.v1.tar",
+    "application/vnd.vm.kernel.modules.v1.tar+gzip",
+    "application/vnd.vm.kernel.modules.v1.tar+zstd",
+];
+/// In bytes.
+const BOOT_MAX: u64 = 512 << 20;
+const MODULES_MAX: u64 = 4 << 30;
+const CONFIG_MAX: u64 = 4 << 20;
+
+const KIND: ArtifactKind = ArtifactKind {
+    name: "kernel",
+    media_type: ARTIFACT,
+    layers: &[
+        (BOOT_LAYER, BOOT_MAX),
+        (MODULES_LAYERS[0], MODULES_MAX),
+        (MODULES_LAYERS[1], MODULES_MAX),
+        (MODULES_LAYERS[2], MODULES_MAX),
+        (CONFIG_LAYER, CONFIG_MAX),
+    ],
+};
 
 /// Where a kernel comes from.
 #[derive(Debug, Clone)]
@@ -29,6 +65,36 @@ pub enum KernelSource {
         /// Directory with `modules.dep`.
         modules: Option<PathBuf>,
     },
+    /// An artifact of a registry or an image layout, as `vm image pull` names images.
+    Artifact {
+        /// Reference, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`.
+        reference: String,
+    },
+    /// What a bundle has besides its root filesystem, or alone.
+    Bundle {
+        /// An absolute path, or an address.
+        source: String,
+        /// SHA-256 of the file; an address needs it.
+        sha256: Option<String>,
+    },
+}
+
+/// What a kernel is to VMs that name none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// The first one is what they boot.
+    Usual,
+    /// Brought by an image, for that image's VMs: never what others boot.
+    OfImages,
+}
+
+/// The same as [`KernelSource`], looked at.
+#[derive(Debug)]
+enum Wanted {
+    Debian,
+    Files { kernel: PathBuf, modules: Option<PathBuf> },
+    Artifact(ImageSource),
+    Bundle(WantedFile),
 }
 
 impl Engine {
@@ -50,21 +116,35 @@ impl Engine {
     /// # Errors
     /// A path that does not fit.
     pub fn import_kernel(&self, source: KernelSource) -> Result<OperationId, EngineError> {
-        if let KernelSource::Files { kernel, modules } = &source {
-            require_absolute(kernel)?;
-            modules.as_deref().map_or(Ok(()), require_absolute)?;
-        }
+        let wanted = self.wanted_kernel(source)?;
         let engine = self.clone();
-        let subject = match &source {
-            KernelSource::Debian => "debian".to_owned(),
-            KernelSource::Files { kernel, .. } => kernel.display().to_string(),
+        let subject = match &wanted {
+            Wanted::Debian => "debian".to_owned(),
+            Wanted::Files { kernel, .. } => kernel.display().to_string(),
+            Wanted::Artifact(source) => source.to_string(),
+            Wanted::Bundle(file) => file.to_string(),
         };
         self.operations()
             .begin(OperationKind::KernelImport, subject, move |context, mut ctx| async move {
-                let work = engine.acquire_kernel(&mut ctx, source, &context);
+                let work = engine.acquire(&mut ctx, wanted, &context);
                 context.cancellable(work).await.map(Outcome::Kernel)
             })
             .map(|operation| operation.id())
+    }
+
+    fn wanted_kernel(&self, source: KernelSource) -> Result<Wanted, EngineError> {
+        Ok(match source {
+            KernelSource::Debian => Wanted::Debian,
+            KernelSource::Files { kernel, modules } => {
+                require_absolute(&kernel)?;
+                modules.as_deref().map_or(Ok(()), require_absolute)?;
+                Wanted::Files { kernel, modules }
+            }
+            KernelSource::Artifact { reference } => Wanted::Artifact(self.source(&reference)?),
+            KernelSource::Bundle { source, sha256 } => {
+                Wanted::Bundle(self.wanted_file(&source, sha256.as_deref())?)
+            }
+        })
     }
 
     /// Puts a kernel into the catalogue.
@@ -77,8 +157,85 @@ impl Engine {
         source: KernelSource,
         context: &OpContext,
     ) -> Result<KernelRecord, EngineError> {
-        let _flight = self.inner.flights.board(ctx, KERNEL_FLIGHT).await;
-        self.add_kernel(ctx, source, context).await
+        let wanted = self.wanted_kernel(source)?;
+        self.acquire(ctx, wanted, context).await
+    }
+
+    async fn acquire(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        wanted: Wanted,
+        context: &OpContext,
+    ) -> Result<KernelRecord, EngineError> {
+        match wanted {
+            Wanted::Debian => {
+                let _flight = self.inner.flights.board(ctx, KERNEL_FLIGHT).await;
+                self.add_debian(ctx, context).await
+            }
+            Wanted::Files { kernel, modules } => {
+                let source = kernel.display().to_string();
+                let files = kernel::import_files(&kernel, modules.as_deref(), None).await?;
+                self.keep_kernel(ctx, (files, source), Standing::Usual).await
+            }
+            Wanted::Artifact(source) => {
+                self.pull_kernel(ctx, &source, Standing::Usual, context).await
+            }
+            Wanted::Bundle(file) => self.kernel_of_bundle(ctx, &file, context).await,
+        }
+    }
+
+    /// Gets a kernel from a registry or layout; nothing of the artifact is kept but what is made of it.
+    async fn pull_kernel(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        source: &ImageSource,
+        standing: Standing,
+        context: &OpContext,
+    ) -> Result<KernelRecord, EngineError> {
+        let content = &self.inner.content;
+        let progress = transfer(context, &format!("{source}: "), "downloading");
+        let artifact = content.client.artifact(source, KIND, &content.store, &progress).await?;
+        let boot = artifact.layer(&[BOOT_LAYER])?.ok_or_else(|| EngineError::InvalidArgument {
+            message: format!("{source} has no layer of type {BOOT_LAYER}"),
+            hint: "that is where a kernel's artifact has the kernel; docs/images.md says how to push one".into(),
+        })?;
+        let (modules, config) = (artifact.layer(&MODULES_LAYERS)?, artifact.layer(&[CONFIG_LAYER])?);
+        let origin = match source {
+            // By which it is known again.
+            ImageSource::Registry(reference) => pinned(reference, &artifact.digest),
+            other => other.to_string(),
+        };
+        let scratch = self.inner.layout.scratch();
+        let progress = sink(context, "kernel: ");
+        let (modules, config) = (modules.as_deref(), config.as_deref());
+        let files =
+            kernel::import_archived(&boot, modules, config, origin.clone(), &scratch, progress).await?;
+        let kept = self.keep_kernel(ctx, (files, origin), standing).await?;
+        drop(artifact);
+        self.let_go_of_blobs(ctx).await?;
+        Ok(kept)
+    }
+
+    /// The kernel that an image's labels name, acquired if it is not there.
+    ///
+    /// # Errors
+    /// A label that names none of a registry's, or the kernel cannot be had.
+    pub(crate) async fn labelled_kernel(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        labels: &BTreeMap<String, String>,
+        context: &OpContext,
+    ) -> Result<Option<KernelId>, EngineError> {
+        let Some(text) = labels.get(LABEL) else { return Ok(None) };
+        let reference = Reference::parse(text, &self.inner.content.defaults)?;
+        if let Some(digest) = reference.digest() {
+            let known = pinned(&reference, &digest);
+            if let Some(kernel) = self.kernels().await?.into_iter().find(|kernel| kernel.source == known) {
+                return Ok(Some(kernel.id));
+            }
+        }
+        let source = ImageSource::Registry(reference);
+        Ok(Some(self.pull_kernel(ctx, &source, Standing::OfImages, context).await?.id))
     }
 
     /// All kernels.
@@ -141,37 +298,53 @@ impl Engine {
         let _flight = self.inner.flights.board(ctx, KERNEL_FLIGHT).await;
         match kernels.default().await? {
             Some(kernel) => Ok(kernel),
-            None => self.add_kernel(ctx, KernelSource::Debian, context).await,
+            None => self.add_debian(ctx, context).await,
         }
     }
 
-    async fn add_kernel(
+    /// The flight is boarded.
+    async fn add_debian(
         &self,
         ctx: &mut Ctx<Unlocked>,
-        source: KernelSource,
         context: &OpContext,
     ) -> Result<KernelRecord, EngineError> {
+        let scratch = self.inner.layout.scratch();
+        let files =
+            kernel::import_debian(self.inner.runner.as_ref(), &scratch, sink(context, "kernel: ")).await?;
+        self.install(ctx, (files, "debian".to_owned()), Standing::Usual).await
+    }
+
+    /// Puts a kernel into the catalogue, with where it is from.
+    pub(crate) async fn keep_kernel(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        files: (kernel::KernelSource, String),
+        standing: Standing,
+    ) -> Result<KernelRecord, EngineError> {
+        let _flight = self.inner.flights.board(ctx, KERNEL_FLIGHT).await;
+        self.install(ctx, files, standing).await
+    }
+
+    /// The same; the flight is boarded.
+    async fn install(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        (files, source): (kernel::KernelSource, String),
+        standing: Standing,
+    ) -> Result<KernelRecord, EngineError> {
         let inner = &self.inner;
-        let scratch = inner.layout.scratch();
-        let sink = sink(context, "kernel: ");
-        let (files, source) = match source {
-            KernelSource::Debian => {
-                (kernel::import_debian(inner.runner.as_ref(), &scratch, sink).await?, "debian".to_owned())
-            }
-            KernelSource::Files { kernel, modules } => {
-                let source = kernel.display().to_string();
-                (kernel::import_files(&kernel, modules.as_deref(), None).await?, source)
-            }
-        };
         let installed = kernel::install(files, &inner.layout.kernels()).await?;
         let _catalogue = ctx.lock(&inner.catalogue).await;
-        let default = inner.store.kernels().default().await?.is_none_or(|default| default.id == installed.id);
+        let default = inner.store.kernels().default().await?;
         let record = KernelRecord {
+            default: match &default {
+                Some(default) => default.id == installed.id,
+                None => standing == Standing::Usual,
+            },
             id: installed.id,
             release: installed.release,
             source,
             created_at: unix_seconds(),
-            default,
         };
         inner.store.kernels().put(record.clone()).await?;
         Ok(record)
@@ -220,10 +393,15 @@ impl Engine {
     }
 }
 
+/// A reference that cannot mean anything else later.
+fn pinned(reference: &Reference, digest: &vm_oci::Digest) -> String {
+    format!("{}/{}@{digest}", reference.registry(), reference.repository())
+}
+
 fn no_kernel(name: &str) -> EngineError {
     EngineError::NotFound {
         what: "kernel",
         name: name.to_owned(),
-        hint: "`vm kernel ls` lists those that are there; `vm kernel import debian` acquires one".into(),
+        hint: "`vm kernel ls` lists those that are there; `vm kernel import` and `vm kernel pull` acquire others".into(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
@@ -37,6 +37,16 @@ fn enough(disk: &Statvfs, bytes: u64) -> io::Result<()> {
     let free = disk.blocks_available().saturating_mul(disk.fragment_size());
     // With its number, so that it is told like the kernel's own.
     if bytes.saturating_add(RESERVE) <= free { Ok(()) } else { Err(Errno::ENOSPC.into()) }
+}
+
+/// A whole file, if it is no more than so many bytes.
+///
+/// # Errors
+/// It cannot be read, or [`io::ErrorKind::FileTooLarge`].
+pub fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }
 
 /// Writes `content` to `path` so that a reader sees the old or the new file, never a part, also

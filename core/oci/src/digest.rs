@@ -1,9 +1,24 @@
 //! Content digests: what blobs are named and verified by.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest as _, Sha256};
+
+use crate::{
+    OciError, ProgressSink,
+    progress::Reporter,
+    store::{Cancel, blocking},
+};
+
+/// How much is hashed at once.
+const PIECE: usize = 256 << 10;
 
 /// A SHA-256 digest, `sha256:` and 64 lower-case hexadecimal digits as text.
 ///
@@ -33,6 +48,41 @@ impl Digest {
     /// The digest of bytes in memory.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
+    }
+
+    /// The digest of a file, read on a thread of its own, which dropping the future ends.
+    ///
+    /// # Errors
+    /// [`OciError::Read`].
+    pub async fn of_file(path: &Path, progress: &ProgressSink) -> Result<Self, OciError> {
+        let (path, progress) = (path.to_owned(), progress.clone());
+        let cancel = Cancel::default();
+        let cancelled = cancel.told();
+        let digest = blocking(move || {
+            let failed = |source| OciError::Read { path: path.clone(), source };
+            let mut file = File::open(&path).map_err(failed)?;
+            let size = file.metadata().map_err(failed)?.len();
+            // Only what is known at the end is its digest.
+            let reporter = Reporter::new(&progress, Self([0; 32]), size);
+            reporter.expect(size);
+            let (mut hasher, mut piece, mut done) = (Sha256::new(), vec![0; PIECE], 0);
+            loop {
+                match file.read(&mut piece).map_err(failed)? {
+                    0 => return Ok(Self::finished(hasher)),
+                    n => {
+                        hasher.update(&piece[..n]);
+                        done += n as u64;
+                        reporter.at(done);
+                    }
+                }
+                if cancelled.is() {
+                    return Err(failed(io::ErrorKind::Interrupted.into()));
+                }
+            }
+        })
+        .await;
+        drop(cancel);
+        digest
     }
 
     /// The digits alone, the name of the blob's file.

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use vm_api::{ImportKernel, KernelRecord, rpc::KernelClient};
 
-use super::image::absolute;
+use super::image::{absolute, file_or_address, from_here};
 use crate::{
     context::Context,
     errors::CliError,
@@ -27,8 +27,8 @@ enum Verb {
     /// List kernels
     #[command(visible_alias = "list")]
     Ls,
-    /// Import a kernel: a distribution's package, or files
-    #[command(group = clap::ArgGroup::new("from").required(true).args(["distribution", "kernel"]))]
+    /// Import a kernel: a distribution's package, files, or that of a bundle
+    #[command(group = clap::ArgGroup::new("from").required(true).args(["distribution", "kernel", "bundle"]))]
     Import {
         /// Whose package
         distribution: Option<Distribution>,
@@ -38,6 +38,17 @@ enum Verb {
         /// Its module directory, the one with modules.dep
         #[arg(long, value_name = "DIR", requires = "kernel", conflicts_with = "distribution")]
         modules: Option<PathBuf>,
+        /// A bundle with a kernel, or the https address of one
+        #[arg(long, value_name = "FILE|URL")]
+        bundle: Option<String>,
+        /// The SHA-256 that the bundle must have; an address needs it
+        #[arg(long, value_name = "DIGITS", requires = "bundle")]
+        sha256: Option<String>,
+    },
+    /// Get a kernel from a registry or an image layout
+    Pull {
+        /// [REGISTRY/]NAME[:TAG][@DIGEST], oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+        reference: String,
     },
     /// Delete kernels that no VM uses
     #[command(visible_alias = "rm")]
@@ -58,16 +69,22 @@ impl KernelArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         match self.verb {
             Verb::Ls => ls(context).await,
-            Verb::Import { distribution, kernel, modules } => {
-                let source = match (distribution, kernel) {
-                    (None, Some(kernel)) => ImportKernel::Files {
+            Verb::Import { distribution, kernel, modules, bundle, sha256 } => {
+                let source = match (distribution, kernel, bundle) {
+                    (None, Some(kernel), _) => ImportKernel::Files {
                         kernel: absolute(&kernel)?,
                         modules: modules.as_deref().map(absolute).transpose()?,
                     },
+                    (None, None, Some(bundle)) => {
+                        ImportKernel::Bundle { source: file_or_address(bundle)?, sha256 }
+                    }
                     // clap sees to it that there is exactly one.
-                    (Some(Distribution::Debian), _) | (None, None) => ImportKernel::Debian,
+                    (Some(Distribution::Debian), ..) | (None, None, None) => ImportKernel::Debian,
                 };
                 import(context, source).await
+            }
+            Verb::Pull { reference } => {
+                import(context, ImportKernel::Artifact { reference: from_here(reference)? }).await
             }
             Verb::Delete { kernels } => {
                 let client = context.client().await?;

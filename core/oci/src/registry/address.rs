@@ -50,6 +50,11 @@ impl Address {
     /// [`OciError::Address`].
     pub fn join(&self, text: &str, client: &Client) -> Result<Self, OciError> {
         match self.0.join(text) {
+            // Who writes documents elsewhere does not say what is asked of this host.
+            Ok(url) if url.scheme() == "http" && self.0.scheme() != "http" => Err(OciError::Address {
+                text: plain(without_user(text)),
+                rule: "it leads from TLS to plain HTTP",
+            }),
             Ok(url) => client.allowed(url),
             Err(_) => Err(OciError::Address { text: plain(text), rule: "it is no address" }),
         }
@@ -178,7 +183,10 @@ mod tests {
             base.join("x.tar.zst", &client).unwrap().to_string(),
             "https://example.org/catalogue/x.tar.zst"
         );
-        assert!(base.join("http://elsewhere.test/x", &client).is_err());
+        for leads in ["http://elsewhere.test/x", "http://localhost/x"] {
+            assert!(base.join(leads, &client).unwrap_err().to_string().contains("from TLS"), "{leads}");
+        }
+        assert!(base.join("file:///etc/passwd", &client).is_err());
         assert_eq!(base.file_name(), "list.toml");
     }
 }

@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use vm_engine::Registries;
-use vm_oci::{CredentialStore, OciError, ReferenceDefaults, Settings};
+use vm_oci::{Address, CredentialStore, OciError, ReferenceDefaults, Settings};
 
 const PARALLEL: std::ops::RangeInclusive<usize> = 1..=32;
 
@@ -23,6 +23,8 @@ pub(crate) struct ImagesConfig {
     mirrors: BTreeMap<String, Vec<String>>,
     /// How many layers are transferred at once.
     parallel: usize,
+    /// Catalogues of images, by absolute path or address; the first one that has a name counts.
+    catalogues: Vec<String>,
 }
 
 impl Default for ImagesConfig {
@@ -32,6 +34,7 @@ impl Default for ImagesConfig {
             insecure: BTreeSet::new(),
             mirrors: BTreeMap::new(),
             parallel: Settings::default().parallel,
+            catalogues: Vec::new(),
         }
     }
 }
@@ -47,6 +50,12 @@ impl ImagesConfig {
             let rule = format!("is {}; {least} to {most} are possible", self.parallel);
             return Some(("images.parallel", rule));
         }
+        for catalogue in &self.catalogues {
+            if !Path::new(catalogue).is_absolute() && !Address::is_meant(catalogue) {
+                let rule = format!("has {catalogue:?}, which is neither an absolute path nor an https address");
+                return Some(("images.catalogues", rule));
+            }
+        }
         None
     }
 
@@ -59,6 +68,7 @@ impl ImagesConfig {
             parallel: self.parallel,
             ..Settings::default()
         };
-        Ok(Registries { settings, defaults: ReferenceDefaults::registry(&self.registry)? })
+        let defaults = ReferenceDefaults::registry(&self.registry)?;
+        Ok(Registries { settings, defaults, catalogues: self.catalogues.clone() })
     }
 }

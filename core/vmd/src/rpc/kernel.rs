@@ -12,6 +12,8 @@ impl KernelServer for Context {
         let source = match params {
             ImportKernel::Debian => KernelSource::Debian,
             ImportKernel::Files { kernel, modules } => KernelSource::Files { kernel, modules },
+            ImportKernel::Artifact { reference } => KernelSource::Artifact { reference },
+            ImportKernel::Bundle { source, sha256 } => KernelSource::Bundle { source, sha256 },
         };
         Ok(Begun { operation: self.engine.import_kernel(source).map_err(wire)? })
     }
