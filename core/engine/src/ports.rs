@@ -1,6 +1,8 @@
 //! What the engine needs of plugins and of the name service. The daemon implements both; the engine knows neither components
 //! nor DNS.
 
+mod imports;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -10,6 +12,9 @@ use std::{
 };
 
 use async_trait::async_trait;
+pub use imports::{
+    ImportFailure, ImportOffer, ImportRequest, ImportSource, ImportWatch, Imported, Importers, NoImporters, Probed,
+};
 use ipnet::Ipv4Net;
 use vm_types::{
     Hook, VmId, VmPaths,

@@ -9,6 +9,7 @@
 //!                                    ▼
 //!   engine ── Hooks::enabled ──> Plugin::call ──> vm_plugin, a fresh instance
 //!                                    └─> calls: the last ones, to be made again
+//!          Importers::import ──> imports: a workspace of the host, streamed into a guest
 //! ```
 //!
 //! What hooks plan is carried out by the engine; nothing here changes the host beyond the plugins' own directory. No plugin is known
@@ -22,6 +23,7 @@ mod doctor;
 mod entry;
 mod error;
 mod facts;
+mod imports;
 mod manager;
 mod oci;
 mod package;

@@ -1,9 +1,7 @@
 //! Brings a repository into a guest: its files as they are, without its history.
 
 use serde::Deserialize;
-use vm_plugin_sdk::{
-    Context, Error, Importer, Job, Offers, Repo, Report, Result, Sandbox, Vm, importer,
-};
+use vm_plugin_sdk::{Context, Importer, Job, Offers, Repo, Report, Result, Sandbox, Vm, importer};
 
 /// The one way this plugin knows.
 const FILES: &str = "files";
@@ -22,7 +20,7 @@ impl Importer for {{Type}} {
         Ok(())
     }
 
-    // Do it. The archive stays in the host: only its handle passes through here.
+    // Do it. The archive goes from host to guest while it is made: only its handle passes through here.
     fn run(
         &self,
         _: &Context,
@@ -33,15 +31,14 @@ impl Importer for {{Type}} {
         report: &Report,
     ) -> Result {
         if job.strategy() != FILES {
-            let message = format!("there is no way {:?}", job.strategy());
-            return Err(Error::new("importer.strategy", message));
+            return Err(job.unknown_strategy());
         }
+        // Refuses where something is in the way, unless it may be thrown away.
+        job.make_room(sandbox)?;
+        report.progress(&format!("sending {} files", repo.files()));
         let archive = repo.archive(&[])?;
-        sandbox.unpack(&archive, &job.destination(), 0, 0)?;
-        report.ok(
-            FILES,
-            &format!("{} bytes in {}", archive.size(), job.destination()),
-        );
+        sandbox.unpack(&archive, &job.destination(), job.uid(), job.gid())?;
+        report.ok(&job.destination(), &format!("{} files", repo.files()));
         Ok(())
     }
 }

@@ -79,7 +79,9 @@ impl World {
                 source: include_str!("../../../templates/importer/lib.rs"),
                 description: "Brings the files of a repository into a guest",
                 about: "A plugin for vmd. It brings a repository's files, as they are, into a guest.",
-                tried: "What asks importers is in the making: `vm run ./repository`.",
+                tried: "Then see what it offers for a repository, and have it bring one into a VM that runs:\n\n```sh\n\
+                        vm workspace plan ./repository\n\
+                        vm workspace prepare VM ./repository --importer {{name}}\nvm plugin logs {{name}}\n```",
             },
         }
     }
