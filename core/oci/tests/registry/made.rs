@@ -98,6 +98,19 @@ impl Made {
         }
     }
 
+    /// An artifact of a type, with these layers, under a tag.
+    pub(crate) fn artifact(&mut self, media_type: &str, layers: &[(&str, &[u8])], tag: &str) {
+        let layers: Vec<Value> =
+            layers.iter().map(|(media_type, bytes)| self.add(media_type, bytes.to_vec())).collect();
+        let config = self.add("application/vnd.oci.empty.v1+json", b"{}".to_vec());
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": media_type, "config": config, "layers": layers,
+        });
+        let mut entry = self.add(MANIFEST, manifest.to_string().into_bytes());
+        entry["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
+        self.entries.push(entry);
+    }
+
     /// Gives an image a tag.
     pub(crate) fn tag(&mut self, image: &Image, tag: &str) {
         let mut entry = image.entry.clone();

@@ -5,6 +5,7 @@
 
 mod bench;
 mod faults;
+mod files;
 mod local;
 mod login;
 mod made;
