@@ -5,7 +5,7 @@
 //! else is between their times, and whoever unpacks the archive ends with that.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{Read, Write},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     Cancel, Entry, EntryKind, Tree, Workspace, WorkspaceError,
     facts::unreadable,
+    listing::directories_above,
     pax::{Archive, Item},
     text::{self, shown},
     tree::Look,
@@ -37,7 +38,7 @@ const COARSE: Duration = Duration::from_secs(2);
 pub enum Selection<'a> {
     /// All.
     All,
-    /// Those whose paths start with one of these, and the directories above them.
+    /// Those whose paths start with one of these, all if there is none; and the directories above them.
     Prefixes(&'a [Vec<u8>]),
     /// Those with these paths.
     Paths(&'a [Vec<u8>]),
@@ -137,27 +138,17 @@ impl Workspace {
                 entries
             }
             Selection::Prefixes(prefixes) => {
-                let chosen = |path: &[u8]| prefixes.iter().any(|prefix| path.starts_with(prefix));
-                let mut entries: Vec<&Entry> = Vec::new();
-                // Directories stand before what is in them, but not always right before.
-                let mut above: Vec<&Entry> = Vec::new();
-                for entry in self.files() {
-                    above.retain(|directory| is_below(&entry.path, &directory.path));
-                    if chosen(&entry.path) {
-                        entries.append(&mut above);
-                        entries.push(entry);
-                    } else if entry.kind == EntryKind::Directory {
-                        above.push(entry);
-                    }
+                let chosen =
+                    |path: &[u8]| prefixes.is_empty() || prefixes.iter().any(|prefix| path.starts_with(prefix));
+                let mut above = BTreeSet::new();
+                for entry in self.files().iter().filter(|entry| chosen(&entry.path)) {
+                    above.extend(directories_above(&entry.path));
                 }
-                entries
+                let wanted = |entry: &&Entry| chosen(&entry.path) || above.contains(entry.path.as_slice());
+                self.files().iter().filter(wanted).collect()
             }
         }
     }
-}
-
-fn is_below(path: &[u8], directory: &[u8]) -> bool {
-    path.strip_prefix(directory).is_some_and(|rest| rest.first() == Some(&b'/'))
 }
 
 /// Writes an archive of what is below a directory. It runs with the rights of whoever may read that.
@@ -218,7 +209,9 @@ impl<'a, W: Write> Packer<'a, W> {
                 }
             },
             None => {
-                self.sent.warnings.push(format!("{} is a pipe, socket or device: it is left out", shown(path)));
+                self.sent
+                    .warnings
+                    .push(format!("{} is a pipe, socket or device: it is left out", shown(path)));
                 Ok(())
             }
         }
@@ -226,7 +219,12 @@ impl<'a, W: Write> Packer<'a, W> {
 
     /// Packs a file that is nowhere on the disk.
     pub(crate) fn add_text(&mut self, name: &[u8], content: &[u8]) -> Result<(), WorkspaceError> {
-        let look = Look { kind: rustix::fs::FileType::RegularFile, mode: 0o644, size: content.len() as u64, stat: HostStat::default() };
+        let look = Look {
+            kind: rustix::fs::FileType::RegularFile,
+            mode: 0o644,
+            size: content.len() as u64,
+            stat: HostStat::default(),
+        };
         self.put(name, EntryKind::File, &look, None, Some(content))
     }
 
@@ -260,7 +258,9 @@ impl<'a, W: Write> Packer<'a, W> {
     fn file(&mut self, path: &[u8], name: &[u8]) -> Result<Result<(), Unsteady>, WorkspaceError> {
         let failed = unreadable(path);
         for _ in 0..ATTEMPTS {
-            let Some(mut file) = self.tree.file(path).map_err(&failed)? else { return Ok(Err(Unsteady::Gone)) };
+            let Some(mut file) = self.tree.file(path).map_err(&failed)? else {
+                return Ok(Err(Unsteady::Gone));
+            };
             let before = Look::of_file(&file).map_err(&failed)?;
             if before.size > SMALL {
                 return self.large(path, name, file, before);
@@ -268,8 +268,10 @@ impl<'a, W: Write> Packer<'a, W> {
             let mut buffer = std::mem::take(&mut self.buffer);
             buffer.clear();
             (&mut file).take(SMALL + 1).read_to_end(&mut buffer).map_err(&failed)?;
-            let steady = Look::of_file(&file).map_err(&failed)? == before && buffer.len() as u64 == before.size;
-            let outcome = if steady { self.put(name, EntryKind::File, &before, None, Some(&buffer)) } else { Ok(()) };
+            let steady =
+                Look::of_file(&file).map_err(&failed)? == before && buffer.len() as u64 == before.size;
+            let outcome =
+                if steady { self.put(name, EntryKind::File, &before, None, Some(&buffer)) } else { Ok(()) };
             self.buffer = buffer;
             outcome?;
             if steady {
@@ -339,13 +341,21 @@ impl<'a, W: Write> Packer<'a, W> {
             mtime: look.stat.mtime,
             target: target.as_deref().unwrap_or_default(),
         };
-        let written = self.archive.item(&item).and_then(|()| self.archive.content(content.unwrap_or_default()));
+        let written =
+            self.archive.item(&item).and_then(|()| self.archive.content(content.unwrap_or_default()));
         written.and_then(|()| self.archive.fill()).map_err(passing_on)?;
         self.record(name, kind, look, target, content.map(|content| Sha256::digest(content).into()));
         Ok(())
     }
 
-    fn record(&mut self, name: &[u8], kind: EntryKind, look: &Look, target: Option<Vec<u8>>, sha256: Option<[u8; 32]>) {
+    fn record(
+        &mut self,
+        name: &[u8],
+        kind: EntryKind,
+        look: &Look,
+        target: Option<Vec<u8>>,
+        sha256: Option<[u8; 32]>,
+    ) {
         let size = if kind == EntryKind::File { look.size } else { 0 };
         let entry = SentEntry { kind, mode: look.mode, size, sha256, target, stat: look.stat.settled() };
         self.sent.entries.insert(name.to_vec(), entry);
@@ -374,12 +384,23 @@ impl HostStat {
 ///
 /// # Errors
 /// It cannot be read, or changes whenever it is read.
-pub(crate) fn inspect(tree: &mut Tree, path: &[u8], cancel: &Cancel) -> Result<Option<SentEntry>, WorkspaceError> {
+pub(crate) fn inspect(
+    tree: &mut Tree,
+    path: &[u8],
+    cancel: &Cancel,
+) -> Result<Option<SentEntry>, WorkspaceError> {
     let failed = unreadable(path);
     for _ in 0..ATTEMPTS {
         let Some(look) = tree.look(path).map_err(&failed)? else { return Ok(None) };
         let Some(kind) = EntryKind::of(look.kind) else { return Ok(None) };
-        let mut entry = SentEntry { kind, mode: look.mode, size: 0, sha256: None, target: None, stat: look.stat.settled() };
+        let mut entry = SentEntry {
+            kind,
+            mode: look.mode,
+            size: 0,
+            sha256: None,
+            target: None,
+            stat: look.stat.settled(),
+        };
         match kind {
             EntryKind::Directory => return Ok(Some(entry)),
             EntryKind::Symlink => {

@@ -14,10 +14,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use vm_types::guest::files::{Seen, SeenKind};
 
-use crate::{
-    Entry, EntryKind, History, Sent, SentEntry, Workspace, WorkspaceError, archive::inspect,
-    text,
-};
+use crate::{Entry, EntryKind, History, Sent, SentEntry, Workspace, WorkspaceError, archive::inspect,
+    listing::directories_above, text};
 
 /// Of the record's form. A reader refuses later ones.
 const VERSION: u32 = 1;
@@ -81,7 +79,13 @@ impl Difference {
 
 impl Baseline {
     /// What a guest has after `sent` was unpacked in it and `guest` was seen there.
-    pub fn new(workspace: &Workspace, importer: &str, history: Option<History>, sent: Sent, guest: Vec<Seen>) -> Self {
+    pub fn new(
+        workspace: &Workspace,
+        importer: &str,
+        history: Option<History>,
+        sent: Sent,
+        guest: Vec<Seen>,
+    ) -> Self {
         Self {
             version: VERSION,
             source: workspace.top().to_owned(),
@@ -109,7 +113,8 @@ impl Baseline {
     ) -> Self {
         let history_sent = history.is_some();
         let fresh = |path: &[u8]| sent.entries.contains_key(path) || (history_sent && is_of_git(path));
-        let former: BTreeMap<&[u8], &Seen> = self.guest.iter().map(|seen| (seen.path.as_slice(), seen)).collect();
+        let former: BTreeMap<&[u8], &Seen> =
+            self.guest.iter().map(|seen| (seen.path.as_slice(), seen)).collect();
         let removed: BTreeSet<&[u8]> = difference.remove.iter().map(Vec::as_slice).collect();
         let mut known: BTreeMap<Vec<u8>, Seen> = self
             .guest
@@ -120,7 +125,9 @@ impl Baseline {
         for seen in guest {
             // Directories get new times by what is put into them, which is no change of the guest's.
             let moved = former.get(seen.path.as_slice()).is_some_and(|former| {
-                seen.kind == SeenKind::Directory && former.kind == SeenKind::Directory && former.mode == seen.mode
+                seen.kind == SeenKind::Directory
+                    && former.kind == SeenKind::Directory
+                    && former.mode == seen.mode
             });
             if fresh(&seen.path) || moved {
                 known.insert(seen.path.clone(), seen);
@@ -162,7 +169,9 @@ impl Baseline {
         struct Any {
             version: u32,
         }
-        let Some(any) = vm_host::files::read_json::<Any>(path).map_err(failed(path))? else { return Ok(None) };
+        let Some(any) = vm_host::files::read_json::<Any>(path).map_err(failed(path))? else {
+            return Ok(None);
+        };
         if any.version != VERSION {
             return Err(WorkspaceError::BaselineVersion { path: path.to_owned(), version: any.version });
         }
@@ -195,13 +204,19 @@ impl Baseline {
     }
 
     /// Fills in `send`, `remove` and `touched`. What the entries to be sent are now.
-    fn host_now(&self, workspace: &Workspace, difference: &mut Difference) -> Result<BTreeMap<Vec<u8>, SentEntry>, WorkspaceError> {
+    fn host_now(
+        &self,
+        workspace: &Workspace,
+        difference: &mut Difference,
+    ) -> Result<BTreeMap<Vec<u8>, SentEntry>, WorkspaceError> {
         let unsure: Vec<&Entry> = workspace.files().iter().filter(|entry| !self.has(entry)).collect();
         let now: BTreeMap<Vec<u8>, SentEntry> = workspace.identity().act(|| {
             let mut tree = workspace.tree()?;
             let mut now = BTreeMap::new();
             for entry in unsure {
-                now.extend(inspect(&mut tree, &entry.path, workspace.cancel())?.map(|is| (entry.path.clone(), is)));
+                now.extend(
+                    inspect(&mut tree, &entry.path, workspace.cancel())?.map(|is| (entry.path.clone(), is)),
+                );
             }
             Ok(now)
         })?;
@@ -242,7 +257,8 @@ impl Baseline {
         ask: &mut GuestDigests<'_>,
         difference: &mut Difference,
     ) -> Result<(), WorkspaceError> {
-        let mut found = Found { guest, changed: BTreeSet::new(), in_the_way: BTreeSet::new(), unsure: Vec::new() };
+        let mut found =
+            Found { guest, changed: BTreeSet::new(), in_the_way: BTreeSet::new(), unsure: Vec::new() };
         for path in difference.send.iter().chain(&difference.remove) {
             found.compare(path, self.sent.entries.get(path), now.get(path));
         }
@@ -262,7 +278,9 @@ impl Baseline {
             let paths: Vec<Vec<u8>> = unsure.iter().map(|(path, _)| path.clone()).collect();
             let digests = ask(&paths).map_err(|source| WorkspaceError::Ask { source })?;
             if digests.len() != paths.len() {
-                return Err(WorkspaceError::Ask { source: "it answered for other files than it was asked".into() });
+                return Err(WorkspaceError::Ask {
+                    source: "it answered for other files than it was asked".into(),
+                });
             }
             for ((path, harmless), digest) in unsure.into_iter().zip(digests) {
                 if digest.is_none() || !harmless.contains(&digest) {
@@ -326,8 +344,7 @@ impl Found<'_> {
 
     /// Looks for what the guest has where directories are to be.
     fn look_above(&mut self, path: &[u8]) {
-        for (at, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
-            let above = &path[..at];
+        for above in directories_above(path) {
             if self.guest.now.get(above).is_some_and(|seen| seen.kind != SeenKind::Directory) {
                 // What was sent there as something else is looked at by itself.
                 if !self.guest.then.get(above).is_some_and(|then| then.kind != SeenKind::Directory) {
@@ -348,7 +365,11 @@ struct Guest<'a> {
 impl Guest<'_> {
     fn as_it_was(&self, seen: &Seen) -> bool {
         self.then.get(seen.path.as_slice()).is_some_and(|then| {
-            if seen.kind == SeenKind::Directory { (then.kind, then.mode) == (seen.kind, seen.mode) } else { *then == seen }
+            if seen.kind == SeenKind::Directory {
+                (then.kind, then.mode) == (seen.kind, seen.mode)
+            } else {
+                *then == seen
+            }
         })
     }
 
@@ -357,7 +378,10 @@ impl Guest<'_> {
         let start = [path, b"/"].concat();
         let from = (Bound::Included(start.as_slice()), Bound::Unbounded);
         let inside = self.now.range::<[u8], _>(from).map(|(path, _)| *path);
-        inside.take_while(|path| path.starts_with(&start)).filter(|path| !self.then.contains_key(path)).collect()
+        inside
+            .take_while(|path| path.starts_with(&start))
+            .filter(|path| !self.then.contains_key(path))
+            .collect()
     }
 }
 

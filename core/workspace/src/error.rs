@@ -126,7 +126,9 @@ pub enum WorkspaceError {
         source: io::Error,
     },
     /// A later version wrote it.
-    #[error("the record {path} of what the guest was given has version {version}, which this vmd does not know")]
+    #[error(
+        "the record {path} of what the guest was given has version {version}, which this vmd does not know"
+    )]
     BaselineVersion {
         /// It.
         path: PathBuf,
@@ -157,7 +159,9 @@ impl WorkspaceError {
         let text = match self {
             Self::Open { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => "check the path; it is one of the host that vmd runs on",
-                _ => "vmd looks at it with your rights: give yourself access to it, and to the directories above",
+                _ => {
+                    "vmd looks at it with your rights: give yourself access to it, and to the directories above"
+                }
             },
             Self::NotADirectory { .. } => "name a directory; single files go into a guest with vm cp",
             Self::Bare { .. } => "name a working tree: git clone it, or git worktree add one",
@@ -172,7 +176,9 @@ impl WorkspaceError {
             Self::GitOutput { .. } => {
                 "this is a defect of vmd, or git is very old: please report it with the output of git version"
             }
-            Self::NoCommit { .. } => "commit something first, or use the importer copy, which needs no history",
+            Self::NoCommit { .. } => {
+                "commit something first, or use the importer copy, which needs no history"
+            }
             Self::NotARepository { .. } => "use the importer copy or export as files: both work without git",
             Self::BaseGone { .. } => "prepare the workspace anew: vm workspace prepare",
             Self::Read { source, .. } | Self::Scratch { source, .. } | Self::Baseline { source, .. }
@@ -183,13 +189,17 @@ impl WorkspaceError {
             Self::Read { .. } => {
                 "files are read with your rights: make it readable, or have git ignore it (.gitignore)"
             }
-            Self::NoSuchFile { .. } => "vm workspace plan shows the files; those that git ignores are not among them",
+            Self::NoSuchFile { .. } => {
+                "vm workspace plan shows the files; those that git ignores are not among them"
+            }
             Self::Changing { .. } => {
                 "stop what writes to it meanwhile, or have git ignore it (.gitignore); then try again"
             }
             Self::Output { .. } => return None,
             Self::Scratch { .. } => "vmd's state directory must let the users of vm pass (mode 0711)",
-            Self::Identity { .. } => "run vmd as root without a limit on changing users, or as the one user it serves",
+            Self::Identity { .. } => {
+                "run vmd as root without a limit on changing users, or as the one user it serves"
+            }
             Self::Baseline { .. } => "check vmd's state directory; or prepare the workspace anew",
             Self::BaselineVersion { .. } => "run the later vmd again, or prepare the workspace anew",
             Self::Ask { .. } => "see whether the VM still runs: vm status; then try again",

@@ -73,7 +73,12 @@ impl Workspace {
     /// # Errors
     /// A path of something else than a directory, a bare repository, one that git does not trust, what cannot be read, and
     /// git's own.
-    pub fn open(path: &Path, identity: Identity, scratch: &Path, cancel: Cancel) -> Result<Self, WorkspaceError> {
+    pub fn open(
+        path: &Path,
+        identity: Identity,
+        scratch: &Path,
+        cancel: Cancel,
+    ) -> Result<Self, WorkspaceError> {
         let named = identity.act(|| canonical(path))?;
         let git = Git::new(identity.clone(), cancel.clone());
         let mut facts = WorkspaceFacts::default();
@@ -102,7 +107,8 @@ impl Workspace {
         facts.name = shown(top.file_name().unwrap_or(OsStr::new("root")).as_bytes());
         facts.path.clone_from(&top);
         let sent = listed.entries.iter().filter(|entry| entry.kind != EntryKind::Directory);
-        (facts.files, facts.bytes) = sent.fold((0, 0), |(files, bytes), entry| (files + 1, bytes + entry.size));
+        (facts.files, facts.bytes) =
+            sent.fold((0, 0), |(files, bytes), entry| (files + 1, bytes + entry.size));
         facts.warnings.extend(listed.warnings);
         Ok(Self {
             top,
@@ -134,7 +140,10 @@ impl Workspace {
 
     /// The entry with a path.
     pub fn entry(&self, path: &[u8]) -> Option<&Entry> {
-        self.entries.binary_search_by(|entry| entry.path.as_slice().cmp(path)).ok().map(|at| &self.entries[at])
+        self.entries
+            .binary_search_by(|entry| entry.path.as_slice().cmp(path))
+            .ok()
+            .map(|at| &self.entries[at])
     }
 
     /// The first bytes of a file, `limit` at most.
@@ -210,7 +219,8 @@ impl Workspace {
         let failed = |source| WorkspaceError::Scratch { path: self.scratch.clone(), source };
         let made = tempfile::Builder::new().prefix("workspace-").tempdir_in(&self.scratch).map_err(failed)?;
         if !self.identity.is_own() {
-            std::os::unix::fs::chown(made.path(), Some(self.identity.uid), Some(self.identity.gid)).map_err(failed)?;
+            std::os::unix::fs::chown(made.path(), Some(self.identity.uid), Some(self.identity.gid))
+                .map_err(failed)?;
         }
         self.identity.act(|| fs::read_dir(made.path()).map(drop).map_err(failed))?;
         Ok(made)
@@ -229,7 +239,11 @@ impl Workspace {
 fn canonical(path: &Path) -> Result<PathBuf, WorkspaceError> {
     let failed = |source| WorkspaceError::Open { path: path.to_owned(), source };
     let path = fs::canonicalize(path).map_err(failed)?;
-    if fs::metadata(&path).map_err(failed)?.is_dir() { Ok(path) } else { Err(WorkspaceError::NotADirectory { path }) }
+    if fs::metadata(&path).map_err(failed)?.is_dir() {
+        Ok(path)
+    } else {
+        Err(WorkspaceError::NotADirectory { path })
+    }
 }
 
 const LOOKING: &str = "looking at the repository";
@@ -241,7 +255,10 @@ fn discover(git: &Git, directory: &Path, identity: &Identity) -> Result<Option<R
         Ok(said) => said,
         Err(error) if error.stderr().contains("not a git repository (or any") => return Ok(None),
         Err(error) if error.stderr().contains("dubious ownership") => {
-            return Err(WorkspaceError::ForeignRepository { path: directory.to_owned(), user: identity.name() });
+            return Err(WorkspaceError::ForeignRepository {
+                path: directory.to_owned(),
+                user: identity.name(),
+            });
         }
         Err(error) => return Err(WorkspaceError::git(LOOKING)(error)),
     };
@@ -252,7 +269,11 @@ fn discover(git: &Git, directory: &Path, identity: &Identity) -> Result<Option<R
     if answers.next() == Some(true) {
         return Err(WorkspaceError::WithinGit { path: directory.to_owned() });
     }
-    let top = git.at(directory).args(["rev-parse", "--show-toplevel"]).line().map_err(WorkspaceError::git(LOOKING))?;
+    let top = git
+        .at(directory)
+        .args(["rev-parse", "--show-toplevel"])
+        .line()
+        .map_err(WorkspaceError::git(LOOKING))?;
     describe(git, of_bytes(&top), Vec::new(), Place::Top).map(Some)
 }
 
@@ -270,7 +291,9 @@ pub(crate) fn describe(
     let said = String::from_utf8_lossy(&said).into_owned();
     let (shallow, format) = said
         .split_once('\n')
-        .filter(|(shallow, format)| matches!(*shallow, "true" | "false") && matches!(*format, "sha1" | "sha256"))
+        .filter(|(shallow, format)| {
+            matches!(*shallow, "true" | "false") && matches!(*format, "sha1" | "sha256")
+        })
         .ok_or_else(|| WorkspaceError::GitOutput { doing: LOOKING, said: said.clone() })?;
     let head = ask(&["--verify", "--quiet", "HEAD^{commit}"]).find().map_err(&failed)?;
     let reference = git.at(directory).args(["symbolic-ref", "--quiet", "HEAD"]).find().map_err(&failed)?;

@@ -102,10 +102,18 @@ impl GitError {
 fn failed_hint(stderr: &str) -> Option<&'static str> {
     let said = |texts: &[&str]| texts.iter().any(|text| stderr.contains(text));
     if said(&["dubious ownership"]) {
-        Some("a repository belongs to somebody else: if you trust it, git config --global --add safe.directory PATH")
+        Some(
+            "a repository belongs to somebody else: if you trust it, git config --global --add safe.directory PATH",
+        )
     } else if said(&["No space left", "Disk quota exceeded"]) {
         Some("free space on the disk of vmd's state directory")
-    } else if said(&["lazy fetching disabled", "missing blob", "unable to read", "bad tree object", "missing object"]) {
+    } else if said(&[
+        "lazy fetching disabled",
+        "missing blob",
+        "unable to read",
+        "bad tree object",
+        "missing object",
+    ]) {
         Some(
             "objects are missing: of a partial clone fetch them all (git fetch --refetch --no-filter), of any other see what \
              git fsck says; or use the importer copy",
@@ -327,10 +335,15 @@ impl Running {
         sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
         cancel: &Cancel,
     ) -> Result<(ExitStatus, Vec<u8>), Ended> {
-        let (mut stdin, mut stdout, mut stderr) = (self.0.stdin.take(), self.0.stdout.take(), self.0.stderr.take());
-        for pipe in [stdin.as_ref().map(AsFd::as_fd), stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)]
-            .into_iter()
-            .flatten()
+        let (mut stdin, mut stdout, mut stderr) =
+            (self.0.stdin.take(), self.0.stdout.take(), self.0.stderr.take());
+        for pipe in [
+            stdin.as_ref().map(AsFd::as_fd),
+            stdout.as_ref().map(AsFd::as_fd),
+            stderr.as_ref().map(AsFd::as_fd),
+        ]
+        .into_iter()
+        .flatten()
         {
             rustix::io::ioctl_fionbio(pipe, true).map_err(|errno| Ended::Pipe(errno.into()))?;
         }
@@ -395,7 +408,11 @@ fn again(outcome: Option<io::Result<usize>>) -> io::Result<Option<usize>> {
     match outcome {
         None => Ok(None),
         Some(Ok(length)) => Ok(Some(length)),
-        Some(Err(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+        Some(Err(error))
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+        {
+            Ok(None)
+        }
         Some(Err(error)) => Err(error),
     }
 }

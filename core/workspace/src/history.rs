@@ -91,7 +91,11 @@ impl Workspace {
     ///
     /// # Errors
     /// There is no git here; git's own; `to`'s.
-    pub fn git_directory(&self, depth: Option<u32>, to: impl Write + Send) -> Result<History, WorkspaceError> {
+    pub fn git_directory(
+        &self,
+        depth: Option<u32>,
+        to: impl Write + Send,
+    ) -> Result<History, WorkspaceError> {
         self.hand_git(depth, None, to)
     }
 
@@ -159,7 +163,8 @@ impl Workspace {
                     }
                 }
                 if !made.line.path.is_empty() && made.fresh {
-                    let link = [b"gitdir: ", build::way(&made.line.path, &made.line.git).as_slice(), b"\n"].concat();
+                    let link =
+                        [b"gitdir: ", build::way(&made.line.path, &made.line.git).as_slice(), b"\n"].concat();
                     packer.add_text(&within(&made.line.path, b".git"), &link)?;
                 }
             }
@@ -176,7 +181,8 @@ impl Workspace {
     ) -> Result<Vec<u8>, WorkspaceError> {
         // Submodules come behind what they are in, so the last one above is the next above.
         let above = homes.iter().rev().find(|(path, _)| {
-            path.is_empty() || repository.path.strip_prefix(path.as_slice()).is_some_and(|rest| rest.starts_with(b"/"))
+            path.is_empty()
+                || repository.path.strip_prefix(path.as_slice()).is_some_and(|rest| rest.starts_with(b"/"))
         });
         let Some((above, home)) = above else { return Ok(b".git".to_vec()) };
         let below = repository.path.strip_prefix(above.as_slice()).unwrap_or(&repository.path);
@@ -189,7 +195,10 @@ impl Workspace {
 fn index_digest(staged: &[listing::Staged]) -> String {
     let mut hash = Sha256::new();
     for entry in staged {
-        hash.update(format!("{:o} {} {} {} {} ", entry.mode, entry.object, entry.stage, entry.skipped, entry.assumed));
+        hash.update(format!(
+            "{:o} {} {} {} {} ",
+            entry.mode, entry.object, entry.stage, entry.skipped, entry.assumed
+        ));
         hash.update(&entry.path);
         hash.update([0]);
     }

@@ -100,11 +100,13 @@ impl Identity {
             return work();
         }
         let outcome = thread::scope(|scope| {
-            scope.spawn(|| {
-                self.take_for_files().map_err(|source| WorkspaceError::Identity { uid: self.uid, source })?;
-                work()
-            })
-            .join()
+            scope
+                .spawn(|| {
+                    self.take_for_files()
+                        .map_err(|source| WorkspaceError::Identity { uid: self.uid, source })?;
+                    work()
+                })
+                .join()
         });
         outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
@@ -119,7 +121,11 @@ impl Identity {
         let group = unistd::setfsgid(gid);
         unistd::setfsuid(uid);
         let user = unistd::setfsuid(uid);
-        if (group, user) == (gid, uid) { Ok(()) } else { Err(io::Error::from(io::ErrorKind::PermissionDenied)) }
+        if (group, user) == (gid, uid) {
+            Ok(())
+        } else {
+            Err(io::Error::from(io::ErrorKind::PermissionDenied))
+        }
     }
 
     pub(crate) fn rustix_groups(&self) -> Vec<rustix::process::Gid> {

@@ -91,7 +91,14 @@ pub(crate) enum Change {
 pub(crate) fn status(git: &Git, directory: &Path) -> Result<Vec<(Vec<u8>, Change)>, WorkspaceError> {
     let output = git
         .at(directory)
-        .args(["status", "--porcelain=v2", "-z", "--untracked-files=all", "--no-renames", "--ignore-submodules=dirty"])
+        .args([
+            "status",
+            "--porcelain=v2",
+            "-z",
+            "--untracked-files=all",
+            "--no-renames",
+            "--ignore-submodules=dirty",
+        ])
         .output()
         .map_err(WorkspaceError::git("comparing the files with the commit"))?;
     records(&output).map(|record| parse_status(record).ok_or_else(|| unexpected(record))).collect()
@@ -123,8 +130,15 @@ pub(crate) fn of_repository(
     cancel: &Cancel,
     facts: &mut WorkspaceFacts,
 ) -> Result<Listed, WorkspaceError> {
-    let mut lister =
-        Lister { git, identity, top: repository.directory.clone(), cancel, facts, paths: BTreeSet::new(), listed: Listed::default() };
+    let mut lister = Lister {
+        git,
+        identity,
+        top: repository.directory.clone(),
+        cancel,
+        facts,
+        paths: BTreeSet::new(),
+        listed: Listed::default(),
+    };
     lister.list(repository.clone(), 0)?;
     let Lister { paths, mut listed, top, .. } = lister;
     let (entries, warnings) = identity.act(|| look(&top, paths, cancel))?;
@@ -175,7 +189,8 @@ impl Lister<'_> {
             }
         }
         let setting = git.at(&directory).args(["config", "--type=bool", "core.sparseCheckout"]).find();
-        self.facts.sparse |= setting.map_err(WorkspaceError::git(LISTING))?.is_some_and(|value| value == b"true");
+        self.facts.sparse |=
+            setting.map_err(WorkspaceError::git(LISTING))?.is_some_and(|value| value == b"true");
         if attributes && !self.facts.lfs && large_files(git, &directory)? {
             self.facts.lfs = true;
             self.warn(
@@ -225,7 +240,9 @@ impl Lister<'_> {
         match found {
             Ok(repository) => {
                 if place == Place::Stray {
-                    self.warn(format!("{name} is a repository but no submodule: its files are sent, its history is not"));
+                    self.warn(format!(
+                        "{name} is a repository but no submodule: its files are sent, its history is not"
+                    ));
                 }
                 self.list(repository, nesting)
             }
@@ -257,6 +274,11 @@ pub(crate) fn within(repository: &[u8], path: &[u8]) -> Vec<u8> {
     }
 }
 
+/// The directories that an entry is in, the next first.
+pub(crate) fn directories_above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.iter().enumerate().rev().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at])
+}
+
 fn open(top: &Path) -> Result<Tree, WorkspaceError> {
     Tree::open(top).map_err(|source| WorkspaceError::Open { path: top.to_owned(), source })
 }
@@ -277,13 +299,11 @@ fn look(
         if tracked && look.kind == rustix::fs::FileType::Directory {
             continue;
         }
-        let mut rest = path.as_slice();
-        while let Some(slash) = rest.iter().rposition(|byte| *byte == b'/') {
-            rest = &rest[..slash];
-            if above.contains(rest) {
+        for directory in directories_above(&path) {
+            // Those above it are there, too.
+            if !above.insert(directory.to_vec()) {
                 break;
             }
-            above.insert(rest.to_vec());
         }
         if look.kind == rustix::fs::FileType::Directory {
             above.insert(path);

@@ -184,7 +184,8 @@ mod tests {
         let (path, target) = (b"n/\xff\n".repeat(40), b"../".repeat(60));
         let mut bytes = Vec::new();
         let mut archive = Archive::new(&mut bytes);
-        let link = Item { path: &path, kind: EntryKind::Symlink, mode: 0o777, size: 0, mtime: -1, target: &target };
+        let link =
+            Item { path: &path, kind: EntryKind::Symlink, mode: 0o777, size: 0, mtime: -1, target: &target };
         archive.item(&link).unwrap();
         let huge = Item { path: b"huge", kind: EntryKind::File, size: OCTAL_11 + 1, target: b"", ..link };
         archive.item(&huge).unwrap();

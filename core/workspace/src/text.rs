@@ -6,7 +6,9 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 pub(crate) fn shown(path: &[u8]) -> String {
     let text = String::from_utf8_lossy(path);
     if text.chars().any(char::is_control) {
-        text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+        text.chars()
+            .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+            .collect()
     } else {
         text.into_owned()
     }
@@ -19,7 +21,11 @@ pub(crate) fn path(bytes: &[u8]) -> &Path {
 
 /// Lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])).collect()
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
+        .collect()
 }
 
 /// The bytes of 64 hexadecimal digits.
@@ -95,7 +101,9 @@ pub(crate) mod optional_bytes {
 
     pub(crate) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Option<Vec<u8>>, D::Error> {
         Option::<String>::deserialize(from)?
-            .map(|text| super::decode(&text).ok_or_else(|| D::Error::custom("a text that stands for no bytes")))
+            .map(|text| {
+                super::decode(&text).ok_or_else(|| D::Error::custom("a text that stands for no bytes"))
+            })
             .transpose()
     }
 }
@@ -143,11 +151,16 @@ pub(crate) mod by_path {
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-    pub(crate) fn serialize<T: Serialize, S: Serializer>(map: &BTreeMap<Vec<u8>, T>, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<T: Serialize, S: Serializer>(
+        map: &BTreeMap<Vec<u8>, T>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         to.collect_map(map.iter().map(|(path, value)| (super::encode(path), value)))
     }
 
-    pub(crate) fn deserialize<'d, T: Deserialize<'d>, D: Deserializer<'d>>(from: D) -> Result<BTreeMap<Vec<u8>, T>, D::Error> {
+    pub(crate) fn deserialize<'d, T: Deserialize<'d>, D: Deserializer<'d>>(
+        from: D,
+    ) -> Result<BTreeMap<Vec<u8>, T>, D::Error> {
         let map = BTreeMap::<String, T>::deserialize(from)?;
         let decoded = map.into_iter().map(|(text, value)| Some((super::decode(&text)?, value)));
         decoded.collect::<Option<_>>().ok_or_else(|| D::Error::custom("a text that stands for no path"))
@@ -156,7 +169,10 @@ pub(crate) mod by_path {
 
 /// For paths of the host.
 pub(crate) mod os_path {
-    use std::{os::unix::ffi::OsStrExt, path::{Path, PathBuf}};
+    use std::{
+        os::unix::ffi::OsStrExt,
+        path::{Path, PathBuf},
+    };
 
     use serde::{Deserializer, Serializer};
 

@@ -79,9 +79,9 @@ impl Tree {
 
     /// Looks at an entry; `None` where there is none of this path, or only through a link.
     pub(crate) fn look(&mut self, path: &[u8]) -> io::Result<Option<Look>> {
-        let outcome = self.parent(path).and_then(|(directory, name)| {
-            Ok(fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
-        });
+        let outcome = self
+            .parent(path)
+            .and_then(|(directory, name)| Ok(fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?));
         absent(outcome.map(|stat| Look::of(&stat)))
     }
 
@@ -89,7 +89,8 @@ impl Tree {
     pub(crate) fn file(&mut self, path: &[u8]) -> io::Result<Option<File>> {
         let outcome = self.parent(path).and_then(|(directory, name)| {
             // Opening a pipe or a device would wait or do something; what was opened is looked at.
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+            let flags =
+                OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             let file = File::from(openat(directory, name, flags, Mode::empty())?);
             Ok((Look::of(&fstat(&file)?).kind == FileType::RegularFile).then_some(file))
         });
@@ -98,7 +99,9 @@ impl Tree {
 
     /// Where a symbolic link leads; `None` where there is none.
     pub(crate) fn target(&mut self, path: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        let outcome = self.parent(path).and_then(|(directory, name)| Ok(readlinkat(directory, name, Vec::new())?.into_bytes()));
+        let outcome = self
+            .parent(path)
+            .and_then(|(directory, name)| Ok(readlinkat(directory, name, Vec::new())?.into_bytes()));
         match outcome {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(None),
             outcome => absent(outcome),
@@ -129,7 +132,13 @@ fn absent<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
         Ok(value) => Ok(Some(value)),
         Err(error) if matches!(error.kind(), NotFound | NotADirectory) => Ok(None),
         // A link where none is followed; a socket, or a device without a driver.
-        Err(error) if [rustix::io::Errno::LOOP, rustix::io::Errno::NXIO].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) => Ok(None),
+        Err(error)
+            if [rustix::io::Errno::LOOP, rustix::io::Errno::NXIO]
+                .iter()
+                .any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

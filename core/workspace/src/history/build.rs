@@ -96,7 +96,9 @@ impl<'a> Builder<'a> {
         let scratch = workspace.scratch()?;
         let format = format!("--object-format={}", repository.format);
         let init = workspace.git().at(scratch.path()).env("GIT_DEFAULT_REF_FORMAT", "files");
-        init.args(["init", "--quiet", "--template=", &format, "made"]).output().map_err(WorkspaceError::git(MAKING))?;
+        init.args(["init", "--quiet", "--template=", &format, "made"])
+            .output()
+            .map_err(WorkspaceError::git(MAKING))?;
         Ok(Self { workspace, repository, scratch })
     }
 
@@ -124,7 +126,14 @@ impl<'a> Builder<'a> {
         if revisions.is_empty() {
             return Ok(());
         }
-        let args = ["pack-objects", "--revs", "--quiet", "--delta-base-offset", "--non-empty", ".git/objects/pack/pack"];
+        let args = [
+            "pack-objects",
+            "--revs",
+            "--quiet",
+            "--delta-base-offset",
+            "--non-empty",
+            ".git/objects/pack/pack",
+        ];
         let input = revisions.join("\n") + "\n";
         let packed = self.git().args(args).input(input.into_bytes()).output();
         packed.map(drop).map_err(WorkspaceError::git("packing the history"))
@@ -158,7 +167,14 @@ impl<'a> Builder<'a> {
 
     /// Files of which only the name is in the index.
     fn intended(&self) -> Result<HashSet<Vec<u8>>, WorkspaceError> {
-        let args = ["diff-files", "-z", "--name-only", "--diff-filter=A", "--ignore-submodules=all", "--no-ext-diff"];
+        let args = [
+            "diff-files",
+            "-z",
+            "--name-only",
+            "--diff-filter=A",
+            "--ignore-submodules=all",
+            "--no-ext-diff",
+        ];
         let output = self.host().args(args).output().map_err(WorkspaceError::git(MAKING))?;
         Ok(output.split(|byte| *byte == 0).filter(|path| !path.is_empty()).map(<[u8]>::to_vec).collect())
     }
@@ -244,7 +260,8 @@ impl<'a> Builder<'a> {
             ("--skip-worktree", (|entry| entry.skipped) as fn(&Staged) -> bool),
             ("--assume-unchanged", |entry| entry.assumed && !entry.skipped),
         ] {
-            let paths = listed(staged.iter().filter(|entry| wanted(entry)).map(|entry| entry.path.as_slice()));
+            let paths =
+                listed(staged.iter().filter(|entry| wanted(entry)).map(|entry| entry.path.as_slice()));
             if !paths.is_empty() {
                 update(&[option, "--stdin"], paths)?;
             }
@@ -255,7 +272,14 @@ impl<'a> Builder<'a> {
             let add = self
                 .host()
                 .args(INDEX)
-                .args(["--literal-pathspecs", "add", "--intent-to-add", "--force", "--pathspec-from-file=-", "--pathspec-file-nul"])
+                .args([
+                    "--literal-pathspecs",
+                    "add",
+                    "--intent-to-add",
+                    "--force",
+                    "--pathspec-from-file=-",
+                    "--pathspec-file-nul",
+                ])
                 .env("GIT_DIR", self.made().join(".git"))
                 .env("GIT_WORK_TREE", &self.repository.directory)
                 .input(listed(paths.into_iter()));

@@ -59,16 +59,21 @@ impl Workspace {
         // beside it.
         let index = scratch.path().join("index");
         let kept = repository.git_directory.join("index");
-        self.identity().act(|| match std::fs::copy(&kept, &index) {
-            Ok(_) => Ok(()),
-            // Nothing was ever added.
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(WorkspaceError::Scratch { path: index.clone(), source }),
+        let new_objects = scratch.path().join("objects");
+        self.identity().act(|| {
+            let failed = |source| WorkspaceError::Scratch { path: index.clone(), source };
+            std::fs::create_dir(&new_objects).map_err(failed)?;
+            match std::fs::copy(&kept, &index) {
+                Ok(_) => Ok(()),
+                // Nothing was ever added.
+                Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                Err(source) => Err(failed(source)),
+            }
         })?;
         let objects = repository.common_directory.join("objects");
         let git = || {
             let git = self.git().at(&repository.directory).env("GIT_INDEX_FILE", &index);
-            git.env("GIT_OBJECT_DIRECTORY", scratch.path().join("objects"))
+            git.env("GIT_OBJECT_DIRECTORY", &new_objects)
                 .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", build::list_element(&objects))
         };
         let mut untracked = Vec::new();
@@ -79,8 +84,13 @@ impl Workspace {
             }
         }
         if !untracked.is_empty() {
-            let args =
-                ["--literal-pathspecs", "add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul"];
+            let args = [
+                "--literal-pathspecs",
+                "add",
+                "--intent-to-add",
+                "--pathspec-from-file=-",
+                "--pathspec-file-nul",
+            ];
             git().args(args).input(untracked).output().map_err(&failed)?;
         }
         let against = repository.head.as_deref().unwrap_or_else(|| empty_tree(repository));

@@ -25,7 +25,11 @@ pub(super) struct Plan {
 struct Graph(HashMap<String, Vec<String>>);
 
 impl Graph {
-    fn of(workspace: &Workspace, repository: &Repository, revisions: &[&str]) -> Result<Self, WorkspaceError> {
+    fn of(
+        workspace: &Workspace,
+        repository: &Repository,
+        revisions: &[&str],
+    ) -> Result<Self, WorkspaceError> {
         let output = workspace
             .git()
             .at(&repository.directory)
@@ -43,7 +47,12 @@ impl Graph {
 
     /// The commits from one on, `depth` of them on any way at most, not going on from where it is cut; and those at the end
     /// of that.
-    fn reach(&self, from: &str, depth: Option<u32>, cut: &HashSet<&str>) -> (HashSet<String>, BTreeSet<String>) {
+    fn reach(
+        &self,
+        from: &str,
+        depth: Option<u32>,
+        cut: &HashSet<&str>,
+    ) -> (HashSet<String>, BTreeSet<String>) {
         let (mut reached, mut ends) = (HashSet::from([from.to_owned()]), BTreeSet::new());
         let mut level = vec![from.to_owned()];
         let mut left = depth.map(|depth| depth.max(1) - 1);
@@ -79,7 +88,8 @@ pub(super) fn fresh(
         return Ok(Plan { revisions: vec![head.to_owned()], ..Plan::default() });
     }
     // One commit and its parents are known without a walk.
-    let limit: &[&str] = if depth.is_some_and(|depth| depth <= 1) { &["--max-count=1", head] } else { &[head] };
+    let limit: &[&str] =
+        if depth.is_some_and(|depth| depth <= 1) { &["--max-count=1", head] } else { &[head] };
     let graph = Graph::of(workspace, repository, limit)?;
     let (commits, ends) = graph.reach(head, depth, &HashSet::new());
     let mut shallow = ends;
@@ -98,7 +108,8 @@ pub(super) fn update(
     base: &str,
 ) -> Result<Plan, WorkspaceError> {
     let there = ["rev-parse", "--verify", "--quiet", "--end-of-options"];
-    let found = workspace.git().at(&repository.directory).args(there).arg(format!("{base}^{{commit}}")).find();
+    let found =
+        workspace.git().at(&repository.directory).args(there).arg(format!("{base}^{{commit}}")).find();
     if found.map_err(WorkspaceError::git(WALKING))?.is_none() {
         return Err(WorkspaceError::BaseGone { commit: base.to_owned() });
     }
