@@ -84,6 +84,9 @@ pub struct SetVm {
     pub ttl_seconds: Option<u64>,
     /// Stop it after this many idle seconds; 0 means never.
     pub idle_stop_seconds: Option<u64>,
+    /// It stays though the process that it was made for ends.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
 }
 
 /// What [`SetVm`] brought about: the result of its operation.
@@ -290,7 +293,7 @@ pub enum OperationStatus {
     },
     /// Done.
     Succeeded {
-        /// What it made: [`VmInfo`], [`VmChanged`], [`Pruned`], [`ImageRecord`], [`KernelRecord`] or null, by kind.
+        /// What it made: [`VmInfo`], [`VmChanged`], [`Pruned`], [`ImageRecord`], [`MadeImage`], [`KernelRecord`] or null, by kind.
         result: serde_json::Value,
     },
     /// Undone and given up.
@@ -319,16 +322,100 @@ pub struct OperationInfo {
     pub status: OperationStatus,
 }
 
-/// A root filesystem to import.
+/// An image to import.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImportImage {
-    /// Absolute path on the daemon's host: a root filesystem's tarball, an image layout (a directory, or one in a tar archive), or
-    /// what `docker save` writes.
-    pub path: PathBuf,
+    /// Absolute path on the daemon's host, or an https address: a bundle, a root filesystem's tarball, an image layout (a directory,
+    /// or one in a tar archive), or what `docker save` writes.
+    pub source: String,
     /// The name it gets; that which it brings along if absent.
     #[serde(default)]
     pub reference: Option<String>,
+    /// SHA-256 that the file must have, 64 hexadecimal digits; an address needs it.
+    #[serde(default)]
+    pub sha256: Option<String>,
+}
+
+/// An image that a catalogue has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CatalogueImage {
+    /// Its name there.
+    pub name: String,
+    /// What it is, for people.
+    pub description: String,
+    /// What it runs on, e.g. `linux/amd64`.
+    pub platform: String,
+    /// SHA-256 of its file, 64 hexadecimal digits.
+    pub sha256: String,
+    /// Where its file is, for people.
+    pub source: String,
+    /// The catalogue that has it.
+    pub catalogue: String,
+}
+
+/// An image that was made of a guest's files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MadeImage {
+    /// The image.
+    #[serde(flatten)]
+    pub image: ImageRecord,
+    /// What is not in it, or not as it was at any one time, for people.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// What an image is to be made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CommitImage {
+    /// Name or id of a VM, running or off.
+    pub vm: String,
+    /// The name that the image gets.
+    pub reference: String,
+    /// A remark for its history.
+    #[serde(default)]
+    pub message: Option<String>,
+    /// Instructions of a Dockerfile that change how it runs, e.g. `ENV A=b`.
+    #[serde(default)]
+    pub changes: Vec<String>,
+}
+
+/// What an image is to be built of, and how.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BuildImage {
+    /// Absolute path of the directory on the daemon's host that files are copied from.
+    pub directory: PathBuf,
+    /// Absolute path of the Dockerfile.
+    pub file: PathBuf,
+    /// The names that the image gets.
+    #[serde(default)]
+    pub references: Vec<String>,
+    /// Values for its `ARG`s.
+    #[serde(default)]
+    pub arguments: BTreeMap<String, String>,
+    /// The stage to build; the last one if absent.
+    #[serde(default)]
+    pub target: Option<String>,
+    /// Do each step anew.
+    #[serde(default)]
+    pub no_cache: bool,
+    /// CPUs of the VM that commands run in; the daemon's default if absent.
+    #[serde(default)]
+    pub cpus: Option<u32>,
+    /// Its memory in MiB; the daemon's default if absent.
+    #[serde(default)]
+    pub memory_mib: Option<u64>,
+}
+
+/// A piece of what an operation says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OutputChunk {
+    /// The text; what is no UTF-8 in it is replaced.
+    pub text: String,
+    /// Bytes before it that are no longer kept.
+    pub lost: u64,
 }
 
 /// Where an image is to be written, and how.
@@ -354,6 +441,8 @@ pub enum ImageFormat {
     Oci,
     /// What `docker save` writes and `docker load` takes.
     DockerArchive,
+    /// One file with the root filesystem and the image's kernel, if it names one.
+    Bundle,
 }
 
 /// Who we are at a registry.
@@ -437,6 +526,19 @@ pub enum ImportKernel {
         kernel: PathBuf,
         /// Absolute path of its module directory (the one with `modules.dep`).
         modules: Option<PathBuf>,
+    },
+    /// An artifact of a registry or an image layout.
+    Artifact {
+        /// `[REGISTRY/]NAME[:TAG][@DIGEST]`, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`, with absolute paths.
+        reference: String,
+    },
+    /// What a bundle has besides its root filesystem, or alone.
+    Bundle {
+        /// Absolute path on the daemon's host, or an https address.
+        source: String,
+        /// SHA-256 that the file must have, 64 hexadecimal digits; an address needs it.
+        #[serde(default)]
+        sha256: Option<String>,
     },
 }
 

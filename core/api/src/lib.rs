@@ -11,10 +11,12 @@ pub mod error;
 pub mod plugin;
 #[cfg(any(feature = "server", feature = "client"))]
 pub mod rpc;
+pub mod workspace;
 
 pub use data::*;
 pub use error::{ErrorKind, Problem};
 pub use plugin::*;
+pub use workspace::*;
 
 /// Version of this interface; a client and a daemon whose majors differ do not talk.
 pub const API_VERSION: &str = "1.0";

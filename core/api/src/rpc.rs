@@ -5,7 +5,7 @@
 use jsonrpsee::core::RpcResult;
 use jsonrpsee::proc_macros::rpc;
 
-use crate::{data::*, plugin::*};
+use crate::{data::*, plugin::*, workspace::*};
 
 /// VMs.
 #[cfg_attr(
@@ -104,6 +104,13 @@ pub trait Image {
     /// `docker-archive:FILE[:TAG]`, with absolute paths). It gets `name`, else its own. The result is an [`ImageRecord`].
     #[method(name = "pull")]
     async fn pull(&self, reference: String, name: Option<String>) -> RpcResult<Begun>;
+    /// Makes an image of a VM's root filesystem; the result is a [`MadeImage`].
+    #[method(name = "commit")]
+    async fn commit(&self, params: CommitImage) -> RpcResult<Begun>;
+    /// Builds an image by a Dockerfile; the result is a [`MadeImage`]. What its commands write is said by the operation, see
+    /// [`Operation::output`].
+    #[method(name = "build")]
+    async fn build(&self, params: BuildImage) -> RpcResult<Begun>;
     /// Sends an image to a registry, under its own name or another; the result is its [`ImageRecord`].
     #[method(name = "push")]
     async fn push(&self, image: String, to: Option<String>) -> RpcResult<Begun>;
@@ -125,6 +132,9 @@ pub trait Image {
     /// Imports what is in a file or directory; the result is an [`ImageRecord`].
     #[method(name = "import")]
     async fn import(&self, params: ImportImage) -> RpcResult<Begun>;
+    /// What the configured catalogues have for this host; `catalogue:NAME` pulls one.
+    #[method(name = "catalogue")]
+    async fn catalogue(&self) -> RpcResult<Vec<CatalogueImage>>;
     /// Makes a file of the host's an image, which is used where it is and never written; the result is an [`ImageRecord`].
     #[method(name = "register")]
     async fn register(&self, params: RegisterImage) -> RpcResult<Begun>;
@@ -193,6 +203,9 @@ pub trait Operation {
     /// Cancels it; what it had made is undone before it ends.
     #[method(name = "cancel")]
     async fn cancel(&self, id: OperationId) -> RpcResult<()>;
+    /// What it says beside its progress, such as the output of a build's commands, as far back as it is kept, until its end.
+    #[subscription(name = "output_subscribe" => "said", unsubscribe = "output_unsubscribe", item = OutputChunk)]
+    async fn output(&self, id: OperationId) -> jsonrpsee::core::SubscriptionResult;
     /// Its state now and at each change, the last one being its end. With `cancel_on_close` the operation is cancelled when
     /// this subscription ends before it, for instance because its client is gone.
     #[subscription(name = "watch" => "changed", unsubscribe = "unwatch", item = OperationInfo)]
@@ -201,6 +214,41 @@ pub trait Operation {
         id: OperationId,
         cancel_on_close: Option<bool>,
     ) -> jsonrpsee::core::SubscriptionResult;
+}
+
+/// Workspaces: directories of the host in VMs. The rights that count on the host are those of whoever asks; root acts as the owner
+/// of the workspace.
+#[cfg_attr(
+    all(feature = "server", feature = "client"),
+    rpc(server, client, namespace = "workspace", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "server", not(feature = "client")),
+    rpc(server, namespace = "workspace", namespace_separator = ".")
+)]
+#[cfg_attr(
+    all(feature = "client", not(feature = "server")),
+    rpc(client, namespace = "workspace", namespace_separator = ".")
+)]
+pub trait Workspaces {
+    /// Tells what would be done with a directory; the result is a [`WorkspacePlan`].
+    #[method(name = "plan", with_extensions)]
+    async fn plan(&self, params: PrepareWorkspace) -> RpcResult<Begun>;
+    /// Brings a directory into a running VM; the result is a [`PreparedWorkspace`].
+    #[method(name = "prepare", with_extensions)]
+    async fn prepare(&self, params: PrepareWorkspace) -> RpcResult<Begun>;
+    /// The workspaces of a VM.
+    #[method(name = "list")]
+    async fn list(&self, vm: String) -> RpcResult<Vec<WorkspaceRecord>>;
+    /// Tells what has changed since one was brought; the result is a [`WorkspaceStatus`].
+    #[method(name = "status", with_extensions)]
+    async fn status(&self, params: LookAtWorkspace) -> RpcResult<Begun>;
+    /// Brings the guest's work back; the result is a [`WorkspaceExport`].
+    #[method(name = "export", with_extensions)]
+    async fn export(&self, params: ExportWorkspace) -> RpcResult<Begun>;
+    /// The patch that an export has made, from `offset` on.
+    #[method(name = "read_patch")]
+    async fn read_patch(&self, operation: OperationId, offset: u64) -> RpcResult<PatchPiece>;
 }
 
 /// The daemon itself.

@@ -7,12 +7,12 @@ use vm_types::Layout;
 
 use crate::{
     commands::{
-        completion::CompletionArgs, create::CreateArgs, daemon::DaemonArgs, delete::DeleteArgs,
+        completion::CompletionArgs, cp::CpArgs, create::CreateArgs, daemon::DaemonArgs, delete::DeleteArgs,
         doctor::DoctorArgs, events::EventsArgs, image::ImageArgs, kernel::KernelArgs, kill::KillArgs,
         logs::LogsArgs, ls::LsArgs, operation::OperationArgs, pause::PauseArgs, plan::PlanArgs,
         plugin::PluginArgs, proxy::ProxyArgs, prune::PruneArgs, restart::RestartArgs, resume::ResumeArgs,
         run::RunArgs, set::SetArgs, show::ShowArgs, ssh::SshArgs, ssh_config::SshConfigArgs,
-        start::StartArgs, stop::StopArgs, system::SystemArgs, version::VersionArgs,
+        start::StartArgs, stop::StopArgs, system::SystemArgs, version::VersionArgs, workspace::WorkspaceArgs,
     },
     context::Context,
     daemon::{DEFAULT_CONFIG, DEFAULT_RUN, DEFAULT_STATE},
@@ -64,12 +64,15 @@ enum Verb {
     Ls(LsArgs),
     Show(ShowArgs),
     Ssh(SshArgs),
+    Cp(CpArgs),
     Proxy(ProxyArgs),
     SshConfig(SshConfigArgs),
     Logs(LogsArgs),
     Events(EventsArgs),
     Image(ImageArgs),
     Kernel(KernelArgs),
+    #[command(visible_aliases = ["workspaces", "ws"])]
+    Workspace(WorkspaceArgs),
     System(SystemArgs),
     #[command(visible_alias = "plugins")]
     Plugin(PluginArgs),
@@ -161,12 +164,14 @@ impl Verb {
             Self::Ls(args) => args.run(context).await,
             Self::Show(args) => args.run(context).await,
             Self::Ssh(args) => args.run(context).await,
+            Self::Cp(args) => args.run(context).await,
             Self::Proxy(args) => args.run(context).await,
             Self::SshConfig(args) => args.run(context).await,
             Self::Logs(args) => args.run(context).await,
             Self::Events(args) => args.run(context).await,
             Self::Image(args) => args.run(context).await,
             Self::Kernel(args) => args.run(context).await,
+            Self::Workspace(args) => args.run(context).await,
             Self::System(args) => args.run(context).await,
             Self::Plugin(args) => args.run(context).await,
             Self::Plan(args) => args.run(context).await,
@@ -232,6 +237,9 @@ mod tests {
             "vm plan create a --cpus 2",
             "vm plan create --name a --memory 1G",
             "vm plan start a",
+            "vm cp a b web:c",
+            "vm cp -rL --owner dev web:a .",
+            "vm cp --archive - web:/srv",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }
@@ -272,6 +280,7 @@ mod tests {
             "vm plugin new --world kernel x",
             "vm plan create a --name b",
             "vm plan start",
+            "vm cp web:a",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -1,6 +1,7 @@
 //! The verbs, one file each. A verb's `Args` hold its options; their doc comments are its help.
 
 pub(crate) mod completion;
+pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod daemon;
 pub(crate) mod delete;
@@ -31,3 +32,4 @@ pub(crate) mod start;
 pub(crate) mod stop;
 pub(crate) mod system;
 pub(crate) mod version;
+pub(crate) mod workspace;

@@ -27,10 +27,11 @@ use crate::{
     images::oci::{Content, Registries},
     keys,
     ops::Operations,
-    ports::{Hooks, Names},
+    ports::{Hooks, Importers, Names},
     reconcile::Recovery,
     taps::Taps,
     vm::cell::Cell,
+    workspaces::Patches,
 };
 
 /// Which subnet the bridge gets.
@@ -94,6 +95,8 @@ pub struct Parts {
     pub runner: Arc<dyn Runner>,
     /// Plugins.
     pub hooks: Arc<dyn Hooks>,
+    /// Those of them that bring workspaces into guests.
+    pub importers: Arc<dyn Importers>,
     /// The name service.
     pub names: Arc<dyn Names>,
 }
@@ -113,6 +116,7 @@ pub(crate) struct Inner {
     pub(crate) vmm: Vmms,
     pub(crate) runner: Arc<dyn Runner>,
     pub(crate) hooks: Arc<dyn Hooks>,
+    pub(crate) importers: Arc<dyn Importers>,
     pub(crate) names: Arc<dyn Names>,
     pub(crate) operations: Operations,
     pub(crate) events: EventLog,
@@ -133,6 +137,7 @@ pub(crate) struct Inner {
     /// Images and kernels that are being acquired.
     pub(crate) flights: Flights,
     pub(crate) content: Content,
+    pub(crate) patches: Patches,
     pub(crate) host_scope: Scope,
     pub(crate) taps: Taps,
     /// What was found and done when the daemon came up.
@@ -145,7 +150,7 @@ impl Engine {
     /// # Errors
     /// The store, the directories or the daemon's own key. A single VM that cannot be recovered is shown as failed and stops nothing.
     pub async fn start(parts: Parts) -> Result<Self, EngineError> {
-        let Parts { layout, settings, store, host, vmm, runner, hooks, names } = parts;
+        let Parts { layout, settings, store, host, vmm, runner, hooks, importers, names } = parts;
         for (dir, mode) in [
             (layout.images(), 0o700),
             (layout.kernels(), 0o700),
@@ -155,12 +160,14 @@ impl Engine {
         ] {
             make_directory(&dir, mode)?;
         }
-        let scratch = layout.scratch();
-        let file = |action| move |source| EngineError::File { action, path: scratch.clone(), source };
-        if layout.scratch().exists() {
-            std::fs::remove_dir_all(layout.scratch()).map_err(file("empty"))?;
+        // Users whose workspaces are worked on pass through the second to directories of their own.
+        for (path, mode) in [(layout.scratch(), 0o700), (layout.workspace_scratch(), 0o711)] {
+            if path.exists() {
+                let empty = |source| EngineError::File { action: "empty", path: path.clone(), source };
+                std::fs::remove_dir_all(&path).map_err(empty)?;
+            }
+            make_directory(&path, mode)?;
         }
-        make_directory(&layout.scratch(), 0o700)?;
 
         let fresh = keys::random_hex(2)?;
         let instance = store.meta().get_or_set(vm_store::meta::INSTANCE_ID, &fresh).await?;
@@ -187,6 +194,7 @@ impl Engine {
                 vmm,
                 runner,
                 hooks,
+                importers,
                 names,
                 operations: Operations::default(),
                 events,
@@ -201,6 +209,7 @@ impl Engine {
                 network: Lock::new("network", ()),
                 flights: Flights::default(),
                 content,
+                patches: Patches::default(),
                 host_scope,
                 taps: Taps::new(),
                 recovery: OnceLock::new(),

@@ -32,6 +32,48 @@ pub enum EngineError {
     /// Getting or giving an image.
     #[error(transparent)]
     Oci(Box<vm_oci::OciError>),
+    /// A build file, or an instruction by itself, that cannot be understood.
+    #[error(transparent)]
+    BuildFile(#[from] crate::images::build::file::FileError),
+    /// A catalogue of images that cannot be used.
+    #[error("the catalogue {catalogue} cannot be used: {reason}")]
+    Catalogue {
+        /// Its path or address.
+        catalogue: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The directory that a build takes files from.
+    #[error(transparent)]
+    BuildContext(#[from] crate::images::build::ContextError),
+    /// A step of a build.
+    #[error("line {line}: {}", first_line(text))]
+    BuildStep {
+        /// Where it begins in the file.
+        line: usize,
+        /// The instruction.
+        text: String,
+        /// Why it could not be done.
+        source: Box<EngineError>,
+    },
+    /// A command of a build that failed.
+    #[error("line {line}: {} failed with {how}{}", first_line(text), wrote(.output))]
+    BuildCommand {
+        /// Where it begins in the file.
+        line: usize,
+        /// The instruction.
+        text: String,
+        /// Its exit code or signal, in words.
+        how: String,
+        /// The end of what it wrote.
+        output: String,
+    },
+    /// Acting in a running guest.
+    #[error(transparent)]
+    InGuest(Box<vm_guest::GuestError>),
+    /// Workspaces, in or back.
+    #[error(transparent)]
+    Workspace(Box<crate::workspaces::WorkspacesError>),
     /// No such thing.
     #[error("there is no {what} {name}")]
     NotFound {
@@ -246,6 +288,8 @@ layer! {
     Vmm(VmmError),
     Shim(ShimError),
     Oci(vm_oci::OciError),
+    InGuest(vm_guest::GuestError),
+    Workspace(crate::workspaces::WorkspacesError),
 }
 
 impl EngineError {
@@ -258,6 +302,7 @@ impl EngineError {
             Self::WrongState { name, wanted, .. } => Some(match *wanted {
                 "started" => format!("`vm show {name}` tells more; `vm ssh {name}` logs in to a running one, `vm resume {name}` lets a paused one run"),
                 "paused" => format!("start it first with `vm start {name}`"),
+                "committed" => format!("`vm start {name}` starts it, `vm resume {name}` lets a paused one run"),
                 "deleted" => format!("stop it first with `vm stop {name}`, or use `vm delete --force {name}`"),
                 _ => format!("`vm show {name}` tells more"),
             }),
@@ -288,6 +333,17 @@ impl EngineError {
                 Some(format!("delete the image first with `vm image delete {image}`, or register it with another kernel"))
             }
             Self::Oci(error) => Some(error.hint()),
+            Self::Catalogue { .. } => {
+                Some("docs/images.md says what is in one; images.catalogues in config.toml names them".into())
+            }
+            Self::BuildFile(error) => Some(error.hint.clone()),
+            Self::BuildContext(error) => Some(error.hint()),
+            Self::BuildStep { source, .. } => source.hint(),
+            Self::BuildCommand { .. } => Some(
+                "try it by hand: vm run --image IMAGE, with the image that the last FROM names; steps before it are kept".into(),
+            ),
+            Self::Workspace(error) => error.hint(),
+            Self::InGuest(error) => error.hint().map(str::to_owned),
             Self::NotPulled { source, .. } => {
                 Some(format!("{}; `vm image ls` lists the images that are here", source.hint()))
             }
@@ -308,10 +364,26 @@ impl EngineError {
     }
 }
 
-fn io_hint(error: &std::io::Error) -> Option<String> {
+pub(crate) fn io_hint(error: &std::io::Error) -> Option<String> {
     (error.kind() == std::io::ErrorKind::StorageFull).then(|| {
         "free some space on the disk of the state directory; `vm image ls` shows what images take".into()
     })
+}
+
+/// Enough of an instruction to know it by.
+fn first_line(text: &str) -> String {
+    const MOST: usize = 120;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+fn wrote(output: &str) -> String {
+    const LINES: usize = 12;
+    let lines: Vec<_> = output.trim_end().lines().collect();
+    let last = lines[lines.len().saturating_sub(LINES)..].join("\n");
+    if last.is_empty() { String::new() } else { format!("; its output ends with:\n{last}") }
 }
 
 fn tail(console: &str) -> String {

@@ -29,10 +29,14 @@ mod taps;
 #[cfg(test)]
 mod testing;
 pub mod vm;
+pub mod workspaces;
 
 pub use engine::{Engine, Parts, Settings, SubnetChoice};
 pub use error::EngineError;
 pub use images::{
+    build::{BuildRequest, ContextError},
+    catalogue::CatalogueEntry,
+    commit::CommitRequest,
     give::{DiskUsage, PrunedImages},
     oci::Registries,
 };

@@ -12,7 +12,7 @@ use vm_types::{
 use crate::{
     Engine, Parts, Settings, SubnetChoice,
     effects::{FakeShims, Host},
-    ports::{Hooks, Names, NoNames},
+    ports::{Hooks, Names, NoImporters, NoNames},
     vm::cell::Cell,
 };
 
@@ -67,7 +67,8 @@ impl Bench {
         };
         let store = vm_store::Store::open(&layout.database()).unwrap();
         let vmm = vm_vmm::Vmms::only(vm_vmm::FakeDriver::new("/nonexistent", []));
-        let parts = Parts { layout, settings, store, host, vmm, runner, hooks, names };
+        let importers = Arc::new(NoImporters);
+        let parts = Parts { layout, settings, store, host, vmm, runner, hooks, importers, names };
         Self { _dir: dir, net, cow, engine: Engine::start(parts).await.unwrap() }
     }
 

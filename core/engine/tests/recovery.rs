@@ -9,7 +9,7 @@ use vm_engine::{
     Engine, Parts, Settings, SubnetChoice,
     effects::{FakeShims, Host, Scope, Shims},
     journal::Phase,
-    ports::{NoHooks, NoNames},
+    ports::{NoHooks, NoImporters, NoNames},
 };
 use vm_host::HostRunner;
 use vm_locks::LockTable;
@@ -111,7 +111,9 @@ impl Bench {
         let runner = Arc::new(HostRunner);
         let layout = self.layout();
         let (host, hooks, names) = (self.host(), Arc::new(NoHooks), Arc::new(NoNames));
-        Engine::start(Parts { layout, settings, store, host, vmm, runner, hooks, names }).await.unwrap()
+        let importers = Arc::new(NoImporters);
+        let parts = Parts { layout, settings, store, host, vmm, runner, hooks, importers, names };
+        Engine::start(parts).await.unwrap()
     }
 }
 

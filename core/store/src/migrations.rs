@@ -102,6 +102,20 @@ const STEPS: &[M<'static>] = &[
     ),
     // A column of JSON: what nothing is looked up by.
     M::up("ALTER TABLE images ADD COLUMN details TEXT NOT NULL DEFAULT '{}';"),
+    M::up(
+        "CREATE TABLE workspaces (
+        vm      TEXT NOT NULL REFERENCES vms(id) ON DELETE CASCADE,
+        path    TEXT NOT NULL,
+        details TEXT NOT NULL,
+        PRIMARY KEY (vm, path)
+    ) STRICT;",
+    ),
+    M::up(
+        "CREATE TABLE build_steps (
+        key   TEXT PRIMARY KEY NOT NULL,
+        step  TEXT NOT NULL
+    ) STRICT;",
+    ),
 ];
 
 /// Brings a database up to our schema; one that is beyond it is left alone.

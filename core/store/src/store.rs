@@ -12,7 +12,7 @@ use std::{
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{Images, Kernels, Meta, Plugins, StoreError, Vms, migrations, rows::doing};
+use crate::{Builds, Images, Kernels, Meta, Plugins, StoreError, Vms, Workspaces, migrations, rows::doing};
 
 /// How long another process may hold the database before a statement fails.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,9 +60,19 @@ impl Store {
         Kernels(self)
     }
 
+    /// What steps of builds have made.
+    pub fn builds(&self) -> Builds<'_> {
+        Builds(self)
+    }
+
     /// The installed plugins.
     pub fn plugins(&self) -> Plugins<'_> {
         Plugins(self)
+    }
+
+    /// The workspaces in VMs.
+    pub fn workspaces(&self) -> Workspaces<'_> {
+        Workspaces(self)
     }
 
     /// Facts about the daemon itself.

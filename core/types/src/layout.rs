@@ -91,6 +91,10 @@ impl Layout {
     pub fn scratch(&self) -> PathBuf {
         self.state.join("scratch")
     }
+    /// Half-made things of workspaces, each a directory of the user's who asked; emptied when the daemon starts.
+    pub fn workspace_scratch(&self) -> PathBuf {
+        self.state.join("workspace-scratch")
+    }
     /// Directory of effect journals.
     pub fn journals(&self) -> PathBuf {
         self.state.join("journal")
@@ -209,6 +213,10 @@ impl VmPaths {
     /// How the VMM ended (see [`crate::shim::ExitRecord`]).
     pub fn exit_record(&self) -> PathBuf {
         self.state.join("exit.json")
+    }
+    /// Directory of what is known of the workspaces in it.
+    pub fn workspaces(&self) -> PathBuf {
+        self.state.join("workspaces")
     }
     /// The guest's SSH host key (OpenSSH private key), made by the daemon.
     pub fn host_key(&self) -> PathBuf {

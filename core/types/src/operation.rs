@@ -35,6 +35,10 @@ pub enum OperationKind {
     ImagePull,
     /// `image.import`
     ImageImport,
+    /// `image.commit`
+    ImageCommit,
+    /// `image.build`
+    ImageBuild,
     /// `image.push`
     ImagePush,
     /// `image.export`
@@ -45,6 +49,14 @@ pub enum OperationKind {
     ImagePromote,
     /// `kernel.import`
     KernelImport,
+    /// `workspace.plan`
+    WorkspacePlan,
+    /// `workspace.prepare`
+    WorkspacePrepare,
+    /// `workspace.status`
+    WorkspaceStatus,
+    /// `workspace.export`
+    WorkspaceExport,
     /// `plugin.configure` and `plugin.remove`, as far as VMs have to do with it
     PluginChange,
     /// Something that only a newer daemon does.

@@ -136,6 +136,7 @@ pub(crate) async fn serve(layout: Layout, config: Config) -> Result<(), DaemonEr
         vmm,
         runner,
         hooks: plugins.clone(),
+        importers: plugins.clone(),
         names: Arc::new(names.clone()),
     };
     let engine = Engine::start(parts).await?;

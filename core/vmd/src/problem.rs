@@ -2,13 +2,16 @@
 
 use vm_api::{ErrorKind, Problem};
 use vm_disk::DiskError;
-use vm_engine::EngineError;
+use vm_engine::{ContextError, EngineError, workspaces::WorkspacesError};
+use vm_guest::GuestError;
 use vm_image::ImageError;
 use vm_net::NetError;
 use vm_plugin::LoadError;
 use vm_shim::ShimError;
 use vm_store::StoreError;
+use vm_types::guest::files::code;
 use vm_vmm::VmmError;
+use vm_workspace::{GitError, WorkspaceError, export::ExportError};
 
 use crate::plugins::{OciError, PluginsError};
 
@@ -47,8 +50,127 @@ fn kind(error: &EngineError) -> ErrorKind {
         EngineError::KernelOfImage { .. } => ErrorKind::InUse,
         EngineError::NotPulled { .. } => ErrorKind::NotFound,
         EngineError::Oci(error) => content(error),
+        EngineError::BuildFile(_) => ErrorKind::InvalidArgument,
+        EngineError::BuildContext(error) => build_context(error),
+        EngineError::BuildStep { source, .. } => kind(source),
+        EngineError::BuildCommand { .. } => ErrorKind::CommandFailed,
+        EngineError::Catalogue { .. } => ErrorKind::HostFailure,
+        EngineError::InGuest(error) => guest(error),
+        EngineError::Workspace(error) => workspace(error),
         EngineError::Vmm(error) => vmm(error),
         EngineError::Shim(error) => shim(error),
+    }
+}
+
+fn workspace(error: &WorkspacesError) -> ErrorKind {
+    match error {
+        WorkspacesError::Host(error) => host(error),
+        WorkspacesError::Export(error) => export(error),
+        WorkspacesError::NotUp { .. } | WorkspacesError::Unfinished { .. } => ErrorKind::WrongState,
+        WorkspacesError::Down { .. } => ErrorKind::Cancelled,
+        WorkspacesError::NoOffer { .. } => ErrorKind::Unsupported,
+        WorkspacesError::Settings { .. }
+        | WorkspacesError::Destination { .. }
+        | WorkspacesError::Relative { .. }
+        | WorkspacesError::Several { .. } => ErrorKind::InvalidArgument,
+        WorkspacesError::Import { source, .. } => match source.code.as_str() {
+            "workspace.not-empty" | "workspace.guest-changed" => ErrorKind::WrongState,
+            code::NO_SPACE => ErrorKind::NoSpace,
+            _ => ErrorKind::PluginFailed,
+        },
+        WorkspacesError::NotPrepared { .. } | WorkspacesError::NoPatch { .. } => ErrorKind::NotFound,
+        WorkspacesError::File { source, .. } => io(source),
+    }
+}
+
+fn host(error: &WorkspaceError) -> ErrorKind {
+    match error {
+        WorkspaceError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            ErrorKind::NotFound
+        }
+        WorkspaceError::Open { source, .. }
+        | WorkspaceError::Read { source, .. }
+        | WorkspaceError::Output { source }
+        | WorkspaceError::Scratch { source, .. }
+        | WorkspaceError::Baseline { source, .. } => io(source),
+        WorkspaceError::NotADirectory { .. }
+        | WorkspaceError::Bare { .. }
+        | WorkspaceError::WithinGit { .. }
+        | WorkspaceError::NotARepository { .. } => ErrorKind::InvalidArgument,
+        WorkspaceError::NoSuchFile { .. } => ErrorKind::NotFound,
+        WorkspaceError::ForeignRepository { .. } | WorkspaceError::Identity { .. } => {
+            ErrorKind::PermissionDenied
+        }
+        WorkspaceError::NoCommit { .. }
+        | WorkspaceError::BaseGone { .. }
+        | WorkspaceError::Changing { .. } => ErrorKind::WrongState,
+        WorkspaceError::Git { source: GitError::NotInstalled, .. } => ErrorKind::NotInstalled,
+        WorkspaceError::Cancelled => ErrorKind::Cancelled,
+        WorkspaceError::Ask { .. } => ErrorKind::GuestUnresponsive,
+        _ => ErrorKind::HostFailure,
+    }
+}
+
+fn export(error: &ExportError) -> ErrorKind {
+    match error {
+        ExportError::Workspace(error) => host(error),
+        ExportError::Survey { .. }
+        | ExportError::Archive { .. }
+        | ExportError::Unasked { .. }
+        | ExportError::TooMuch
+        | ExportError::History { .. }
+        | ExportError::Refused { .. } => ErrorKind::GuestUnresponsive,
+        ExportError::NotFetched { .. } => ErrorKind::Internal,
+        ExportError::Scratch { source, .. }
+        | ExportError::Host { source, .. }
+        | ExportError::Output { source } => io(source),
+        ExportError::BranchName { .. } => ErrorKind::InvalidArgument,
+        ExportError::BranchDiverged { .. } => ErrorKind::AlreadyExists,
+        ExportError::BranchCheckedOut { .. } => ErrorKind::InUse,
+    }
+}
+
+fn build_context(error: &ContextError) -> ErrorKind {
+    match error {
+        ContextError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            ErrorKind::NotFound
+        }
+        ContextError::Read { source, .. } => io(source),
+        ContextError::Missing { .. } => ErrorKind::NotFound,
+        ContextError::Ignore { .. }
+        | ContextError::Outside { .. }
+        | ContextError::Pattern { .. }
+        | ContextError::Kind { .. } => ErrorKind::InvalidArgument,
+        ContextError::Changed { .. } => ErrorKind::InUse,
+    }
+}
+
+fn guest(error: &GuestError) -> ErrorKind {
+    match error {
+        GuestError::File { code, .. } => match code.as_str() {
+            code::NOT_FOUND => ErrorKind::NotFound,
+            code::NO_SPACE => ErrorKind::NoSpace,
+            code::DENIED => ErrorKind::PermissionDenied,
+            _ => ErrorKind::GuestUnresponsive,
+        },
+        GuestError::Source { source } | GuestError::Sink { source } => io(source),
+        GuestError::RecordedKey { .. } | GuestError::ReadKey { .. } | GuestError::ClientKey { .. } => {
+            ErrorKind::HostFailure
+        }
+        GuestError::Command { .. } | GuestError::Path { .. } | GuestError::TooMany { .. } => {
+            ErrorKind::InvalidArgument
+        }
+        GuestError::Connect { .. }
+        | GuestError::HostKey
+        | GuestError::Handshake { .. }
+        | GuestError::Login { .. }
+        | GuestError::LoginRefused { .. }
+        | GuestError::Begin { .. }
+        | GuestError::Refused { .. }
+        | GuestError::Lost { .. }
+        | GuestError::TimeLimit { .. }
+        | GuestError::Survey { .. }
+        | GuestError::Answer { .. } => ErrorKind::GuestUnresponsive,
     }
 }
 
@@ -202,6 +324,7 @@ fn image(error: &ImageError) -> ErrorKind {
     match error {
         ImageError::InvalidReference { .. } | ImageError::UnknownSuite { .. } => ErrorKind::InvalidArgument,
         ImageError::TruncatedArchive { .. }
+        | ImageError::Bundle { .. }
         | ImageError::NotAFilesystem { .. }
         | ImageError::RegisteredChanged { .. }
         | ImageError::CorruptArchive { .. }
@@ -220,6 +343,7 @@ fn image(error: &ImageError) -> ErrorKind {
         ImageError::File { source, .. }
         | ImageError::Entry { source, .. }
         | ImageError::ReadArchive { source, .. } => io(source),
+        ImageError::Exists { .. } => ErrorKind::AlreadyExists,
         ImageError::Cancelled => ErrorKind::Cancelled,
         ImageError::NoKernelPackage { .. } => ErrorKind::HostFailure,
         ImageError::Worker { .. } => ErrorKind::Internal,
@@ -229,14 +353,16 @@ fn image(error: &ImageError) -> ErrorKind {
 fn content(error: &vm_oci::OciError) -> ErrorKind {
     use vm_oci::OciError;
     match error {
-        OciError::Reference { .. } | OciError::Source { .. } | OciError::Ambiguous { .. } => {
-            ErrorKind::InvalidArgument
-        }
+        OciError::Reference { .. }
+        | OciError::Source { .. }
+        | OciError::Address { .. }
+        | OciError::Ambiguous { .. } => ErrorKind::InvalidArgument,
         OciError::NotFound { .. } | OciError::NoEntry { .. } => ErrorKind::NotFound,
         OciError::Unauthorized { .. } | OciError::LoginRefused { .. } => ErrorKind::PermissionDenied,
-        OciError::Platform { .. } | OciError::MediaType { .. } | OciError::Foreign { .. } => {
-            ErrorKind::Unsupported
-        }
+        OciError::Platform { .. }
+        | OciError::MediaType { .. }
+        | OciError::ArtifactType { .. }
+        | OciError::Foreign { .. } => ErrorKind::Unsupported,
         OciError::NoImage { .. }
         | OciError::Malformed { .. }
         | OciError::Large { .. }

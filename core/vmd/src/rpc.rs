@@ -10,3 +10,4 @@ mod planning;
 mod plugin;
 pub(crate) mod server;
 mod vm;
+mod workspace;

@@ -1,11 +1,16 @@
 //! `vm run`
 
-use std::{ffi::OsString, io, io::IsTerminal};
+use std::{
+    ffi::OsString,
+    io,
+    io::IsTerminal,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use jsonrpsee::core::client::Client;
 use vm_api::{
-    ErrorKind, VmInfo,
+    ErrorKind, PrepareWorkspace, SetVm, VmInfo,
     rpc::{ImageClient, VmClient},
 };
 use vm_types::guest::{EXEC_ARGV_ENV, EXEC_CWD_ENV};
@@ -13,6 +18,7 @@ use vm_types::guest::{EXEC_ARGV_ENV, EXEC_CWD_ENV};
 use super::{
     machine::MachineArgs,
     session::{Finished, Session, environment, quote},
+    workspace::{ExportTo, Exported, ImportArgs, bring},
 };
 use crate::{
     context::Context,
@@ -30,10 +36,26 @@ use crate::{
 ///
 /// A VM without --name is deleted in the end, whatever happens to vm; one with --name is kept running.
 ///
+/// With PATH or --here, that directory is brought to /work/NAME in the VM before, and the command runs there; of a git repository
+/// all of the working tree is meant. With --export its work comes back in the end, also if the command failed. Where that is not
+/// possible, or not all of it, the VM is kept.
+///
 /// Ctrl-C is passed on to the command; twice within two seconds leaves it. On a terminal, Enter ~ . leaves it.
 /// With --json, stdout gets one document with the command's output and exit code in the end.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("workspace").args(["path", "here"]))]
 pub(crate) struct RunArgs {
+    /// A directory of the host to bring along
+    #[arg(value_name = "PATH")]
+    path: Option<PathBuf>,
+    /// Bring along the current directory, or the repository it is in
+    #[arg(long)]
+    here: bool,
+    #[command(flatten)]
+    import: ImportArgs,
+    /// Bring the work back in the end: apply, branch=NAME, patch=FILE or files=DIR
+    #[arg(long, value_name = "HOW", value_parser = ExportTo::parse, requires = "workspace")]
+    export: Option<ExportTo>,
     #[command(flatten)]
     machine: MachineArgs,
     /// Delete the VM in the end, though it has a name
@@ -69,6 +91,15 @@ impl RunArgs {
         let mut environment = environment(&self.env)?;
         let unnamed = self.command.is_empty();
         let terminal = !context.output.json && (self.tty || (unnamed && io::stdin().is_terminal()));
+        let workspace = match (self.path, self.here) {
+            (Some(path), _) => Some(self.import.request(&path)?),
+            (None, true) => Some(self.import.request(Path::new("."))?),
+            (None, false) => None,
+        };
+        if let Some(to) = &self.export {
+            // A path that cannot be sent is told before anything is made.
+            to.request(String::new(), None, false)?;
+        }
 
         let (client, mut interrupts) = context.client_and_interrupts().await?;
         let begun = client.create(self.machine.into_request(ephemeral, true)).await?;
@@ -93,21 +124,51 @@ impl RunArgs {
         if !command.is_empty() {
             environment.push((EXEC_ARGV_ENV.to_owned(), "1".to_owned()));
         }
-        if let Some(dir) = self.workdir.or(image.working_dir) {
-            environment.push((EXEC_CWD_ENV.to_owned(), dir));
-        }
-        let session = Session {
+        let mut session = Session {
             vm: vm.id.to_string(),
-            user: self.user.or(image.user).unwrap_or_else(|| "root".to_owned()),
+            user: self.user.clone().or(image.user).unwrap_or_else(|| "root".to_owned()),
             command: (!command.is_empty()).then(|| quote(&command)),
             environment,
             terminal,
         };
-        let finished = match interrupted {
-            // It was made before the cancellation arrived.
-            Some(signal) => Err(CliError::Interrupted { signal, what: "cancelled".to_owned() }),
-            None => session.run(context, &client, &mut interrupts).await,
+        let mut directory = self.workdir.clone().or(image.working_dir);
+        // Where the guest has the workspace, as soon as it has.
+        let mut brought = None;
+        let run = async {
+            if let Some(signal) = interrupted {
+                // It was made before the cancellation arrived.
+                return Err(CliError::Interrupted { signal, what: "cancelled".to_owned() });
+            }
+            if let Some(request) = workspace {
+                let request = PrepareWorkspace { vm: Some(session.vm.clone()), user: self.user, ..request };
+                let done = bring(context, &client, request, SESSION_PATIENCE, &mut interrupts).await?;
+                if let Some(signal) = done.interrupted {
+                    return Err(CliError::Interrupted { signal, what: "cancelled".to_owned() });
+                }
+                let workspace = done.result.workspace;
+                session.user = workspace.user;
+                directory = Some(below(&workspace.path, self.workdir.as_deref()));
+                brought = Some(workspace.path);
+            }
+            if let Some(directory) = directory {
+                session.environment.push((EXEC_CWD_ENV.to_owned(), directory));
+            }
+            session.run(context, &client, &mut interrupts).await
         };
+        let mut finished = run.await;
+        if let (Some(to), Some(path)) = (&self.export, brought)
+            && !matches!(finished, Err(CliError::Interrupted { .. }))
+        {
+            let export = Export { context, client: &client, vm: &vm, to, path };
+            match export.back(&mut finished, &mut interrupts).await {
+                Ok(()) => {}
+                // The work is nowhere else.
+                Err(error) => {
+                    export.keep(&mut interrupts).await;
+                    return Err(error);
+                }
+            }
+        }
         if ephemeral || interrupted.is_some() {
             delete(context, &client, &vm, &mut interrupts).await;
         } else if say_name {
@@ -118,6 +179,78 @@ impl RunArgs {
             context.output.show(&report, String::new)?;
         }
         Ok(code)
+    }
+}
+
+/// A directory of the workspace, or any other one that is absolute.
+fn below(workspace: &str, directory: Option<&str>) -> String {
+    match directory {
+        None => workspace.to_owned(),
+        Some(absolute) if absolute.starts_with('/') => absolute.to_owned(),
+        Some(relative) => format!("{workspace}/{relative}"),
+    }
+}
+
+/// `--export`, once the command has ended.
+struct Export<'a> {
+    context: &'a Context,
+    client: &'a Client,
+    vm: &'a VmInfo,
+    to: &'a ExportTo,
+    path: String,
+}
+
+impl Export<'_> {
+    /// Brings the work back, all of it.
+    async fn back(
+        &self,
+        finished: &mut Result<Finished, CliError>,
+        interrupts: &mut Interrupts,
+    ) -> Result<(), CliError> {
+        let finished = match finished {
+            Ok(finished) => finished,
+            // The VM is lost, or nothing was run.
+            Err(_) => return std::mem::replace(finished, Ok(Finished { code: 0, report: None })).map(drop),
+        };
+        let request = self.to.request(self.vm.id.to_string(), Some(self.path.clone()), false)?;
+        let exported =
+            Exported::bring(self.context, self.client, request, SESSION_PATIENCE, interrupts).await?;
+        if let ExportTo::Patch { file: Some(file) } = self.to {
+            exported.write_patch(self.client, file).await?;
+        }
+        exported.note(self.context);
+        exported.judge()?;
+        match &mut finished.report {
+            Some(report) => report["export"] = serde_json::to_value(&exported.export).unwrap_or_default(),
+            // Stdout is the command's.
+            None => self.context.output.note_plain(exported.text(self.to, false).trim_end()),
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the VM stays, and says so.
+    async fn keep(&self, interrupts: &mut Interrupts) {
+        let (output, name) = (self.context.output, &self.vm.name);
+        let keep = async {
+            let params = SetVm { keep: true, ..SetVm::default() };
+            let begun = VmClient::set(self.client, self.vm.id.to_string(), params).await?;
+            follow::<serde_json::Value>(
+                self.client,
+                begun,
+                output,
+                SESSION_PATIENCE,
+                OnSignal::Leave,
+                interrupts,
+            )
+            .await
+        };
+        match keep.await {
+            Ok(_) => output.warn(&format!(
+                "VM {name} is kept, with the work in {}: vm workspace export {name} …; vm delete --force {name}",
+                self.path
+            )),
+            Err(error) => output.warn(&format!("VM {name} could not be kept: {}", error.message())),
+        }
     }
 }
 

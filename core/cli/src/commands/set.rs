@@ -96,6 +96,7 @@ impl SetArgs {
             restart: self.restart.map(RestartPolicy::from),
             ttl_seconds: self.ttl,
             idle_stop_seconds: self.idle_stop,
+            keep: false,
         };
         if params == SetVm::default() {
             return Err(CliError::Usage {

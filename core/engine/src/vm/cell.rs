@@ -14,7 +14,7 @@ use std::{
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use vm_locks::{Ctx, Held, Lock, LockAfter, Unlocked, Vm};
+use vm_locks::{Ctx, Held, Lock, LockAfter, Unlocked, Vm, Workspace};
 use vm_types::{
     Layout, OperationId, ProcessRef, VmId, VmName, VmPaths,
     vm::{DiskLimits, ExitStatus, VmRecord, VmState, VmmKind},
@@ -95,6 +95,12 @@ impl Shared {
         }
     }
 
+    /// Whether this VMM runs it and is not on its way down.
+    fn runs(&self, vmm: ProcessRef) -> bool {
+        let stays = matches!(self.activity, None | Some((Activity::Changing, _)));
+        stays && matches!(&self.power, Power::On { live, .. } if live.vmm == vmm)
+    }
+
     fn needs_restart(&self) -> Vec<String> {
         let Power::On { live, .. } = &self.power else { return Vec::new() };
         let spec = &self.record.spec;
@@ -111,7 +117,10 @@ impl Shared {
 
 /// What is known of a VM.
 #[derive(Debug)]
-struct Known(Mutex<Shared>);
+struct Known {
+    shared: Mutex<Shared>,
+    changed: Notify,
+}
 
 impl Known {
     fn look<T>(&self, look: impl FnOnce(&Shared) -> T) -> T {
@@ -119,30 +128,39 @@ impl Known {
     }
 
     fn change(&self) -> Change<'_> {
-        Change(self.guard())
+        Change { shared: self.guard(), changed: &self.changed }
     }
 
     fn guard(&self) -> MutexGuard<'_, Shared> {
         // Changes are a few assignments each; a panic cannot leave one half done in a way that matters.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The only way to what may be written: whatever is done with it counts as a change.
-struct Change<'a>(MutexGuard<'a, Shared>);
+/// The only way to what may be written: whatever is done with it counts as a change, and those who wait for one look again.
+struct Change<'a> {
+    shared: MutexGuard<'a, Shared>,
+    changed: &'a Notify,
+}
 
 impl Deref for Change<'_> {
     type Target = Shared;
 
     fn deref(&self) -> &Shared {
-        &self.0
+        &self.shared
     }
 }
 
 impl DerefMut for Change<'_> {
     fn deref_mut(&mut self) -> &mut Shared {
-        self.0.changes += 1;
-        &mut self.0
+        self.shared.changes += 1;
+        &mut self.shared
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.changed.notify_waiters();
     }
 }
 
@@ -171,6 +189,7 @@ pub struct Cell {
     layout: Layout,
     pub(crate) scope: Scope,
     lock: Lock<Vm, Writer>,
+    workspaces: Lock<Workspace, ()>,
     /// Held for single reads and writes, never across an await.
     shared: Arc<Known>,
     kept: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
@@ -191,9 +210,10 @@ impl Cell {
         let (id, name) = (record.id.clone(), record.spec.name.clone());
         let power = Power::Off { last_exit: None };
         let shared = Shared { record, power, activity: None, deleted: false, changes: 0 };
-        let shared = Arc::new(Known(Mutex::new(shared)));
+        let shared = Arc::new(Known { shared: Mutex::new(shared), changed: Notify::new() });
         Self {
             lock: Lock::new(format!("vm {name}"), Writer(shared.clone())),
+            workspaces: Lock::new(format!("workspaces of vm {name}"), ()),
             id,
             name,
             layout,
@@ -348,6 +368,29 @@ impl Cell {
             }
             released.await;
         }
+    }
+
+    /// Ends when a VMM is not what runs it any more, or is on its way down. Cancel-safe.
+    pub(crate) async fn down(&self, vmm: ProcessRef) {
+        loop {
+            let changed = self.shared.changed.notified();
+            if !self.look(|shared| shared.runs(vmm)) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Does something quick, such as giving a file its place, while nobody can begin to bring the VM down; `None` and not done
+    /// once that has begun.
+    pub(crate) fn while_up<T>(&self, vmm: ProcessRef, quick: impl FnOnce() -> T) -> Option<T> {
+        self.look(|shared| shared.runs(vmm).then(quick))
+    }
+
+    /// The lock of the workspaces in the VM: who brings one there or back has it for as long as that takes. Whoever holds it waits
+    /// for nothing beyond [`Self::down`], so nobody who ends a VM has to know of it.
+    pub(crate) async fn lock_workspaces<'c>(&self, ctx: &'c mut Ctx<Unlocked>) -> Held<'c, Workspace, ()> {
+        ctx.lock(&self.workspaces).await
     }
 
     /// The VM's lock: for decisions about it and for writing them down.

@@ -44,6 +44,8 @@ pub struct SetRequest {
     pub ttl_seconds: Option<u64>,
     /// 0 means never.
     pub idle_stop_seconds: Option<u64>,
+    /// It stays though the process that it was made for ends.
+    pub keep: bool,
 }
 
 impl SetRequest {
@@ -71,6 +73,9 @@ impl SetRequest {
         if let Some(idle) = self.idle_stop_seconds {
             spec.idle_stop_seconds = (idle > 0).then_some(idle);
         }
+        if self.keep {
+            spec.owner = None;
+        }
     }
 }
 
@@ -94,6 +99,7 @@ fn differences(before: &VmSpec, after: &VmSpec) -> Vec<&'static str> {
         ("restart", before.restart != after.restart),
         ("ttl", before.expires_at != after.expires_at),
         ("idle-stop", before.idle_stop_seconds != after.idle_stop_seconds),
+        ("owner", before.owner != after.owner),
     ]
     .into_iter()
     .filter_map(|(name, differs)| differs.then_some(name))

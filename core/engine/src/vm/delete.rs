@@ -132,6 +132,10 @@ impl Engine {
                 }
             }
             while let Some(cell) = engine.by_id(&id) {
+                if cell.with_record(|record| record.spec.owner.is_none()) {
+                    // It was given up, and the VM kept.
+                    return;
+                }
                 tracing::info!(vm = %cell.name(), owner = owner.process.pid, "deleted: its owner has ended");
                 let Ok(operation) = engine.delete(cell, true) else { return };
                 if operation.wait().await.is_err() {

@@ -101,7 +101,7 @@ pub struct HookReport {
 
 impl Engine {
     /// A VM as plugins see it.
-    pub(super) async fn facts_of(
+    pub(crate) async fn facts_of(
         &self,
         id: &VmId,
         spec: &VmSpec,

@@ -6,7 +6,8 @@ use jsonrpsee::{
 };
 use serde::Serialize;
 use vm_api::{
-    MadeImage, OperationId, OperationInfo, OperationStatus, OutputChunk, Pruned, VmChanged, rpc::OperationServer,
+    MadeImage, OperationId, OperationInfo, OperationStatus, OutputChunk, Pruned, VmChanged,
+    rpc::OperationServer,
 };
 use vm_engine::ops::{Operations, Outcome, Snapshot, Status};
 
@@ -51,10 +52,9 @@ impl Context {
                 freed_bytes: pruned.freed_bytes,
             }),
             Outcome::Image(image) => serde_json::to_value(image),
-            Outcome::Made(made) => serde_json::to_value(MadeImage {
-                image: made.image.clone(),
-                warnings: made.warnings.clone(),
-            }),
+            Outcome::Made(made) => {
+                serde_json::to_value(MadeImage { image: made.image.clone(), warnings: made.warnings.clone() })
+            }
             Outcome::Kernel(kernel) => serde_json::to_value(kernel),
             Outcome::WorkspacePlan(plan) => serde_json::to_value(plan),
             Outcome::WorkspacePrepared(prepared) => serde_json::to_value(prepared),

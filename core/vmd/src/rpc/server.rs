@@ -12,6 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use vm_api::rpc::{
     DaemonServer, EventsServer, ImageServer, KernelServer, OperationServer, PluginsServer, VmServer,
+    WorkspacesServer,
 };
 use vm_engine::Engine;
 
@@ -25,6 +26,10 @@ const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(5);
 pub(crate) struct Peer {
     /// Its process, unless it is in a PID namespace that the daemon does not see.
     pub(crate) pid: Option<u32>,
+    /// Its user.
+    pub(crate) uid: u32,
+    /// Its group.
+    pub(crate) gid: u32,
 }
 
 /// Who may connect.
@@ -135,7 +140,7 @@ fn admit(stream: &UnixStream, access: Access) -> Option<Peer> {
     match stream.peer_cred() {
         Ok(cred) if access.admits(cred.uid(), cred.gid()) => {
             let pid = cred.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
-            Some(Peer { pid })
+            Some(Peer { pid, uid: cred.uid(), gid: cred.gid() })
         }
         Ok(cred) => {
             tracing::warn!(uid = cred.uid(), "refused a connection");
@@ -157,5 +162,6 @@ fn methods(context: &Context) -> Result<RpcModule<()>, RegisterMethodError> {
     module.merge(DaemonServer::into_rpc(context.clone()))?;
     module.merge(EventsServer::into_rpc(context.clone()))?;
     module.merge(PluginsServer::into_rpc(context.clone()))?;
+    module.merge(WorkspacesServer::into_rpc(context.clone()))?;
     Ok(module)
 }

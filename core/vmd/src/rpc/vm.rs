@@ -162,6 +162,7 @@ impl VmServer for Context {
             restart: params.restart,
             ttl_seconds: params.ttl_seconds,
             idle_stop_seconds: params.idle_stop_seconds,
+            keep: params.keep,
         };
         Ok(Begun { operation: self.engine.set(self.find(&vm)?, request).map_err(wire)? })
     }

@@ -1,0 +1,142 @@
+//! What has changed since a workspace was brought, on either side.
+
+use std::sync::Arc;
+
+use vm_locks::{Ctx, Unlocked};
+use vm_types::{
+    OperationId,
+    operation::OperationKind,
+    workspace::{WorkspaceChange, WorkspaceChangeKind, WorkspaceRecord, WorkspaceState, WorkspaceStatus},
+};
+use vm_workspace::{
+    Baseline, Cancel,
+    export::{Change, ChangeKind, ExportError, Wish},
+};
+
+use super::{Caller, WorkspacesError, fetch::Reached, on_host, up};
+use crate::{
+    Engine, EngineError,
+    ops::{OpContext, Outcome},
+    vm::cell::Cell,
+};
+
+const DOING: &str = "looking at the workspace";
+
+/// Which workspace to look at.
+#[derive(Debug, Clone)]
+pub struct StatusRequest {
+    /// Name or id.
+    pub vm: String,
+    /// Its directory in the guest, or that one's name; not needed where there is only one.
+    pub at: Option<String>,
+    /// Also what git ignores in the guest.
+    pub ignored: bool,
+    /// Who asks.
+    pub caller: Caller,
+}
+
+impl From<WorkspaceStatus> for Outcome {
+    fn from(status: WorkspaceStatus) -> Self {
+        Self::WorkspaceStatus(Box::new(status))
+    }
+}
+
+impl Engine {
+    /// Tells in an operation what has changed in a guest, and on the host, since a workspace was brought.
+    ///
+    /// # Errors
+    /// No such VM, or one that is not running.
+    pub fn workspace_status(&self, request: StatusRequest) -> Result<OperationId, EngineError> {
+        let cell = self.find(&request.vm)?;
+        up(&cell, DOING)?;
+        let engine = self.clone();
+        let subject = cell.name().to_string();
+        self.operations()
+            .begin(OperationKind::WorkspaceStatus, subject, move |context, mut ctx| async move {
+                engine.status_now(&mut ctx, &cell, request, &context).await
+            })
+            .map(|operation| operation.id())
+    }
+
+    async fn status_now(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        cell: &Arc<Cell>,
+        request: StatusRequest,
+        context: &OpContext,
+    ) -> Result<WorkspaceStatus, EngineError> {
+        let (live, _entered) = self.enter(ctx, cell, DOING, context).await?;
+        let cancel = Cancel::default();
+        let _ends = cancel.on_drop();
+        let looked = async {
+            let record = self.workspace_meant(cell, request.at.as_deref()).await?;
+            let baseline = self.whole(cell, &record).await?;
+            context.progress(format!("looking at {}", record.source.display()), 0, None);
+            let workspace = self.reopen(&record, request.caller, &cancel).await?;
+            let reached = Reached::new(self, cell, &record).await?;
+            let wish = Wish::Files { ignored: request.ignored };
+            let survey = reached.survey(context).await?;
+            let mut export = reached.export(&workspace, &baseline, survey.clone(), wish, context).await?;
+            let (changes, warnings) =
+                on_host(move || Ok::<_, ExportError>((export.changes()?, export.warnings()))).await?;
+
+            context.progress("looking at the host's files", 0, None);
+            let runtime = tokio::runtime::Handle::current();
+            let (guest, directory) = (reached.guest.clone(), reached.directory.clone());
+            let known = baseline.clone();
+            let difference = on_host(move || {
+                let mut ask = |paths: &[Vec<u8>]| {
+                    runtime.block_on(guest.digests(&directory, paths)).map_err(Into::into)
+                };
+                known.difference(&workspace, &survey, &mut ask)
+            })
+            .await?;
+            reached.close().await;
+            Ok(WorkspaceStatus {
+                guest: changes.into_iter().map(shown).collect(),
+                host: texts(difference.send),
+                host_removed: texts(difference.remove),
+                host_commits: difference.history,
+                both: texts(difference.guest_changed),
+                workspace: record,
+                warnings,
+            })
+        };
+        self.while_up(cell, live, DOING, context, looked).await
+    }
+
+    /// What was sent of a workspace that has to be whole.
+    pub(super) async fn whole(
+        &self,
+        cell: &Cell,
+        record: &WorkspaceRecord,
+    ) -> Result<Arc<Baseline>, EngineError> {
+        self.baseline_of(cell, record).await?.ok_or_else(|| {
+            let cause = match &record.state {
+                WorkspaceState::Unfinished { cause } => cause.clone(),
+                WorkspaceState::Prepared { .. } => Some("what was sent of it is not known any more".into()),
+            };
+            WorkspacesError::Unfinished { vm: cell.name().clone(), path: record.path.clone(), cause }.into()
+        })
+    }
+}
+
+/// Paths for people.
+pub(super) fn texts(paths: Vec<Vec<u8>>) -> Vec<String> {
+    paths.iter().map(|path| text(path)).collect()
+}
+
+pub(super) fn text(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}
+
+fn shown(change: Change) -> WorkspaceChange {
+    let kind = match change.kind {
+        ChangeKind::Added => WorkspaceChangeKind::Added,
+        ChangeKind::Modified => WorkspaceChangeKind::Modified,
+        ChangeKind::Deleted => WorkspaceChangeKind::Deleted,
+        ChangeKind::TypeChanged => WorkspaceChangeKind::TypeChanged,
+        ChangeKind::ModeChanged => WorkspaceChangeKind::ModeChanged,
+    };
+    WorkspaceChange { path: text(&change.path), kind }
+}
