@@ -2,6 +2,7 @@
 //! (see [`vm_tests`]) and ends by checking that nothing is left of it.
 
 mod bad_input;
+mod cp;
 mod daemon;
 mod ends;
 mod fakes;

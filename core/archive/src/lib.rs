@@ -11,6 +11,8 @@ mod draft;
 pub mod look;
 mod pack;
 mod pax;
+#[cfg(test)]
+mod tests;
 mod unpack;
 
 use std::io::{self, Read, Write};

@@ -3,6 +3,9 @@
 use std::{io, path::PathBuf};
 
 use vm_api::{ErrorKind, Problem};
+use vm_archive::Failure;
+use vm_guest::GuestError;
+use vm_types::guest::files::code;
 
 use crate::{daemon::DaemonError, ssh::SshError};
 
@@ -46,6 +49,22 @@ pub(crate) enum CliError {
     /// The session with the guest failed.
     #[error(transparent)]
     Ssh(#[from] SshError),
+    /// The agent's file service in a guest failed.
+    #[error("VM {vm}")]
+    Guest {
+        /// The VM.
+        vm: String,
+        /// How.
+        source: GuestError,
+    },
+    /// Packing or unpacking on the host failed.
+    #[error("{place}")]
+    Archive {
+        /// Where.
+        place: String,
+        /// How.
+        source: Failure,
+    },
     /// The session ended because the VM did.
     #[error("VM {name} {what} before the command ended{console}")]
     VmLost {
@@ -139,6 +158,9 @@ impl CliError {
             Self::Refused(problem) => problem.kind,
             Self::Daemon(error) => error.kind(),
             Self::Ssh(error) => error.kind(),
+            Self::Guest { source, .. } => guest_kind(source),
+            Self::Archive { source: Failure::Told { code, .. }, .. } => file_kind(code),
+            Self::Archive { source: Failure::Gone, .. } => ErrorKind::Internal,
             Self::VmLost { .. } => ErrorKind::VmmDied,
             Self::Usage { .. } => ErrorKind::InvalidArgument,
             Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -165,6 +187,8 @@ impl CliError {
             Self::Refused(problem) => problem.hint.clone(),
             Self::Daemon(error) => error.hint(),
             Self::Ssh(error) => error.hint(),
+            Self::Guest { source, .. } => source.hint().map(str::to_owned),
+            Self::Archive { source, .. } => file_hint(source).map(str::to_owned),
             Self::VmLost { name, .. } => Some(format!("its whole console, while it exists: vm logs {name}")),
             Self::Usage { hint, .. } => Some(hint.clone()),
             Self::Answer { .. } => {
@@ -204,10 +228,72 @@ impl CliError {
     }
 }
 
+fn guest_kind(error: &GuestError) -> ErrorKind {
+    match error {
+        GuestError::File { code, .. } => file_kind(code),
+        GuestError::Connect { source, .. } | GuestError::ReadKey { source, .. }
+            if source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            ErrorKind::PermissionDenied
+        }
+        GuestError::Source { source } | GuestError::Sink { source }
+            if source.kind() == io::ErrorKind::StorageFull =>
+        {
+            ErrorKind::NoSpace
+        }
+        GuestError::Source { .. } | GuestError::Sink { .. } | GuestError::ReadKey { .. } => {
+            ErrorKind::HostFailure
+        }
+        GuestError::Command { .. } | GuestError::Path { .. } | GuestError::TooMany { .. } => {
+            ErrorKind::InvalidArgument
+        }
+        GuestError::LoginRefused { .. } | GuestError::ClientKey { .. } => ErrorKind::PermissionDenied,
+        GuestError::RecordedKey { .. } | GuestError::HostKey => ErrorKind::Internal,
+        GuestError::Connect { .. }
+        | GuestError::Handshake { .. }
+        | GuestError::Login { .. }
+        | GuestError::Begin { .. }
+        | GuestError::Refused { .. }
+        | GuestError::Lost { .. }
+        | GuestError::TimeLimit { .. }
+        | GuestError::Survey { .. }
+        | GuestError::Answer { .. } => ErrorKind::GuestUnresponsive,
+    }
+}
+
+/// Of a code of the file service, on either side.
+fn file_kind(file_code: &str) -> ErrorKind {
+    match file_code {
+        code::NOT_FOUND | code::NO_USER => ErrorKind::NotFound,
+        code::NO_SPACE => ErrorKind::NoSpace,
+        code::DENIED => ErrorKind::PermissionDenied,
+        code::IS_DIRECTORY | code::NOT_DIRECTORY | code::NOT_REGULAR | code::REQUEST => {
+            ErrorKind::InvalidArgument
+        }
+        code::OUTSIDE | code::UNSUPPORTED | code::MALFORMED | code::TRUNCATED => ErrorKind::BadImage,
+        _ => ErrorKind::HostFailure,
+    }
+}
+
+/// What to do about a failure on the host.
+fn file_hint(failure: &Failure) -> Option<&'static str> {
+    let Failure::Told { code, .. } = failure else { return None };
+    Some(match *code {
+        code::NO_SPACE => "make room on the host's disk",
+        code::DENIED => "check the permissions on the host, or run as another user",
+        code::NOT_FOUND => "it was removed meanwhile; try again",
+        code::IS_DIRECTORY | code::NOT_DIRECTORY => "name another place, or remove what is in the way",
+        code::OUTSIDE | code::UNSUPPORTED | code::MALFORMED | code::TRUNCATED => {
+            "the guest sent what it should not: what it says is not to be trusted"
+        }
+        _ => return None,
+    })
+}
+
 /// Exit code of a sort of error; documented in [`EXIT_CODES`].
 pub(crate) fn exit_code(kind: ErrorKind) -> u8 {
     match kind {
-        ErrorKind::Internal | ErrorKind::HostFailure | ErrorKind::Cancelled | ErrorKind::CommandFailed => 1,
+        ErrorKind::Internal | ErrorKind::HostFailure | ErrorKind::Cancelled => 1,
         ErrorKind::InvalidArgument => 2,
         ErrorKind::NotFound => 3,
         ErrorKind::AlreadyExists | ErrorKind::WrongState | ErrorKind::InUse => 4,

@@ -18,8 +18,7 @@ use crate::{context::Context, daemon, errors::CliError};
 /// For example: vm ssh-config web >> ~/.ssh/config; ssh web. Run it as the user who will run ssh. The host key is asked
 /// for at each connection, so it stays right when a VM of that name is made anew. Needs OpenSSH 8.5 or newer.
 ///
-/// The guest has no SFTP server of its own. Copy files with tar, as in: tar c dir | ssh web tar x. Or, where the
-/// image has scp, with: scp -O file web:
+/// The guest has no SFTP server of its own. Copy files with vm cp, or with tar, as in: tar c dir | ssh web tar x.
 #[derive(Debug, Args)]
 pub(crate) struct SshConfigArgs {
     /// Name or id

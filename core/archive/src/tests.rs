@@ -1,0 +1,151 @@
+//! Both ends together, as `vm cp` has them on the host: a sender that may be hostile, and files that somebody wants to keep.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::Read,
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use tar::{Builder, EntryType, Header};
+use tokio::sync::mpsc;
+use vm_types::guest::files::{PackOptions, PackReport, code};
+
+use crate::{Failure, Output, Replaced, Unpacking, pack, unpack};
+
+/// As `vm cp` unpacks on the host.
+fn careful(top: &Path, only: Option<&str>, archive: &[u8]) -> Result<PackReport, Failure> {
+    let how = Unpacking { owner: None, modes: 0o777, only: only.map(OsStr::new), careful: true };
+    unpack(top, how, archive)
+}
+
+fn packed(path: &Path, name: &str) -> Vec<u8> {
+    let (output, mut pieces) = mpsc::channel(1);
+    std::thread::scope(|scope| {
+        let work = scope.spawn(move || {
+            let options = PackOptions::default();
+            pack(path, Some(OsStr::new(name)), &options, Replaced::new(), &Output(output)).unwrap()
+        });
+        let mut all = Vec::new();
+        while let Some(piece) = pieces.blocking_recv() {
+            all.extend_from_slice(&piece);
+        }
+        work.join().unwrap();
+        all
+    })
+}
+
+fn archive(entries: &[(&str, EntryType, &str, &[u8])]) -> Vec<u8> {
+    let mut archive = Builder::new(Vec::new());
+    for (name, kind, link, content) in entries {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(*kind);
+        header.set_mode(0o6755);
+        header.set_size(content.len() as u64);
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_mut_bytes()[157..157 + link.len()].copy_from_slice(link.as_bytes());
+        header.set_cksum();
+        archive.append(&header, *content).unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
+fn code_of(result: Result<PackReport, Failure>) -> &'static str {
+    match result {
+        Err(Failure::Told { code, .. }) => code,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn modes_and_times_arrive_to_the_nanosecond_also_of_directories() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    fs::create_dir_all(at("from/in/er")).unwrap();
+    fs::write(at("from/in/file"), "x").unwrap();
+    symlink("nowhere", at("from/in/link")).unwrap();
+    let time = SystemTime::UNIX_EPOCH + Duration::new(1_234_567_890, 987_654_321);
+    // The deepest first, as what is made changes its directory.
+    for (name, mode) in [("from/in/file", 0o600), ("from/in/er", 0o500), ("from/in", 0o511), ("from", 0o755)]
+    {
+        fs::File::open(at(name)).unwrap().set_modified(time).unwrap();
+        fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let report = careful(&at("to"), Some("new"), &packed(&at("from"), "new")).unwrap();
+    assert_eq!((report.entries, report.files, report.content), (5, 1, 1));
+    for (name, mode) in [("", 0o755), ("in", 0o511), ("in/er", 0o500), ("in/file", 0o600)] {
+        let meta = fs::metadata(at("to/new").join(name)).unwrap();
+        assert_eq!(meta.modified().unwrap(), time, "{name}");
+        assert_eq!(meta.mode() & 0o7777, mode, "{name}");
+    }
+    let times = |name: &str| fs::symlink_metadata(at(name)).unwrap().modified().unwrap();
+    assert_eq!(times("to/new/in/link"), times("from/in/link"));
+}
+
+#[test]
+fn nothing_but_what_was_asked_for_is_written() {
+    let scratch = tempfile::tempdir().unwrap();
+    let top = scratch.path().join("home");
+    fs::create_dir_all(top.join("mine")).unwrap();
+    fs::write(top.join("mine/kept"), "kept").unwrap();
+    fs::write(top.join("profile"), "kept").unwrap();
+    symlink("mine", top.join("way")).unwrap();
+    symlink("../outside", top.join("out")).unwrap();
+    fs::create_dir(scratch.path().join("outside")).unwrap();
+    use EntryType::{Directory, Link, Regular, Symlink};
+    let evil = &b"evil"[..];
+    let cases: [(&str, &[(&str, EntryType, &str, &[u8])], &str); 10] = [
+        ("new", &[("profile", Regular, "", evil)], code::OUTSIDE),
+        ("new", &[("./profile", Regular, "", evil)], code::OUTSIDE),
+        ("new", &[("new/../profile", Regular, "", evil)], code::OUTSIDE),
+        ("new", &[("new", Link, "profile", b"")], code::OUTSIDE),
+        ("new", &[("new", Symlink, ".", b""), ("new/profile", Regular, "", evil)], code::NOT_DIRECTORY),
+        ("new", &[("new", Symlink, "mine", b""), ("new/", Directory, "", b"")], code::NOT_DIRECTORY),
+        ("way", &[("way/kept", Regular, "", evil)], code::NOT_DIRECTORY),
+        ("out", &[("out/evil", Regular, "", evil)], code::NOT_DIRECTORY),
+        ("profile", &[("profile/", Directory, "", b"")], code::NOT_DIRECTORY),
+        ("mine", &[("mine", Regular, "", evil)], code::IS_DIRECTORY),
+    ];
+    for (only, entries, wanted) in cases {
+        let got = code_of(careful(&top, Some(only), &archive(entries)));
+        assert_eq!(got, wanted, "{entries:?}");
+        let _ = fs::remove_file(top.join("new"));
+    }
+    for name in ["mine/kept", "profile"] {
+        assert_eq!(fs::read_to_string(top.join(name)).unwrap(), "kept", "{name}");
+    }
+    assert_eq!(fs::read_dir(&top).unwrap().count(), 4, "no drafts are left");
+    assert_eq!(fs::read_dir(scratch.path().join("outside")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_has_no_place_on_the_host_is_left_out_with_a_warning() {
+    let scratch = tempfile::tempdir().unwrap();
+    let archive = archive(&[
+        ("null", EntryType::Char, "", b""),
+        ("pipe", EntryType::Fifo, "", b""),
+        ("suid", EntryType::Regular, "", b"x"),
+    ]);
+    let report = careful(scratch.path(), None, &archive).unwrap();
+    assert_eq!((report.entries, report.warnings.len()), (1, 2), "{report:?}");
+    assert!(report.warnings[0].message.contains("null"));
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+    assert_eq!(fs::metadata(scratch.path().join("suid")).unwrap().mode() & 0o7777, 0o755);
+}
+
+#[test]
+fn a_sender_that_goes_half_way_leaves_no_half_file() {
+    let scratch = tempfile::tempdir().unwrap();
+    let whole =
+        archive(&[("one", EntryType::Regular, "", b"1"), ("two", EntryType::Regular, "", &[2; 5000])]);
+    for cut in [3000, 512, 1024, 1700] {
+        let top = tempfile::tempdir_in(scratch.path()).unwrap();
+        let how = Unpacking { owner: None, modes: 0o777, only: None, careful: true };
+        assert!(unpack(top.path(), how, whole.as_slice().take(cut)).is_err(), "{cut}");
+        let left: Vec<_> =
+            fs::read_dir(top.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.iter().all(|name| name == "one"), "{cut}: {left:?}");
+    }
+}
