@@ -59,8 +59,8 @@ pub struct Difference {
     /// What is not in the workspace any more, in the order in which it is to be removed: what is in a directory before it.
     /// What stands where something of another kind is to be sent is among them, too.
     pub remove: Vec<Vec<u8>>,
-    /// Of these paths the ones that the guest itself has changed, so that its work would be lost; and git's own files, where
-    /// commits were made in the guest.
+    /// Of these paths the ones that the guest itself has changed, so that its work would be lost; and, where git's own files
+    /// are to be sent, `HEAD` and the branch if the guest has moved them. What is only staged in the guest is not looked for.
     pub guest_changed: Vec<Vec<u8>>,
     /// Of the files that are to be sent.
     pub bytes: u64,
@@ -191,10 +191,10 @@ impl Baseline {
     ) -> Result<Difference, WorkspaceError> {
         let mut difference = Difference::default();
         let now = self.host_now(workspace, &mut difference)?;
-        difference.history = match &self.history {
-            Some(history) => workspace.has_moved(history)?,
-            None => false,
-        };
+        if let Some(history) = &self.history {
+            difference.history = workspace.has_moved(history)?;
+            difference.remove.extend(workspace.references_in_the_way(history));
+        }
         let guest = Guest {
             now: survey.iter().map(|seen| (seen.path.as_slice(), seen)).collect(),
             then: self.guest.iter().map(|seen| (seen.path.as_slice(), seen)).collect(),

@@ -18,7 +18,7 @@ use crate::{
     Tree, Workspace, WorkspaceError,
     archive::Packer,
     facts::{Place, Repository},
-    listing::{self, within},
+    listing::{self, directories_above, within},
     text::{self, hex, path as of_bytes},
 };
 
@@ -123,6 +123,25 @@ impl Workspace {
             }
         }
         Ok(false)
+    }
+
+    /// References that a guest has and that are in the way of the branches checked out now, as `a` is of `a/b`; git has both
+    /// nowhere. What is in a directory comes behind it.
+    pub(crate) fn references_in_the_way(&self, known: &History) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        for repository in self.kept() {
+            let former = known.of(&repository.path);
+            let (Some(line), Some(now)) = (former, &repository.branch) else { continue };
+            let Some(then) = line.branch.as_deref() else { continue };
+            let reference = |branch: &[u8]| within(&line.git, &[b"refs/heads/", branch].concat());
+            if directories_above(now).any(|above| above == then) {
+                found.push(reference(then));
+            } else if directories_above(then).any(|above| above == now.as_slice()) {
+                let inside = directories_above(then).filter(|above| above.len() >= now.len());
+                found.extend(inside.chain([then]).map(reference));
+            }
+        }
+        found
     }
 
     /// The repositories whose history goes into a guest.
