@@ -38,7 +38,8 @@ impl Apply<'_> {
     pub(super) fn run(&self) -> Result<ApplyReport, ExportError> {
         let mut report = ApplyReport::default();
         let mut gone = HashSet::new();
-        let removals = self.deltas.iter().rev().filter(|delta| self.is_workspace && delta.after == After::Nothing);
+        let removals =
+            self.deltas.iter().rev().filter(|delta| self.is_workspace && delta.after == After::Nothing);
         let mut emptied = BTreeSet::new();
         for delta in removals {
             self.cancel.check()?;
@@ -53,7 +54,7 @@ impl Apply<'_> {
         for directory in emptied.iter().rev() {
             if self.guest.get(directory).is_none_or(|seen| seen.kind != SeenKind::Directory) {
                 let freed = match self.dry_run {
-                    true => self.place.is_empty_but_for(directory, &gone)?,
+                    true => self.place.is_empty_but_for(directory, &gone).unwrap_or(false),
                     // What is not empty stays, and may be in the way of what is to be written.
                     false => self.place.remove_directory(directory).unwrap_or(false),
                 };
@@ -82,7 +83,12 @@ impl Apply<'_> {
             };
             return Ok(if empty { Fate::Removed } else { Fate::Conflict });
         }
-        if matches!(found, Found::Absent | Found::Blocked) {
+        let is_directory =
+            |path: &[u8]| self.guest.get(path).is_some_and(|seen| seen.kind == SeenKind::Directory);
+        // A directory that took the place of a file did so on either side.
+        if matches!(found, Found::Absent | Found::Blocked)
+            || found == Found::Directory && is_directory(&delta.path)
+        {
             return Ok(Fate::Unchanged);
         }
         let Some(key) = found.key().filter(|_| self.is_as_sent(&found, delta.sent)) else {
@@ -128,16 +134,20 @@ impl Apply<'_> {
         }
         let outcome = match &delta.after {
             After::Nothing => Outcome::Done,
-            After::Directory => match found.key().map(|key| self.place.remove(&delta.path, key)).transpose()? {
-                Some(Outcome::Changed) => Outcome::Changed,
-                Some(Outcome::Done) | None if self.place.make_directory(&delta.path)? => Outcome::Done,
-                Some(Outcome::Done) | None => Outcome::Changed,
-            },
+            After::Directory => {
+                match found.key().map(|key| self.place.remove(&delta.path, key)).transpose()? {
+                    Some(Outcome::Changed) => Outcome::Changed,
+                    Some(Outcome::Done) | None if self.place.make_directory(&delta.path)? => Outcome::Done,
+                    Some(Outcome::Done) | None => Outcome::Changed,
+                }
+            }
             After::File { content, mode } => match &found {
                 Found::File { sha256, key, .. } if *sha256 == content.sha256 => {
                     self.place.set_mode(&delta.path, *key, *mode)?
                 }
-                _ => self.place.put(&delta.path, &found, New::File { content: &content.file, mode: *mode })?,
+                _ => {
+                    self.place.put(&delta.path, &found, New::File { content: &content.file, mode: *mode })?
+                }
             },
             After::Link { target } => self.place.put(&delta.path, &found, New::Link { target })?,
         };
@@ -206,5 +216,8 @@ fn note(report: &mut ApplyReport, path: &[u8], fate: Result<Fate, ExportError>) 
 
 /// The directories that a path is in, the nearest last.
 fn above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| path.get(..at).unwrap_or_default())
+    path.iter()
+        .enumerate()
+        .filter(|(_, byte)| **byte == b'/')
+        .map(|(at, _)| path.get(..at).unwrap_or_default())
 }

@@ -1,10 +1,6 @@
 //! A guest's commits as a branch of the host's.
 
-use crate::{
-    Git, GitError, WorkspaceError,
-    export::ExportError,
-    text::shown,
-};
+use crate::{Git, GitError, WorkspaceError, export::ExportError, text::shown};
 
 use super::{
     quarantine::{Host, Quarantine, unusable},
@@ -51,7 +47,7 @@ pub(super) fn branch(
         _ => None,
     };
     if let Some(head) = head.filter(|head| Some(*head) != base) {
-        whole(quarantine, head)?;
+        whole(quarantine, head, base)?;
     }
     let parent = head.or(base);
     let committed = parent.map(|parent| tree_of(quarantine, parent)).transpose()?;
@@ -88,15 +84,21 @@ pub(super) fn branch(
 }
 
 /// All that a commit of the guest stands on must be there, here or on the host.
-fn whole(quarantine: &Quarantine, head: &str) -> Result<(), ExportError> {
+fn whole(quarantine: &Quarantine, head: &str, base: Option<&str>) -> Result<(), ExportError> {
     if !quarantine.has_commit(head)? {
         return Err(ExportError::History { reason: format!("its commit {head} is not among its objects") });
     }
-    quarantine.command().args(["rev-list", "--count", head]).output().map(drop).map_err(unusable)
+    let walk = quarantine.command().args(["rev-list", "--objects", "--quiet", head]);
+    let walk = match base {
+        Some(base) => walk.args(["--not", base]),
+        None => walk,
+    };
+    walk.output().map(drop).map_err(unusable)
 }
 
 fn tree_of(quarantine: &Quarantine, commit: &str) -> Result<String, ExportError> {
-    let tree = quarantine.command().args(["rev-parse", "--verify", "--quiet"]).arg(format!("{commit}^{{tree}}"));
+    let tree =
+        quarantine.command().args(["rev-parse", "--verify", "--quiet"]).arg(format!("{commit}^{{tree}}"));
     tree.line().map(text).map_err(unusable)
 }
 
@@ -141,7 +143,8 @@ fn setting(git: &Git, host: &Host, name: &str) -> Result<Option<String>, ExportE
 /// The commit that a branch of the host's has.
 fn existing(git: &Git, host: &Host, name: &str) -> Result<Option<String>, ExportError> {
     let reference = reference(name);
-    let list = git.at(&host.top).args(["for-each-ref", "--format=%(objectname)%00%(refname)%00%(worktreepath)"]);
+    let list =
+        git.at(&host.top).args(["for-each-ref", "--format=%(objectname)%00%(refname)%00%(worktreepath)"]);
     let list = list.arg(&reference).output().map_err(WorkspaceError::git("looking for the branch"))?;
     // The pattern takes what is below such a name as well.
     for line in text(list).lines() {
@@ -199,7 +202,9 @@ fn bring(
         Err(GitError::Failed { stderr, .. }) if stderr.contains("non-fast-forward") => {
             Err(ExportError::BranchDiverged { name: shown(name.as_bytes()) })
         }
-        Err(GitError::Failed { stderr, .. }) => Err(ExportError::Refused { reason: shown(stderr.as_bytes()) }),
+        Err(GitError::Failed { stderr, .. }) => {
+            Err(ExportError::Refused { reason: shown(stderr.as_bytes()) })
+        }
         Err(error) => Err(WorkspaceError::git(doing)(error).into()),
     }
 }

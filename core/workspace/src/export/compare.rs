@@ -54,7 +54,8 @@ pub(super) fn deltas<'a>(
     let compare = Compare { baseline, guest, fetched, is_git };
     let mut deltas: Vec<Delta<'a>> =
         baseline.sent.entries.iter().filter_map(|(path, sent)| compare.sent(path, sent)).collect();
-    let others = guest.entries().filter(|seen| baseline.sent.entries.get(&seen.path).is_none() && passes(&seen.path));
+    let others =
+        guest.entries().filter(|seen| !baseline.sent.entries.contains_key(&seen.path) && passes(&seen.path));
     deltas.extend(others.filter_map(|seen| compare.other(seen)));
     deltas.sort_by(|one, other| one.path.cmp(&other.path));
     deltas
@@ -81,7 +82,9 @@ impl<'a> Compare<'a, '_> {
         match (sent.kind, seen.kind) {
             // A pipe or a socket is nothing that could be brought back; what was there stays on the host.
             (_, SeenKind::Other) | (EntryKind::Directory, SeenKind::Directory) => None,
-            (_, SeenKind::Directory) if self.is_git || !self.is_empty(path) => delta(ChangeKind::Deleted, After::Nothing),
+            (_, SeenKind::Directory) if self.is_git || !self.is_empty(path) => {
+                delta(ChangeKind::Deleted, After::Nothing)
+            }
             (_, SeenKind::Directory) => delta(ChangeKind::TypeChanged, After::Directory),
             (EntryKind::Symlink, SeenKind::Symlink) => {
                 let kind = (sent.target != seen.target).then_some(ChangeKind::Modified)?;
@@ -102,9 +105,10 @@ impl<'a> Compare<'a, '_> {
             (EntryKind::Directory, SeenKind::File | SeenKind::Symlink) if self.is_git => {
                 delta(ChangeKind::Added, self.after(seen)?)
             }
-            (EntryKind::File | EntryKind::Symlink | EntryKind::Directory, SeenKind::File | SeenKind::Symlink) => {
-                delta(ChangeKind::TypeChanged, self.after(seen)?)
-            }
+            (
+                EntryKind::File | EntryKind::Symlink | EntryKind::Directory,
+                SeenKind::File | SeenKind::Symlink,
+            ) => delta(ChangeKind::TypeChanged, self.after(seen)?),
         }
     }
 
@@ -140,8 +144,18 @@ impl<'a> Compare<'a, '_> {
             (Some(sent), true) if (sent.mode ^ now) & 0o100 == 0 => sent.mode,
             (Some(sent), true) if now & 0o100 != 0 => sent.mode | (sent.mode & 0o444) >> 2,
             (Some(sent), true) => sent.mode & !0o111,
-            (None, true) => if now & 0o100 == 0 { 0o644 } else { 0o755 },
-            (Some(sent), false) if self.guest.before(path).is_some_and(|before| before.mode & 0o777 == now) => sent.mode,
+            (None, true) => {
+                if now & 0o100 == 0 {
+                    0o644
+                } else {
+                    0o755
+                }
+            }
+            (Some(sent), false)
+                if self.guest.before(path).is_some_and(|before| before.mode & 0o777 == now) =>
+            {
+                sent.mode
+            }
             (_, false) => now,
         }
     }

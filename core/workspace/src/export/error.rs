@@ -39,6 +39,12 @@ pub enum ExportError {
         /// How many.
         count: usize,
     },
+    /// The export was begun for something else, so not all was fetched that this needs.
+    #[error("the export was not begun for a {what}")]
+    NotWished {
+        /// What it should have been begun for.
+        what: &'static str,
+    },
     /// The files in the scratch directory.
     #[error("cannot {action} {path}")]
     Scratch {
@@ -109,20 +115,26 @@ impl ExportError {
             }
             Self::Archive { .. } => "see whether the VM still runs (vm status) and try again",
             Self::TooMuch => "stop what writes in the guest meanwhile, and try again",
-            Self::NotFetched { .. } => "try again; should it stay so, please report it: it is a defect of vmd",
+            Self::NotFetched { .. } | Self::NotWished { .. } => {
+                "try again; should it stay so, please report it: it is a defect of vmd"
+            }
             Self::Scratch { source, .. } | Self::Host { source, .. }
                 if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
             {
                 "free space on that disk"
             }
             Self::Scratch { .. } => "check vmd's state directory",
-            Self::Host { .. } => "files are read and written with your rights: check those of the file and its directory",
+            Self::Host { .. } => {
+                "files are read and written with your rights: check those of the file and its directory"
+            }
             Self::History { .. } => {
                 "export the files without commits (--patch, --files or --apply); or mend it in the guest with git fsck"
             }
             Self::BranchName { .. } => "git check-ref-format --branch NAME tells which names git takes",
             Self::BranchDiverged { .. } => "name a new branch, and merge it with git",
-            Self::BranchCheckedOut { .. } => "name another branch and merge it with git, or export with --apply",
+            Self::BranchCheckedOut { .. } => {
+                "name another branch and merge it with git, or export with --apply"
+            }
             Self::Refused { .. } => "export the files without commits (--patch, --files or --apply)",
             Self::Output { .. } => return None,
         };

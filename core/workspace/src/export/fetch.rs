@@ -1,12 +1,10 @@
 //! What came from the guest, kept in scratch files that are named by numbers: no name that the guest chose becomes a path here.
 
 use std::{
-    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io::{self, BufReader, ErrorKind, Read, Write},
+    io::{BufReader, ErrorKind, Read, Write},
     path::{Path, PathBuf},
-    rc::Rc,
 };
 
 use sha2::{Digest, Sha256};
@@ -14,8 +12,8 @@ use tar::EntryType;
 
 use crate::{Cancel, export::ExportError, text::shown};
 
-/// The most that may describe one entry of an archive, in bytes. It is kept in memory.
-const HEADERS: u64 = 64 << 10;
+use super::member::Members;
+
 /// How much more than announced may come: files grow while they are fetched. In bytes, beside a quarter of what was announced.
 const GROWTH: u64 = 16 << 20;
 /// How much is copied at once, in bytes.
@@ -80,38 +78,19 @@ impl Fetched {
         cancel: &Cancel,
     ) -> Result<(), ExportError> {
         let announced: u64 = wanted.values().fold(0, |sum, size| sum.saturating_add(*size));
-        let state = Rc::<State>::default();
-        let guarded = Guarded { archive: BufReader::with_capacity(PIECE, archive), state: Rc::clone(&state) };
-        let mut archive = tar::Archive::new(guarded);
-        let malformed = |source| ExportError::Archive { source };
+        let mut archive = Members::new(BufReader::with_capacity(PIECE, archive));
         let mut taken = BTreeMap::new();
         let mut room = announced.saturating_add(announced / 4).saturating_add(GROWTH);
-        let mut entries = archive.entries().map_err(malformed)?;
-        loop {
+        while let Some(member) = archive.next().map_err(|source| ExportError::Archive { source })? {
             cancel.check()?;
-            state.headers.set(Some(HEADERS));
-            let Some(entry) = entries.next() else { break };
-            state.headers.set(None);
-            let mut entry = entry.map_err(malformed)?;
-            let path = entry.path_bytes().into_owned();
-            let kind = entry.header().entry_type();
-            if kind.is_pax_global_extensions() {
-                continue;
+            if !wanted.contains_key(&member.path) || taken.contains_key(&member.path) {
+                return Err(ExportError::Unasked { path: shown(&member.path) });
             }
-            if !wanted.contains_key(&path) || taken.contains_key(&path) {
-                return Err(ExportError::Unasked { path: shown(&path) });
+            // Anything else it has become since the guest was looked at.
+            if matches!(member.kind, EntryType::Regular | EntryType::Continuous) {
+                let content = self.keep(&mut archive, member.mode, &mut room, cancel)?;
+                taken.insert(member.path, content);
             }
-            // It has become something else since the guest was looked at.
-            if !matches!(kind, EntryType::Regular | EntryType::Continuous) {
-                continue;
-            }
-            let mode = entry.header().mode().map_err(malformed)? & 0o777;
-            let content = self.keep(&mut entry, mode, &mut room, cancel)?;
-            taken.insert(path, content);
-        }
-        if state.ended.get() {
-            let source = io::Error::new(ErrorKind::UnexpectedEof, "it ends without its end mark");
-            return Err(ExportError::Archive { source });
         }
         self.vanished.extend(wanted.keys().filter(|path| !taken.contains_key(*path)).cloned());
         self.files.append(&mut taken);
@@ -150,38 +129,11 @@ impl Fetched {
     }
 }
 
-/// What the reader below the archive knows.
-#[derive(Default)]
-struct State {
-    /// What headers may still have; no matter while content is read.
-    headers: Cell<Option<u64>>,
-    /// The input's end was met.
-    ended: Cell<bool>,
-}
-
-/// Keeps headers from filling the memory, and sees an end that comes too soon.
-struct Guarded<R> {
-    archive: BufReader<R>,
-    state: Rc<State>,
-}
-
-impl<R: Read> Read for Guarded<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.archive.read(buffer)?;
-        if let Some(left) = self.state.headers.get() {
-            let left = left.checked_sub(length as u64).ok_or_else(|| {
-                io::Error::new(ErrorKind::InvalidData, "a name is longer than any real one")
-            })?;
-            self.state.headers.set(Some(left));
-        }
-        if length == 0 && !buffer.is_empty() {
-            self.state.ended.set(true);
-        }
-        Ok(length)
-    }
-}
-
 /// Makes a directory for scratch files.
 pub(super) fn directory(path: &Path) -> Result<(), ExportError> {
-    fs::create_dir(path).map_err(|source| ExportError::Scratch { action: "make", path: path.to_owned(), source })
+    fs::create_dir(path).map_err(|source| ExportError::Scratch {
+        action: "make",
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -80,7 +80,8 @@ impl Guest {
         for seen in &self.now {
             let Some(end) = git_directory(&seen.path) else { continue };
             let own = seen.path.get(..end).unwrap_or_default();
-            let of_submodule = submodules.iter().any(|top| own.strip_prefix(top.as_slice()) == Some(b"/.git"));
+            let of_submodule =
+                submodules.iter().any(|top| own.strip_prefix(top.as_slice()) == Some(b"/.git"));
             if own != b".git" && !of_submodule && found.last().is_none_or(|last| last != own) {
                 found.push(own.to_vec());
             }
@@ -112,7 +113,10 @@ fn check(list: &[Seen]) -> Result<(), ExportError> {
             }
         }
         if seen.kind == SeenKind::Symlink
-            && seen.target.as_ref().is_none_or(|target| target.is_empty() || target.len() > 4095 || target.contains(&0))
+            && seen
+                .target
+                .as_ref()
+                .is_none_or(|target| target.is_empty() || target.len() > 4095 || target.contains(&0))
         {
             return refuse(&seen.path, "a link to no path");
         }
@@ -160,7 +164,10 @@ mod tests {
 
     #[test]
     fn a_file_of_the_last_tick_may_have_changed_in_it() {
-        let list = vec![Seen { ctime: 5, ..seen("a", SeenKind::File) }, Seen { ctime: 6, ..seen("b", SeenKind::File) }];
+        let list = vec![
+            Seen { ctime: 5, ..seen("a", SeenKind::File) },
+            Seen { ctime: 6, ..seen("b", SeenKind::File) },
+        ];
         let guest = Guest::new(list.clone(), list).unwrap();
         assert!(guest.is_unchanged(b"a"));
         assert!(!guest.is_unchanged(b"b"));

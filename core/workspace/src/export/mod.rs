@@ -12,6 +12,7 @@ mod compare;
 mod error;
 mod fetch;
 mod guest;
+mod member;
 mod names;
 mod patch;
 mod place;

@@ -40,7 +40,8 @@ fn is_dot_git(name: &[u8]) -> bool {
     let stem = stem.get(..length).unwrap_or_default();
     // A backslash separates there.
     let behind = plain.iter().position(|byte| *byte == b'\\').and_then(|at| plain.get(at + 1..));
-    [&b".git"[..], b"git~1"].iter().any(|own| stem.eq_ignore_ascii_case(own)) || behind.is_some_and(is_dot_git)
+    [&b".git"[..], b"git~1"].iter().any(|own| stem.eq_ignore_ascii_case(own))
+        || behind.is_some_and(is_dot_git)
 }
 
 /// A name as HFS+ compares it: it does not see these code points.

@@ -2,11 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::{
-    WorkspaceError,
-    export::ExportError,
-    git::passed_on,
-};
+use crate::{WorkspaceError, export::ExportError, git::passed_on};
 
 use super::{
     compare::After,
@@ -35,21 +31,13 @@ impl Write for Counted<'_> {
     }
 }
 
-/// From one tree, or nothing, to another.
+/// From one tree to another.
 pub(super) fn of_trees(
     quarantine: &Quarantine,
-    from: Option<&str>,
+    from: &str,
     tree: &str,
     to: &mut dyn Write,
 ) -> Result<PatchReport, ExportError> {
-    let nothing;
-    let from = match from {
-        Some(from) => from,
-        None => {
-            nothing = quarantine.index("nothing", None)?.tree()?;
-            &nothing
-        }
-    };
     let mut counted = Counted { to, bytes: 0 };
     quarantine
         .command()
@@ -106,6 +94,6 @@ pub(super) fn of_files(export: &Export, to: &mut dyn Write) -> Result<PatchRepor
         after.add(&new)?;
         Ok(((before.tree()?, after.tree()?), left_out))
     })?;
-    let report = of_trees(&export.quarantine, Some(&trees.0), &trees.1, to)?;
+    let report = of_trees(&export.quarantine, &trees.0, &trees.1, to)?;
     Ok(PatchReport { left_out, ..report })
 }

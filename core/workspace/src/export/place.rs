@@ -25,7 +25,6 @@ use sha2::{Digest, Sha256};
 
 use crate::{Cancel, export::ExportError, text::shown};
 
-
 /// How often openat2(2) is asked for one directory while somebody renames others.
 const TRIES: usize = 16;
 /// How much is read at once, in bytes.
@@ -74,11 +73,7 @@ pub(super) struct Key {
 }
 
 impl Key {
-    #[expect(
-        clippy::useless_conversion,
-        clippy::unnecessary_cast,
-        reason = "the fields' types differ between platforms"
-    )]
+    #[expect(clippy::unnecessary_cast, reason = "the fields' types differ between platforms")]
     fn of(about: &Stat) -> Self {
         Self {
             device: about.st_dev,
@@ -119,7 +114,11 @@ impl Place {
     pub(super) fn open(top: &Path) -> Result<Self, ExportError> {
         open(top, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map(|top| Self { top })
-            .map_err(|error| ExportError::Host { action: "open", path: top.display().to_string(), source: error.into() })
+            .map_err(|error| ExportError::Host {
+                action: "open",
+                path: top.display().to_string(),
+                source: error.into(),
+            })
     }
 
     /// Looks at a path, and reads the file that is there.
@@ -202,11 +201,12 @@ impl Place {
         let failed = |errno: Errno| self.failed("change", path, errno);
         let (above, name) = split(path);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match self.enter(above).and_then(|directory| openat(&directory, name, flags, Mode::empty())) {
-            Ok(file) => file,
-            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => return Ok(Outcome::Changed),
-            Err(errno) => return Err(failed(errno)),
-        };
+        let file =
+            match self.enter(above).and_then(|directory| openat(&directory, name, flags, Mode::empty())) {
+                Ok(file) => file,
+                Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => return Ok(Outcome::Changed),
+                Err(errno) => return Err(failed(errno)),
+            };
         if Key::of(&fstat(&file).map_err(failed)?) != before {
             return Ok(Outcome::Changed);
         }
@@ -346,7 +346,8 @@ impl<'a> Temporary<'a> {
                 self.kept.set(false);
             }
             New::File { content, mode } => {
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = openat(self.directory, self.name.as_str(), flags, Mode::from_raw_mode(0o600))?;
                 self.kept.set(false);
                 let mut file = File::from(file);
@@ -447,5 +448,106 @@ impl Drop for Temporary<'_> {
             // It was made or verified a moment ago; where that fails, a file with a telling name stays.
             let _ = unlinkat(self.directory, self.name.as_str(), AtFlags::empty());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    struct Host(tempfile::TempDir, Place);
+
+    impl Host {
+        fn with(name: &str, content: &str) -> Self {
+            let top = tempfile::tempdir().unwrap();
+            fs::write(top.path().join(name), content).unwrap();
+            fs::write(top.path().join("new"), "new").unwrap();
+            let place = Place::open(top.path()).unwrap();
+            Self(top, place)
+        }
+
+        fn look(&self, name: &str) -> Found {
+            self.1.look(name.as_bytes(), &Cancel::default()).unwrap()
+        }
+
+        fn put(&self, name: &str, before: &Found) -> Outcome {
+            let content = self.0.path().join("new");
+            self.1.put(name.as_bytes(), before, New::File { content: &content, mode: 0o640 }).unwrap()
+        }
+
+        fn read(&self, name: &str) -> String {
+            fs::read_to_string(self.0.path().join(name)).unwrap()
+        }
+
+        /// Names of the top, without what is put.
+        fn names(&self) -> Vec<String> {
+            let names = fs::read_dir(self.0.path()).unwrap();
+            let mut names: Vec<_> =
+                names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.retain(|name| name != "new");
+            names.sort();
+            names
+        }
+    }
+
+    #[test]
+    fn what_was_compared_is_replaced_and_removed() {
+        let host = Host::with("a", "old");
+        assert_eq!(host.put("a", &host.look("a")), Outcome::Done);
+        assert_eq!(host.read("a"), "new");
+        assert!(matches!(host.look("a"), Found::File { mode: 0o640, .. }));
+        assert_eq!(host.put("x/y/z", &Found::Absent), Outcome::Done);
+        let key = host.look("a").key().unwrap();
+        assert_eq!(host.1.set_mode(b"a", key, 0o755).unwrap(), Outcome::Done);
+        assert_eq!(host.1.remove(b"a", key).unwrap(), Outcome::Done);
+        assert_eq!(host.names(), ["x"]);
+    }
+
+    #[test]
+    fn an_edit_in_between_is_kept_and_no_other_file_stays() {
+        let host = Host::with("a", "old");
+        let before = host.look("a");
+        fs::write(host.0.path().join("a"), "edited by hand").unwrap();
+        assert_eq!(host.put("a", &before), Outcome::Changed);
+        assert_eq!(host.1.remove(b"a", before.key().unwrap()).unwrap(), Outcome::Changed);
+        assert_eq!(host.1.set_mode(b"a", before.key().unwrap(), 0o777).unwrap(), Outcome::Changed);
+        assert_eq!(host.put("a", &Found::Absent), Outcome::Changed, "it appeared");
+        assert_eq!(host.read("a"), "edited by hand");
+        // An editor that writes a new file and renames it.
+        let before = host.look("a");
+        fs::write(host.0.path().join("b"), "edited by hand").unwrap();
+        fs::rename(host.0.path().join("b"), host.0.path().join("a")).unwrap();
+        assert_eq!(host.put("a", &before), Outcome::Changed);
+        assert_eq!(host.names(), ["a"]);
+        let before = host.look("a");
+        fs::remove_file(host.0.path().join("a")).unwrap();
+        assert_eq!(host.put("a", &before), Outcome::Changed, "it went");
+        fs::create_dir(host.0.path().join("a")).unwrap();
+        fs::write(host.0.path().join("a/inner"), "").unwrap();
+        assert_eq!(host.put("a", &before), Outcome::Changed, "it is a directory");
+        assert_eq!(host.1.remove(b"a", before.key().unwrap()).unwrap(), Outcome::Changed);
+        assert!(host.0.path().join("a/inner").exists());
+        assert_eq!(host.names(), ["a"]);
+    }
+
+    #[test]
+    fn nothing_is_done_through_links() {
+        let host = Host::with("a", "old");
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("file"), "precious").unwrap();
+        symlink(outside.path(), host.0.path().join("dir")).unwrap();
+        symlink(outside.path().join("file"), host.0.path().join("link")).unwrap();
+        assert_eq!(host.look("dir/file"), Found::Blocked);
+        assert_eq!(host.put("dir/new", &Found::Absent), Outcome::Changed);
+        let key = host.look("a").key().unwrap();
+        assert_eq!(host.1.remove(b"dir/file", key).unwrap(), Outcome::Changed);
+        assert!(!host.1.make_directory(b"dir/sub").unwrap());
+        assert!(matches!(host.look("link"), Found::Link { .. }));
+        assert_eq!(host.put("link", &host.look("link")), Outcome::Done, "the link itself is replaced");
+        assert_eq!(host.read("link"), "new");
+        assert_eq!(fs::read_to_string(outside.path().join("file")).unwrap(), "precious");
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
     }
 }

@@ -53,7 +53,8 @@ pub(super) struct Host {
 impl Host {
     /// That of a workspace; none where there is no git.
     pub(super) fn of(workspace: &Workspace) -> Result<Option<Self>, WorkspaceError> {
-        let (Some(common), Some(format)) = (workspace.git_common_directory(), workspace.object_format()) else {
+        let (Some(common), Some(format)) = (workspace.git_common_directory(), workspace.object_format())
+        else {
             return Ok(None);
         };
         let mut settings = Vec::new();
@@ -173,7 +174,8 @@ impl Quarantine {
                 fs::hard_link(&content.file, &pack).map_err(scratch)?;
                 let indexed = self.command().args(["index-pack", "--strict"]).arg(&pack).output();
                 indexed.map_err(unusable)?;
-                let target = self.repository.join("objects/pack").join(format!("pack-{}", number(&content.file)));
+                let target =
+                    self.repository.join("objects/pack").join(format!("pack-{}", number(&content.file)));
                 for extension in ["pack", "idx"] {
                     let to = target.with_extension(extension);
                     if let Some(parent) = to.parent() {
@@ -194,11 +196,18 @@ impl Quarantine {
         Ok(())
     }
 
-    /// An index in it, with the entries of a tree or none.
+    /// A new index in it, with the entries of a tree or none, in a directory of that name and some letters.
     pub(super) fn index(&self, name: &str, tree: Option<&str>) -> Result<Index<'_>, ExportError> {
-        let work = self.scratch.join(format!("{name}.work"));
+        let own =
+            tempfile::Builder::new().prefix(name).tempdir_in(&self.scratch).map(tempfile::TempDir::keep);
+        let own = own.map_err(|source| ExportError::Scratch {
+            action: "make a directory in",
+            path: self.scratch.clone(),
+            source,
+        })?;
+        let work = own.join("work");
         super::fetch::directory(&work)?;
-        let index = Index { quarantine: self, file: self.scratch.join(name), work };
+        let index = Index { quarantine: self, file: own.join("index"), work };
         let read = index.command().arg("read-tree");
         let read = match tree {
             Some(tree) => read.arg(tree),
@@ -251,7 +260,10 @@ impl Index<'_> {
     /// Puts a file that was fetched into the working tree.
     pub(super) fn file(&self, name: &[u8], content: &Content, executable: bool) -> Result<(), ExportError> {
         self.place(name, |place| {
-            fs::set_permissions(&content.file, fs::Permissions::from_mode(if executable { 0o755 } else { 0o644 }))?;
+            fs::set_permissions(
+                &content.file,
+                fs::Permissions::from_mode(if executable { 0o755 } else { 0o644 }),
+            )?;
             match fs::hard_link(&content.file, place) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     fs::remove_file(place)?;
@@ -297,16 +309,27 @@ impl Index<'_> {
         // A name may begin as a pathspec with magic does.
         let names: Vec<Vec<u8>> = names.iter().map(|name| [b"./", *name].concat()).collect();
         let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
-        let command = self.command().args(["check-ignore", "--no-index", "-z", "--stdin"]).input(list(&names));
+        let command =
+            self.command().args(["check-ignore", "--no-index", "-z", "--stdin"]).input(list(&names));
         let found = command.find().map_err(WorkspaceError::git("asking what the guest ignores"))?;
         let found = found.unwrap_or_default();
-        Ok(found.split(|byte| *byte == 0).filter_map(|name| name.strip_prefix(b"./")).map(<[u8]>::to_vec).collect())
+        Ok(found
+            .split(|byte| *byte == 0)
+            .filter_map(|name| name.strip_prefix(b"./"))
+            .map(<[u8]>::to_vec)
+            .collect())
     }
 
     /// Takes names out of the index.
     pub(super) fn remove(&self, names: &[&[u8]]) -> Result<(), ExportError> {
         let null = "0".repeat(self.quarantine.digits);
-        self.set(names.iter().map(|name| [b"0 ", null.as_bytes(), b"\t", *name, b"\0"].concat()).collect::<Vec<_>>().concat())
+        self.set(
+            names
+                .iter()
+                .map(|name| [b"0 ", null.as_bytes(), b"\t", *name, b"\0"].concat())
+                .collect::<Vec<_>>()
+                .concat(),
+        )
     }
 
     /// Has a commit of a submodule at each of the names.
@@ -314,9 +337,9 @@ impl Index<'_> {
         &self,
         commits: impl IntoIterator<Item = (&'a [u8], &'a str)>,
     ) -> Result<(), ExportError> {
-        let lines = commits.into_iter().map(|(name, commit)| {
-            [b"160000 ", commit.as_bytes(), b"\t", name, b"\0"].concat()
-        });
+        let lines = commits
+            .into_iter()
+            .map(|(name, commit)| [b"160000 ", commit.as_bytes(), b"\t", name, b"\0"].concat());
         self.set(lines.collect::<Vec<_>>().concat())
     }
 
@@ -334,9 +357,26 @@ impl Index<'_> {
         if names.is_empty() {
             return Ok(());
         }
-        let command = self.command().args(["update-index", "-z", "--add", "--replace", "--stdin"]).input(list(names));
+        let command =
+            self.command().args(["update-index", "-z", "--add", "--replace", "--stdin"]).input(list(names));
         command.output().map_err(WorkspaceError::git("putting the guest's files together"))?;
         Ok(())
+    }
+
+    /// Those of the names that `.gitattributes` give a filter to, and which. None is run here.
+    pub(super) fn filtered(&self, names: &[&[u8]]) -> Result<Vec<(Vec<u8>, String)>, ExportError> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let command = self.command().args(["check-attr", "-z", "--stdin", "filter"]).input(list(names));
+        let said = command.output().map_err(WorkspaceError::git("reading the guest's attributes"))?;
+        let fields: Vec<&[u8]> = said.split(|byte| *byte == 0).collect();
+        let found = fields
+            .as_chunks::<3>()
+            .0
+            .iter()
+            .filter(|[_, _, filter]| !matches!(*filter, b"unspecified" | b"unset" | b"set"));
+        Ok(found.map(|[name, _, filter]| (name.to_vec(), shown(filter))).collect())
     }
 
     /// The tree of the index.

@@ -30,7 +30,9 @@ pub(super) fn head(file: impl Fn(&[u8]) -> Option<Vec<u8>>, digits: usize) -> He
         if let Some(object) = object(content, digits) {
             return Head::At(object);
         }
-        let Some(next) = content.strip_prefix(b"ref:").map(<[u8]>::trim_ascii_start) else { return Head::None };
+        let Some(next) = content.strip_prefix(b"ref:").map(<[u8]>::trim_ascii_start) else {
+            return Head::None;
+        };
         if !next.starts_with(b"refs/") {
             return Head::None;
         }

@@ -1,18 +1,14 @@
 //! One export: what is asked of the guest, in which order, and what is made of the answers.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io::{Read, Write},
     path::{Path, PathBuf},
 };
 
 use vm_types::guest::files::{Seen, SeenKind};
 
-use crate::{
-    Baseline, Cancel, Git, Identity, Workspace, WorkspaceError,
-    export::ExportError,
-    text::shown,
-};
+use crate::{Baseline, Cancel, Git, Identity, Workspace, WorkspaceError, export::ExportError, text::shown};
 
 use super::{
     apply::Apply,
@@ -25,7 +21,7 @@ use super::{
     quarantine::{Host, Quarantine, fetched},
     refs::Head,
     report::{ApplyReport, BranchReport, Change, PatchReport, Wish},
-    tree,
+    tree::{self, Made},
     view::{Base, View, first},
 };
 
@@ -56,7 +52,7 @@ pub struct Export {
     /// Directories of git's own that are left where they are.
     repositories: Vec<Vec<u8>>,
     /// The tree that git would make of the guest's working tree.
-    tree: Option<String>,
+    tree: Option<Made>,
     /// Whether the guest's objects are in the quarantine.
     objects: bool,
     /// Removed at the end.
@@ -70,11 +66,11 @@ impl Export {
     /// The guest tells what cannot be; the host's repository has lost the commit that the guest started from; git's own.
     pub fn begin(
         workspace: &Workspace,
-        baseline: Baseline,
+        mut baseline: Baseline,
         survey: Vec<Seen>,
         wish: Wish,
     ) -> Result<Self, ExportError> {
-        let guest = Guest::new(survey, baseline.guest.clone())?;
+        let guest = Guest::new(survey, std::mem::take(&mut baseline.guest))?;
         let scratch = workspace.scratch()?;
         let (host, quarantine, fetched, base) = act(workspace.identity(), || {
             let host = Host::of(workspace)?;
@@ -145,12 +141,30 @@ impl Export {
         Ok(self.deltas().iter().map(compare::Delta::change).collect())
     }
 
-    /// What people should know, once nothing is wanted any more.
+    /// What people should know, once the work was brought back.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.view.as_ref().map(|view| view.warnings.clone()).unwrap_or_default();
-        warnings.extend(self.repositories.iter().map(|path| {
-            format!("{} stays in the guest: it is a repository's own directory", shown(path))
-        }));
+        warnings.extend(self.tree.iter().flat_map(|made| made.warnings.iter().cloned()));
+        if let Some(view) = self.view.as_ref().filter(|_| self.tree.is_some()) {
+            let deltas = self.deltas();
+            let touched = view.submodules.keys().filter(|top| {
+                let inside = |path: &[u8]| {
+                    path.strip_prefix(top.as_slice()).is_some_and(|rest| rest.starts_with(b"/"))
+                };
+                deltas.iter().any(|delta| inside(&delta.path))
+            });
+            warnings.extend(touched.map(|top| {
+                format!(
+                    "what changed in the submodule {} is in no patch or branch: apply brings its files",
+                    shown(top)
+                )
+            }));
+        }
+        warnings.extend(
+            self.repositories.iter().map(|path| {
+                format!("{} stays in the guest: it is a repository's own directory", shown(path))
+            }),
+        );
         let others = self.guest.entries().filter(|seen| seen.kind == SeenKind::Other);
         warnings.extend(
             others
@@ -158,7 +172,9 @@ impl Export {
                 .map(|seen| format!("{} is a pipe, socket or device: it is left out", shown(&seen.path))),
         );
         let vanished = self.fetched.vanished().iter();
-        warnings.extend(vanished.map(|path| format!("{} changed while it was fetched: it is left out", shown(path))));
+        warnings.extend(
+            vanished.map(|path| format!("{} changed while it was fetched: it is left out", shown(path))),
+        );
         warnings
     }
 
@@ -169,14 +185,18 @@ impl Export {
     /// Files are still wanted, as they are if this was not wished for; git's; `to`'s.
     pub fn patch(&mut self, to: &mut dyn Write) -> Result<PatchReport, ExportError> {
         self.complete()?;
-        match self.host {
-            Some(_) => {
-                let tree = self.tree()?;
-                let base = self.base.commit.clone();
-                patch::of_trees(&self.quarantine, base.as_deref(), &tree, to)
-            }
-            None => patch::of_files(self, to),
+        if self.host.is_none() {
+            return patch::of_files(self, to);
         }
+        if matches!(self.wish, Wish::Files { .. }) {
+            return Err(ExportError::NotWished { what: "patch" });
+        }
+        let tree = self.tree()?;
+        let base = match &self.base.commit {
+            Some(base) => base.clone(),
+            None => act(&self.identity, || self.quarantine.index("nothing", None)?.tree())?,
+        };
+        patch::of_trees(&self.quarantine, &base, &tree, to)
     }
 
     /// Makes or moves a branch of the host's repository: the guest's commits since it started, and one more with the message for
@@ -189,6 +209,9 @@ impl Export {
         let Some(host) = self.host.clone() else {
             return Err(WorkspaceError::NotARepository { path: self.top.clone() }.into());
         };
+        if self.wish != Wish::Branch {
+            return Err(ExportError::NotWished { what: "branch" });
+        }
         self.complete()?;
         branch::check_name(&self.quarantine, name)?;
         let tree = self.tree()?;
@@ -217,7 +240,12 @@ impl Export {
         self.apply_to(&top, true, dry_run)
     }
 
-    fn apply_to(&self, directory: &Path, is_workspace: bool, dry_run: bool) -> Result<ApplyReport, ExportError> {
+    fn apply_to(
+        &self,
+        directory: &Path,
+        is_workspace: bool,
+        dry_run: bool,
+    ) -> Result<ApplyReport, ExportError> {
         let deltas = self.deltas();
         act(&self.identity, || {
             let empty;
@@ -225,10 +253,8 @@ impl Export {
                 Place::open(directory)?
             } else if dry_run {
                 // It would be empty.
-                empty = tempfile::TempDir::new_in(self.scratch.path()).map_err(|source| ExportError::Scratch {
-                    action: "make",
-                    path: self.scratch.path().to_owned(),
-                    source,
+                empty = tempfile::TempDir::new_in(self.scratch.path()).map_err(|source| {
+                    ExportError::Scratch { action: "make", path: self.scratch.path().to_owned(), source }
                 })?;
                 Place::open(empty.path())?
             } else {
@@ -335,32 +361,26 @@ impl Export {
         if self.objects {
             return Ok(());
         }
-        let found: Vec<_> = self
-            .objects()
-            .filter_map(|(name, seen)| Some((name, self.fetched.get(&seen.path)?)))
-            .collect();
+        let found: Vec<_> =
+            self.objects().filter_map(|(name, seen)| Some((name, self.fetched.get(&seen.path)?))).collect();
         act(&self.identity, || self.quarantine.take_objects(found))?;
         self.objects = true;
         Ok(())
     }
 
     fn tree(&mut self) -> Result<String, ExportError> {
-        if let Some(tree) = &self.tree {
-            return Ok(tree.clone());
+        if let Some(made) = &self.tree {
+            return Ok(made.tree.clone());
         }
         let Some(view) = &self.view else {
             return Err(WorkspaceError::NotARepository { path: self.top.clone() }.into());
         };
-        let tree = act(&self.identity, || {
+        let made = act(&self.identity, || {
             tree::of_guest(&self.guest, &self.base, view, &self.fetched, &self.quarantine)
         })?;
-        self.tree = Some(tree.clone());
+        let tree = made.tree.clone();
+        self.tree = Some(made);
         Ok(tree)
-    }
-
-    /// Paths that are neither removed nor brought back.
-    pub(super) fn vanished(&self) -> &BTreeSet<Vec<u8>> {
-        self.fetched.vanished()
     }
 }
 

@@ -9,11 +9,8 @@ use std::{
 use vm_types::guest::files::SeenKind;
 
 use crate::{
-    Baseline, GitError, Sent, Workspace, WorkspaceError,
-    archive::Packer,
-    export::ExportError,
-    facts::unreadable,
-    text::shown,
+    Baseline, GitError, Sent, Workspace, WorkspaceError, archive::Packer, export::ExportError,
+    facts::unreadable, text::shown,
 };
 
 use super::{
@@ -61,19 +58,33 @@ impl Base {
         let differing = workspace
             .git()
             .at(workspace.top())
-            .args(["diff", "--name-only", "-z", "--no-renames", "--no-ext-diff", "--no-textconv", "--no-relative"])
+            .args([
+                "diff",
+                "--name-only",
+                "-z",
+                "--no-renames",
+                "--no-ext-diff",
+                "--no-textconv",
+                "--no-relative",
+            ])
             .args(["--ignore-submodules=all", commit, "--"])
             .output()
-            .map_err(WorkspaceError::git("comparing the host's files with the commit that the guest started from"))?;
+            .map_err(WorkspaceError::git(
+                "comparing the host's files with the commit that the guest started from",
+            ))?;
         let differing: HashSet<&[u8]> = differing.split(|byte| *byte == 0).collect();
-        let same = |path: &&Vec<u8>| !differing.contains(path.as_slice()) && baseline.sent.entries.contains_key(*path);
+        let same = |path: &&Vec<u8>| {
+            !differing.contains(path.as_slice()) && baseline.sent.entries.contains_key(*path)
+        };
         let candidates: Vec<&Vec<u8>> = entries.keys().filter(same).collect();
         let clean = workspace.identity().act(|| still_as_sent(workspace, &baseline.sent, &candidates))?;
         let mut skipped = HashSet::new();
         if workspace.facts().sparse {
             let list = workspace.git().at(workspace.top()).args(["ls-files", "-t", "-z"]).output();
             let list = list.map_err(WorkspaceError::git("asking which files are not checked out"))?;
-            skipped.extend(list.split(|byte| *byte == 0).filter_map(|line| Some(line.strip_prefix(b"S ")?.to_vec())));
+            skipped.extend(
+                list.split(|byte| *byte == 0).filter_map(|line| Some(line.strip_prefix(b"S ")?.to_vec())),
+            );
         }
         Ok(Self { entries, clean, skipped, commit: Some(commit.to_owned()) })
     }
@@ -118,7 +129,8 @@ fn still_as_sent(
         }
     }
     let read = reader.finish()?.entries;
-    let same = read.into_iter().filter(|(path, now)| sent.entries.get(path).is_some_and(|former| former.same(now)));
+    let same =
+        read.into_iter().filter(|(path, now)| sent.entries.get(path).is_some_and(|former| former.same(now)));
     proven.extend(same.map(|(path, _)| path));
     Ok(proven)
 }
@@ -155,7 +167,8 @@ pub(super) fn first(guest: &Guest, base: &Base) -> BTreeMap<Vec<u8>, u64> {
     }
     for (path, _) in base.submodules() {
         let link = [path, b"/.git"].concat();
-        if let Some(seen) = guest.get(&link).filter(|seen| seen.kind == SeenKind::File && seen.size <= SMALL) {
+        if let Some(seen) = guest.get(&link).filter(|seen| seen.kind == SeenKind::File && seen.size <= SMALL)
+        {
             wanted.insert(link, seen.size);
         }
     }
@@ -208,7 +221,8 @@ impl View {
                             links.entry(path.clone()).or_insert_with(|| object.clone());
                         }
                     }
-                    view.index = Some(entries.into_iter().map(|(path, (_, _, skipped))| (path, skipped)).collect());
+                    view.index =
+                        Some(entries.into_iter().map(|(path, (_, _, skipped))| (path, skipped)).collect());
                 }
                 Err(GitError::Failed { stderr, .. }) => view.warnings.push(format!(
                     "the guest's index cannot be read ({}): the host's commit decides which files git keeps",
@@ -269,7 +283,8 @@ impl View {
             quarantine.write("info/exclude", &exclude)?;
         }
         let work = quarantine.index("ignore", base.commit.as_deref())?;
-        let lists = guest.files().filter(|seen| seen.kind == SeenKind::File && name(&seen.path) == b".gitignore");
+        let lists =
+            guest.files().filter(|seen| seen.kind == SeenKind::File && name(&seen.path) == b".gitignore");
         let mut from_base = Vec::new();
         for seen in lists {
             match fetched.get(&seen.path) {
@@ -312,12 +327,22 @@ impl View {
 }
 
 fn slashes(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| path.get(..at).unwrap_or_default())
+    path.iter()
+        .enumerate()
+        .filter(|(_, byte)| **byte == b'/')
+        .map(|(at, _)| path.get(..at).unwrap_or_default())
 }
 
+/// An entry of an index: its mode, its object, and whether it is not in the working tree on purpose.
+type Staged = (u32, String, bool);
+
 /// The paths of an index with their modes, objects, and whether they are not in the working tree on purpose.
-fn index(quarantine: &Quarantine, file: &Path) -> Result<BTreeMap<Vec<u8>, (u32, String, bool)>, GitError> {
-    let list = quarantine.command().env("GIT_INDEX_FILE", file).args(["ls-files", "-z", "--stage", "-t"]).output()?;
+fn index(quarantine: &Quarantine, file: &Path) -> Result<BTreeMap<Vec<u8>, Staged>, GitError> {
+    let list = quarantine
+        .command()
+        .env("GIT_INDEX_FILE", file)
+        .args(["ls-files", "-z", "--stage", "-t"])
+        .output()?;
     let entries = list.split(|byte| *byte == 0).filter_map(|line| {
         let (tag, line) = line.split_at_checked(2)?;
         let tab = line.iter().position(|byte| *byte == b'\t')?;
@@ -325,7 +350,8 @@ fn index(quarantine: &Quarantine, file: &Path) -> Result<BTreeMap<Vec<u8>, (u32,
         let mut fields = std::str::from_utf8(about).ok()?.split(' ');
         let mode = u32::from_str_radix(fields.next()?, 8).ok()?;
         let object = fields.next()?.to_owned();
-        (is_path(path) && git_directory(path).is_none()).then(|| (path.to_vec(), (mode, object, tag == b"S ")))
+        (is_path(path) && git_directory(path).is_none())
+            .then(|| (path.to_vec(), (mode, object, tag == b"S ")))
     });
     Ok(entries.collect())
 }

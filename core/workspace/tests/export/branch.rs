@@ -145,10 +145,7 @@ fn a_guest_without_git_gives_one_commit() {
         fs::remove_file(world.guest().join("b")).unwrap();
         let report = world.export(Wish::Branch).branch("x", "m", false).unwrap();
         assert_eq!((report.commits, report.uncommitted), (1, true));
-        assert_eq!(
-            git(&world.host(), &["diff", "--name-status", "--no-renames", "main", "x"]),
-            "M\ta\nD\tb"
-        );
+        assert_eq!(git(&world.host(), &["diff", "--name-status", "--no-renames", "main", "x"]), "M\ta\nD\tb");
     }
 }
 
@@ -166,6 +163,52 @@ fn what_the_host_had_not_committed_comes_along() {
     assert_eq!(revision(&world, "x^{tree}"), world.guest_tree());
     assert_eq!(git(&world.host(), &["show", "x:a"]), "dirty");
     assert_eq!(git(&world.host(), &["show", "x:untracked"]), "u");
+}
+
+#[test]
+fn an_export_that_was_begun_for_files_is_no_patch_or_branch() {
+    let mut world = World::with(&[("a", "1\n")]);
+    write(&world.host().join("a"), b"dirty\n");
+    world.prepare(true);
+    let mut export = world.export(Wish::Files { ignored: false });
+    let error = export.patch(&mut Vec::new()).unwrap_err();
+    assert!(matches!(error, ExportError::NotWished { .. }), "{error}");
+    let error = world.export(Wish::Patch).branch("x", "m", false).unwrap_err();
+    assert!(matches!(error, ExportError::NotWished { .. }), "{error}");
+}
+
+/// As root for a tree of somebody else's: all that is made is that user's.
+#[test]
+fn somebody_elses_tree_stays_theirs() {
+    const USER: u32 = 54_321;
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can act as others");
+        return;
+    }
+    let mut world = World::with(&[("a", "1\n"), ("dir/b", "2\n")]);
+    world.give_to(USER);
+    world.prepare(true);
+    let guest = world.guest();
+    write(&guest.join("a"), b"2\n");
+    git(&guest, &["commit", "--quiet", "-am", "second"]);
+    write(&guest.join("new/c"), b"3\n");
+    fs::remove_file(guest.join("dir/b")).unwrap();
+    let mut export = world.export(Wish::Branch);
+    let report = export.branch("x", "m", false).unwrap();
+    assert_eq!((report.commits, report.uncommitted), (2, true));
+    export.patch(&mut Vec::new()).unwrap();
+    let applied = export.apply(false).unwrap();
+    assert_eq!((applied.written.len(), applied.removed.len(), applied.failed), (2, 1, vec![]));
+    for seen in crate::world::survey(&world.host()) {
+        assert_eq!((seen.uid, seen.gid), (USER, USER), "{}", String::from_utf8_lossy(&seen.path));
+    }
+    // What that user may not write stays as it is.
+    let locked = world.host().join("locked");
+    fs::create_dir(&locked).unwrap();
+    write(&guest.join("locked/d"), b"4\n");
+    let report = world.export(Wish::Branch).apply(false).unwrap();
+    assert_eq!(report.failed.len(), 1, "{report:?}");
+    assert_eq!(fs::read_dir(&locked).unwrap().count(), 0);
 }
 
 #[test]
@@ -251,9 +294,16 @@ fn attributes_of_the_guest_are_applied_and_its_filters_are_not() {
     write(&guest.join("x.bin"), b"content\n");
     git(&guest, &["config", "filter.evil.clean", &format!("touch {}; cat", ran.display())]);
     git(&guest, &["config", "core.fsmonitor", &format!("touch {}", ran.display())]);
-    write(&guest.join(".git/hooks/reference-transaction"), format!("#!/bin/sh\ntouch {}\n", ran.display()).as_bytes());
+    write(
+        &guest.join(".git/hooks/reference-transaction"),
+        format!("#!/bin/sh\ntouch {}\n", ran.display()).as_bytes(),
+    );
     make_executable(&guest.join(".git/hooks/reference-transaction"));
-    world.export(Wish::Branch).branch("x", "m", false).unwrap();
+    let mut export = world.export(Wish::Branch);
+    export.branch("x", "m", false).unwrap();
+    let warnings = export.warnings().join("\n");
+    assert!(warnings.contains("x.bin is committed as it is in the guest: the filter evil"), "{warnings}");
+    assert!(!warnings.contains("x.txt"), "{warnings}");
     assert_eq!(git(&world.host(), &["cat-file", "-s", "x:x.txt"]), "4");
     assert_eq!(git(&world.host(), &["cat-file", "-s", "x:x.bin"]), "8");
     assert!(!ran.exists(), "nothing of the guest's configuration is run");
@@ -316,7 +366,8 @@ fn submodules_are_told_of() {
     assert_eq!(revision(&world, "x^{tree}"), world.guest_tree());
     assert_eq!(revision(&world, "x:sub"), git(&guest.join("sub"), &["rev-parse", "HEAD"]));
     let warnings = export.warnings().join("\n");
-    assert!(warnings.contains("submodule sub"), "{warnings}");
+    assert!(warnings.contains("submodule sub is at its commit"), "{warnings}");
+    assert!(warnings.contains("changed in the submodule sub is in no patch"), "{warnings}");
     // As files they come like all others.
     export.apply(false).unwrap();
     assert_eq!(fs::read_to_string(world.host().join("sub/t")).unwrap(), "uncommitted\n");
@@ -366,7 +417,8 @@ fn a_tree_with_a_repository_inside_is_refused_by_git() {
     let blob = git_with(&guest, &["hash-object", "-w", "--stdin"], &[], b"evil\n").unwrap();
     let mut inner = b"100644 .git\0".to_vec();
     inner.extend((0..20).map(|at| u8::from_str_radix(&blob[at * 2..at * 2 + 2], 16).unwrap()));
-    let tree = git_with(&guest, &["hash-object", "-w", "--literally", "-t", "tree", "--stdin"], &[], &inner).unwrap();
+    let tree = git_with(&guest, &["hash-object", "-w", "--literally", "-t", "tree", "--stdin"], &[], &inner)
+        .unwrap();
     let commit = git(&guest, &["commit-tree", &tree, "-p", "HEAD", "-m", "evil"]);
     git(&guest, &["update-ref", "refs/heads/main", &commit]);
     let error = world.export(Wish::Branch).branch("x", "m", false).unwrap_err();

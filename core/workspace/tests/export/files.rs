@@ -1,6 +1,9 @@
 //! Files written to a directory, and applied to the host's own.
 
-use std::{fs, os::unix::fs::{MetadataExt, symlink}};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, symlink},
+};
 
 use vm_workspace::export::{ApplyReport, Change, ChangeKind, Wish};
 
@@ -95,7 +98,11 @@ fn all_of_it_is_applied_and_then_there_is_nothing_to_do() {
         assert_eq!(files_of(&world.host()), files_of(&world.guest()));
         assert!(!world.host().join("removed").exists(), "a directory goes with its last file");
         let again = world.export(FILES).apply(false).unwrap();
-        assert_eq!((again.written, again.removed, again.conflicts), (vec![], vec![], vec![]), "git: {history}");
+        assert_eq!(
+            (again.written, again.removed, again.conflicts),
+            (vec![], vec![], vec![]),
+            "git: {history}"
+        );
     }
 }
 

@@ -92,7 +92,9 @@ impl Act {
             }
             Self::Remove(name) if is_file(&at(name)) => fs::remove_file(at(name)).unwrap(),
             Self::Remove(name) if at(name).is_dir() => fs::remove_dir_all(at(name)).unwrap(),
-            Self::Executable(name, on) if fs::symlink_metadata(at(name)).is_ok_and(|about| about.is_file()) => {
+            Self::Executable(name, on)
+                if fs::symlink_metadata(at(name)).is_ok_and(|about| about.is_file()) =>
+            {
                 let mode = if on { 0o755 } else { 0o644 };
                 fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).unwrap();
             }
@@ -106,9 +108,14 @@ impl Act {
                 clear(top, &at(to));
                 fs::rename(moved, at(to)).unwrap();
             }
-            Self::Ignore(which) => write(&top.join(".gitignore"), [&b""[..], b"*.o\n", b"/dir/\n*.o\n!out.o\n"][which]),
+            Self::Ignore(which) => {
+                write(&top.join(".gitignore"), [&b""[..], b"*.o\n", b"/dir/\n*.o\n!out.o\n"][which])
+            }
             Self::Attributes(which) => {
-                write(&top.join(".gitattributes"), [&b""[..], b"*.txt text\n", b"a binary\nwith* eol=crlf\n"][which]);
+                write(
+                    &top.join(".gitattributes"),
+                    [&b""[..], b"*.txt text\n", b"a binary\nwith* eol=crlf\n"][which],
+                );
             }
             Self::Stage => drop(git(top, &["add", "--all"])),
             Self::Commit => {
@@ -118,7 +125,15 @@ impl Act {
             Self::Untrack(name) => {
                 let literal = [("GIT_LITERAL_PATHSPECS", "1")];
                 let list = [NAMES[name], b"\0"].concat();
-                let args = ["rm", "-r", "--quiet", "--cached", "--ignore-unmatch", "--pathspec-from-file=-", "--pathspec-file-nul"];
+                let args = [
+                    "rm",
+                    "-r",
+                    "--quiet",
+                    "--cached",
+                    "--ignore-unmatch",
+                    "--pathspec-from-file=-",
+                    "--pathspec-file-nul",
+                ];
                 git_with(top, &args, &literal, &list).unwrap();
             }
             Self::Remove(_) | Self::Executable(..) | Self::Rename(..) => {}
@@ -148,6 +163,8 @@ proptest! {
         git(&host, &["add", "--all"]);
         git(&host, &["commit", "--quiet", "--allow-empty", "-m", "start"]);
         run(&dirty, &host);
+        // What the host ignores the guest never sees, and might not ignore any more.
+        git(&host, &["clean", "-fdXq"]);
         world.prepare(history);
         if history {
             run(&work, &guest);

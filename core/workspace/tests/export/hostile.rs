@@ -62,7 +62,9 @@ fn names_of_gits_own_directory_stay_in_the_guest() {
         write(&world.host().join("a"), b"1\n");
         world.prepare(history);
         let guest = world.guest();
-        for name in [".GIT/hooks/post-checkout", "git~1", "dir/.git/config", "dir/.Git ./x", ".g\u{200c}it/config"] {
+        for name in
+            [".GIT/hooks/post-checkout", "git~1", "dir/.git/config", "dir/.Git ./x", ".g\u{200c}it/config"]
+        {
             write(&guest.join(name), b"evil");
         }
         if !history {

@@ -2,17 +2,16 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs,
+    io::Write,
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
-        fs::{MetadataExt, PermissionsExt},
+        fs::{MetadataExt, PermissionsExt, chown, lchown},
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
-
-use std::ffi::OsStr;
-use std::io::Write;
 
 use tempfile::TempDir;
 use vm_types::guest::files::{Seen, SeenKind};
@@ -30,12 +29,14 @@ pub(crate) fn path(bytes: &[u8]) -> &Path {
 pub(crate) struct World {
     directory: TempDir,
     baseline: Option<Baseline>,
+    identity: Identity,
 }
 
 impl World {
     /// A host's directory without git, and nothing in the guest.
     pub(crate) fn plain() -> Self {
-        let world = Self { directory: tempfile::tempdir().unwrap(), baseline: None };
+        let world =
+            Self { directory: tempfile::tempdir().unwrap(), baseline: None, identity: Identity::own() };
         for name in ["host", "guest", "scratch"] {
             fs::create_dir(world.directory.path().join(name)).unwrap();
         }
@@ -70,7 +71,20 @@ impl World {
     }
 
     pub(crate) fn workspace(&self) -> Workspace {
-        Workspace::open(&self.host(), Identity::own(), &self.beside("scratch"), Cancel::default()).unwrap()
+        Workspace::open(&self.host(), self.identity.clone(), &self.beside("scratch"), Cancel::default())
+            .unwrap()
+    }
+
+    /// Makes the host's side that of a user, for whom is acted from here on.
+    pub(crate) fn give_to(&mut self, user: u32) {
+        let (uid, gid) = (Some(user), Some(user));
+        fs::set_permissions(self.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(self.beside("scratch"), fs::Permissions::from_mode(0o711)).unwrap();
+        chown(self.host(), uid, gid).unwrap();
+        for seen in survey(&self.host()) {
+            lchown(self.host().join(path(&seen.path)), uid, gid).unwrap();
+        }
+        self.identity = Identity { uid: user, gid: user, groups: vec![user] };
     }
 
     /// Puts the workspace into the guest, with its history where there is any and `history` says so.
@@ -232,7 +246,8 @@ fn walk(top: &Path, below: &[u8], list: &mut Vec<Seen>) {
 
 /// Some files, as a guest's agent packs them.
 pub(crate) fn pack(top: &Path, wanted: &[Vec<u8>]) -> Vec<u8> {
-    let files: Vec<_> = wanted.iter().map(|name| (name.as_slice(), fs::read(top.join(path(name))).unwrap())).collect();
+    let files: Vec<_> =
+        wanted.iter().map(|name| (name.as_slice(), fs::read(top.join(path(name))).unwrap())).collect();
     let modes: Vec<u32> =
         wanted.iter().map(|name| fs::metadata(top.join(path(name))).unwrap().mode() & 0o7777).collect();
     archive(files.iter().zip(modes).map(|((name, content), mode)| (*name, content.as_slice(), mode)))
