@@ -32,10 +32,22 @@ impl Host {
     /// Boots one.
     #[track_caller]
     pub(crate) fn boot() -> Self {
+        Self::with_processors("2")
+    }
+
+    /// Boots one for VMs of its own. It has one processor: of QEMU's emulated ones (7.2) that run guests side by side, guests now
+    /// and then reset or fall silent, under whatever VMM.
+    #[track_caller]
+    pub(crate) fn boot_for_guests() -> Self {
+        Self::with_processors("1")
+    }
+
+    #[track_caller]
+    fn with_processors(cpus: &str) -> Self {
         let seed = image::seed();
         let began = Instant::now();
         let world = World::with_seed(&seed, &format!("{NO_PLUGINS}{CONFIG}"));
-        let machine = ["--cpus", "2", "--memory", "4G", "--disk", "24G", "--net", "none", "--start"];
+        let machine = ["--cpus", cpus, "--memory", "4G", "--disk", "24G", "--net", "none", "--start"];
         let arguments = ["create", "--name", NAME, "--image", image::IMAGE];
         world.vm(&[&arguments[..], &machine].concat()).within(LONG).run().exits(0);
         let this = Self { world };

@@ -7,8 +7,10 @@ use crate::{
     image, say,
 };
 
-/// Of the end-to-end tests, those that show the most of a VMM and its guest: a session's surroundings, the network, OpenSSH.
+/// Of the end-to-end tests, those that show the most of a VMM and its guest: a session's surroundings, the network, OpenSSH, and how
+/// a VM ends and begins anew.
 const END_TO_END: &[&str] = &[
+    "ends::a_policy_starts_it_again_and_so_does_a_restart",
     "run::surroundings_and_exit_codes",
     "network::host_and_guest_reach_each_other",
     "session::openssh_through_the_proxy",
@@ -19,7 +21,7 @@ const SHIM: &str = "$(pgrep -f '^[^ ]*vmd shim ')";
 #[test]
 #[ignore = "takes many minutes"]
 fn qemu_with_kvm() {
-    let host = Host::boot();
+    let host = Host::boot_for_guests();
     let before = host.traces();
     finds(&host, "true", "qemu");
     host.attempt(&format!("vm run --rm {BUSYBOX} -- sh -c 'exit 7'")).exits(7);
@@ -40,7 +42,7 @@ fn firecracker() {
         say("NOT TESTED HERE: Firecracker, for VM_FIRECRACKER is not set and no firecracker is on PATH");
         return;
     }
-    let host = Host::boot();
+    let host = Host::boot_for_guests();
     let before = host.traces();
     let directory = image::FIRECRACKER;
     let path = format!("PATH={directory}:$PATH VM_FIRECRACKER={directory}/firecracker");
