@@ -1,7 +1,9 @@
 //! Headers of tar archives in the PAX format.
 //!
 //! POSIX.1-2008, pax, "ustar Interchange Format" and "pax Extended Header": what a ustar header has no room for becomes a
-//! record before it. The crate `tar` writes the header's fields; its builder refuses names that files may well have.
+//! record before it. The crate `tar` writes the header's fields; its builder refuses names that files may well have. Nor does it
+//! read records whose value has an end of line, though they tell their length; who unpacks may use it, so such a long name or
+//! target goes as GNU tar writes it, which all know.
 
 use std::io::{self, Write};
 
@@ -46,6 +48,11 @@ impl<W: Write> Archive<W> {
 
     /// Writes an entry's header; a file's content must follow.
     pub(crate) fn item(&mut self, item: &Item<'_>) -> io::Result<()> {
+        for (kind, text) in [(EntryType::GNULongName, &item.name()[..]), (EntryType::GNULongLink, item.target)] {
+            if is_long_lines(text) {
+                self.long(kind, text)?;
+            }
+        }
         let records = item.records();
         if !records.is_empty() {
             let mut header = Header::new_ustar();
@@ -58,6 +65,20 @@ impl<W: Write> Archive<W> {
             self.fill()?;
         }
         self.header(item.header())
+    }
+
+    /// Writes a name or target for the next header.
+    fn long(&mut self, kind: EntryType, text: &[u8]) -> io::Result<()> {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        // It ends in a NUL.
+        header.set_size(text.len() as u64 + 1);
+        put(&mut header.as_mut_bytes()[..NAME], b"././@LongLink");
+        self.header(header)?;
+        self.content(text)?;
+        self.content(&[0])?;
+        self.fill()
     }
 
     fn header(&mut self, mut header: Header) -> io::Result<()> {
@@ -132,10 +153,10 @@ impl Item<'_> {
     fn records(&self) -> Vec<u8> {
         let mut records = Vec::new();
         let name = self.name();
-        if name.len() > NAME {
+        if name.len() > NAME && !is_long_lines(&name) {
             record(&mut records, b"path", &name);
         }
-        if self.target.len() > NAME {
+        if self.target.len() > NAME && !is_long_lines(self.target) {
             record(&mut records, b"linkpath", self.target);
         }
         if self.size > OCTAL_11 {
@@ -147,6 +168,11 @@ impl Item<'_> {
         }
         records
     }
+}
+
+/// Whether a text is too long for a header, and is not read from a record everywhere.
+fn is_long_lines(text: &[u8]) -> bool {
+    text.len() > NAME && text.contains(&b'\n')
 }
 
 /// Puts a text into a field as far as there is room, and fills it up.
@@ -181,7 +207,7 @@ mod tests {
 
     #[test]
     fn what_a_header_has_no_room_for_is_read_from_records() {
-        let (path, target) = (b"n/\xff\n".repeat(40), b"../".repeat(60));
+        let (path, target) = (b"n/\xff".repeat(40), b"../".repeat(60));
         let mut bytes = Vec::new();
         let mut archive = Archive::new(&mut bytes);
         let link =
@@ -198,6 +224,20 @@ mod tests {
         let mtime = records.iter().find(|record| record.key() == Ok("mtime")).unwrap();
         assert_eq!(mtime.value(), Ok("-0.000000001"));
         assert_eq!(entries.next().unwrap().unwrap().size(), OCTAL_11 + 1);
+    }
+
+    #[test]
+    fn long_names_of_several_lines_are_whole() {
+        let (path, target) = (b"n/\xff\n".repeat(40), b"../\n".repeat(60));
+        let mut bytes = Vec::new();
+        let mut archive = Archive::new(&mut bytes);
+        let link =
+            Item { path: &path, kind: EntryKind::Symlink, mode: 0o777, size: 0, mtime: -1, target: &target };
+        archive.item(&link).unwrap();
+        archive.finish().unwrap();
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let read = archive.entries().unwrap().next().unwrap().unwrap();
+        assert_eq!((&*read.path_bytes(), &*read.link_name_bytes().unwrap()), (&*path, &*target));
     }
 
     #[test]

@@ -46,6 +46,8 @@ fn names_modes_links_and_sizes_are_exact() {
         repo.write(name, name);
     }
     repo.write([b"long/".as_slice(), b"n".repeat(200).as_slice()].concat(), "long");
+    repo.write([b"lines/".as_slice(), b"n\n".repeat(60).as_slice()].concat(), "lines");
+    symlink("n\n".repeat(60), repo.top().join("lines/link")).unwrap();
     repo.write("empty", "");
     repo.write("large", vec![7; (3 << 20) + 1]);
     repo.mode("dir/*", 0o755);
