@@ -34,8 +34,18 @@ const MAY: &[(&str, &[&str])] = &[
     (
         "vm-engine",
         &[
-            "vm-types", "vm-host", "vm-locks", "vm-store", "vm-disk", "vm-net", "vm-image", "vm-oci",
-            "vm-vmm", "vm-shim", "vm-guest", "vm-workspace",
+            "vm-types",
+            "vm-host",
+            "vm-locks",
+            "vm-store",
+            "vm-disk",
+            "vm-net",
+            "vm-image",
+            "vm-oci",
+            "vm-vmm",
+            "vm-shim",
+            "vm-guest",
+            "vm-workspace",
         ],
     ),
     (

@@ -69,7 +69,10 @@ fn a_dockerfile_becomes_an_image_and_nothing_is_done_twice() {
         ("src/a.txt", "a\n"),
         ("src/b.txt", "b\n"),
         ("src/not.txt", "not\n"),
-        ("run.sh", "cat said; cat $1; ls; ls texts; test ! -e gone && stat -c '%a %u %g %h' first texts/a.txt\n"),
+        (
+            "run.sh",
+            "cat said; cat $1; ls; ls texts; test ! -e gone && stat -c '%a %u %g %h' first texts/a.txt\n",
+        ),
     ];
     let directory = directory(&world, &files);
     let base = format!("BASE={}", fixtures::BUSYBOX);

@@ -2,11 +2,13 @@
 //! (see [`vm_tests`]) and ends by checking that nothing is left of it.
 
 mod bad_input;
+mod bundles;
 mod cp;
 mod daemon;
 mod ends;
 mod fakes;
 mod images;
+mod images_build;
 mod jail;
 mod lifecycle;
 mod limits;
@@ -17,3 +19,5 @@ mod plugins;
 mod registry;
 mod run;
 mod session;
+mod workspaces;
+mod workspaces_broken;

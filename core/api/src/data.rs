@@ -416,6 +416,8 @@ pub struct OutputChunk {
     pub text: String,
     /// Bytes before it that are no longer kept.
     pub lost: u64,
+    /// There will be no more.
+    pub end: bool,
 }
 
 /// Where an image is to be written, and how.

@@ -68,12 +68,14 @@ pub(crate) async fn listen<T: DeserializeOwned>(
 
 type Said = Subscription<OutputChunk>;
 
-/// What comes next; for ever nothing where there is nobody to listen to.
+/// What comes next; for ever nothing where there is nobody to listen to, or no more to hear.
 async fn heard(said: &mut Option<Said>) -> Option<OutputChunk> {
-    match said {
-        Some(said) => said.next().await.and_then(Result::ok),
-        None => std::future::pending().await,
+    let Some(listening) = said else { return std::future::pending().await };
+    let chunk = listening.next().await.and_then(Result::ok);
+    if chunk.as_ref().is_none_or(|chunk| chunk.end) {
+        *said = None;
     }
+    chunk
 }
 
 fn say(progress: &Progress, chunk: &OutputChunk) {
@@ -108,7 +110,9 @@ async fn followed<T: DeserializeOwned>(
                 };
                 if !matches!(info.status, OperationStatus::Running { .. }) {
                     // Its last words are on their way.
-                    while let Ok(Some(chunk)) = timeout(LAST_WORDS, heard(&mut said)).await {
+                    while said.is_some()
+                        && let Ok(Some(chunk)) = timeout(LAST_WORDS, heard(&mut said)).await
+                    {
                         say(&progress, &chunk);
                     }
                 }
@@ -117,10 +121,7 @@ async fn followed<T: DeserializeOwned>(
                     return Ok(Done { result, interrupted });
                 }
             }
-            chunk = heard(&mut said) => match chunk {
-                Some(chunk) => say(&progress, &chunk),
-                None => said = None,
-            },
+            Some(chunk) = heard(&mut said) => say(&progress, &chunk),
             signal = interrupts.next() => {
                 if interrupted.is_some() || on_signal == OnSignal::Leave {
                     return Err(left_alone(id, signal));

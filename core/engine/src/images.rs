@@ -1,5 +1,9 @@
 //! Images: acquiring, naming, listing, deleting. All changes of the catalogue happen under one lock.
 
+pub(crate) mod build;
+pub(crate) mod bundle;
+pub(crate) mod catalogue;
+pub(crate) mod commit;
 pub(crate) mod give;
 pub(crate) mod oci;
 mod registered;
@@ -40,38 +44,6 @@ impl Engine {
                 let work = async {
                     let _flight = engine.inner.flights.board(&mut ctx, wanted.to_string()).await;
                     engine.pull_now(&mut ctx, &wanted, name, &context).await
-                };
-                context.cancellable(work).await
-            })
-            .map(|operation| operation.id())
-    }
-
-    /// Imports what is in a file or directory in an operation of its own: a root filesystem's tarball, an image layout, or what
-    /// `docker save` writes.
-    ///
-    /// # Errors
-    /// A path or name that does not fit.
-    pub fn import_image(&self, path: PathBuf, name: Option<String>) -> Result<OperationId, EngineError> {
-        let name = name.map(|name| self.full_name(&name)).transpose()?;
-        require_absolute(&path)?;
-        let engine = self.clone();
-        let subject = name.clone().unwrap_or_else(|| path.display().to_string());
-        self.operations()
-            .begin(OperationKind::ImageImport, subject, move |context, mut ctx| async move {
-                let work = async {
-                    let found = oci::on_a_thread(move || identify(path)).await?;
-                    match (found, name) {
-                        (ImageSource::Tarball { file }, Some(name)) => {
-                            let source = rootfs::TarSource::Path(file.clone());
-                            let from = format!("import {}", file.display());
-                            engine.add_image(&mut ctx, &name, source, from, &context).await
-                        }
-                        (ImageSource::Tarball { file }, None) => Err(EngineError::InvalidArgument {
-                            message: format!("{} is a root filesystem, which has no name", file.display()),
-                            hint: "give it one: vm image import FILE NAME".into(),
-                        }),
-                        (source, name) => engine.fetch_now(&mut ctx, &source, name, &context).await,
-                    }
                 };
                 context.cancellable(work).await
             })
@@ -130,7 +102,7 @@ impl Engine {
     }
 
     /// Removes record and filesystem. The catalogue's lock is held.
-    async fn remove_image(&self, image: &ImageRecord) -> Result<(), EngineError> {
+    pub(crate) async fn remove_image(&self, image: &ImageRecord) -> Result<(), EngineError> {
         self.inner.store.images().delete(&image.digest).await?;
         let path = self.inner.layout.image_rootfs(&image.digest);
         vm_host::files::remove_if_there(&path).map_err(|source| EngineError::File {
@@ -235,6 +207,12 @@ impl Engine {
                 hint: "give the image another name".into(),
             });
         }
+        if name.starts_with(catalogue::PREFIX) {
+            return Err(EngineError::InvalidArgument {
+                message: format!("{name} is what a catalogue has"),
+                hint: "give the image another name".into(),
+            });
+        }
         match name.parse::<Reference>() {
             Ok(reference) => Ok(reference.to_string()),
             // With a port.
@@ -246,9 +224,10 @@ impl Engine {
     }
 
     fn meant(&self, text: &str) -> Result<Wanted, EngineError> {
-        match made_here(text) {
-            Some(suite) => Ok(Wanted::Debian(suite)),
-            None => self.source(text).map(Wanted::Source),
+        match (made_here(text), text.strip_prefix(catalogue::PREFIX)) {
+            (Some(suite), _) => Ok(Wanted::Debian(suite)),
+            (None, Some(name)) if catalogue::is_name(name) => Ok(Wanted::Catalogue(name.to_owned())),
+            (None, _) => self.source(text).map(Wanted::Source),
         }
     }
 
@@ -261,6 +240,9 @@ impl Engine {
     ) -> Result<ImageRecord, EngineError> {
         let suite = match wanted {
             Wanted::Source(source) => return self.fetch_now(ctx, source, name, context).await,
+            Wanted::Catalogue(wanted) => {
+                return self.pull_of_catalogue(ctx, wanted, name, context).await;
+            }
             Wanted::Debian(suite) => suite,
         };
         let name = name.unwrap_or_else(|| wanted.to_string());
@@ -321,8 +303,8 @@ fn made_here(name: &str) -> Option<Suite> {
 
 /// What a file or directory holds. An archive that is none of images is a root filesystem's, or whoever unpacks it says what is
 /// wrong with it.
-fn identify(path: PathBuf) -> Result<ImageSource, vm_oci::OciError> {
-    match ImageSource::Path(path.clone()).identify() {
+async fn identify(path: PathBuf) -> Result<ImageSource, vm_oci::OciError> {
+    match ImageSource::Path(path.clone()).identify().await {
         Err(vm_oci::OciError::NoImage { .. }) if path.is_file() => Ok(ImageSource::Tarball { file: path }),
         other => other,
     }
@@ -332,6 +314,8 @@ fn identify(path: PathBuf) -> Result<ImageSource, vm_oci::OciError> {
 enum Wanted {
     /// A distribution, made on this host.
     Debian(Suite),
+    /// An image of a catalogue, by its name there.
+    Catalogue(String),
     /// What others have made.
     Source(ImageSource),
 }
@@ -340,6 +324,7 @@ impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Debian(suite) => write!(f, "debian:{suite}"),
+            Self::Catalogue(name) => write!(f, "{}{name}", catalogue::PREFIX),
             Self::Source(source) => source.fmt(f),
         }
     }

@@ -65,8 +65,9 @@ impl Builds<'_> {
         const ACTION: &str = "list steps of builds";
         self.0
             .transaction(ACTION, |t| {
-                let mut statement =
-                    t.prepare_cached("SELECT key, step FROM build_steps ORDER BY key").map_err(doing(ACTION))?;
+                let mut statement = t
+                    .prepare_cached("SELECT key, step FROM build_steps ORDER BY key")
+                    .map_err(doing(ACTION))?;
                 let rows = statement
                     .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
                     .and_then(Iterator::collect::<Result<Vec<(String, String)>, _>>)

@@ -1,4 +1,5 @@
-//! What should be: VMs, images, kernels, plugins with their state, workspaces in VMs, and a few facts about the daemon, in one SQLite database.
+//! What should be: VMs, images, kernels, plugins with their state, workspaces in VMs, and a few facts about the daemon, in one
+//! SQLite database.
 //!
 //! ```text
 //!   Store (Clone, Send) ──bounded channel──> one thread ──> Connection

@@ -11,10 +11,10 @@ use std::{
     time::Instant,
 };
 
-use vm_store::{Store, StoreError, meta};
+use vm_store::{BuildStep, Store, StoreError, meta};
 use vm_types::{
     ProcessRef, VmId,
-    image::{ImageConfig, ImageOrigin, ImageRecord, KernelRecord, RegisteredFile},
+    image::{ImageConfig, ImageLayer, ImageOrigin, ImageRecord, KernelRecord, RegisteredFile},
     vm::{DiskLimits, FailedAt, NetworkMode, Owner, RestartPolicy, VmRecord, VmSpec},
 };
 
@@ -526,6 +526,29 @@ async fn child_writer() {
         store.vms().insert(vm(number, &format!("vm{number}"))).await.unwrap();
         println!("stored vm{number}");
     }
+}
+
+#[tokio::test]
+async fn what_a_build_has_done_is_found_until_it_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    let layer = ImageLayer {
+        digest: "sha256:1".into(),
+        diff_id: "sha256:2".into(),
+        size_bytes: 3,
+        media_type: "application/vnd.oci.image.layer.v1.tar+zstd".into(),
+    };
+    let step = BuildStep { layer: Some(layer), made_at: "2026-01-01T00:00:00Z".into() };
+    let empty = BuildStep { layer: None, ..step.clone() };
+    assert_eq!(store.builds().get("a").await.unwrap(), None);
+    store.builds().put("a", &empty).await.unwrap();
+    store.builds().put("b", &empty).await.unwrap();
+    store.builds().put("a", &step).await.unwrap();
+    assert_eq!(store.builds().get("a").await.unwrap().as_ref(), Some(&step));
+    assert_eq!(store.builds().list().await.unwrap(), [("a".to_owned(), step), ("b".to_owned(), empty)]);
+    store.builds().forget(vec!["a".into(), "c".into()]).await.unwrap();
+    assert_eq!(store.builds().get("a").await.unwrap(), None);
+    assert_eq!(store.builds().list().await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -215,15 +215,19 @@ impl Build<'_> {
         let mut sections: Vec<Section> = Vec::new();
         for step in file.steps {
             let line = step.line;
-            let wrong = |message| EngineError::from(FileError {
-                line,
-                message,
-                hint: "variables are $NAME, ${NAME} and ${NAME:-OTHER}".into(),
-            });
+            let wrong = |message| {
+                EngineError::from(FileError {
+                    line,
+                    message,
+                    hint: "variables are $NAME, ${NAME} and ${NAME:-OTHER}".into(),
+                })
+            };
             match (&step.instruction, sections.last_mut()) {
                 (Instruction::From { image, .. }, _) => {
                     let image = self.globals.expand(image, file.escape).map_err(wrong)?;
-                    let named = sections.iter().position(|section| section.name() == Some(&image.to_ascii_lowercase()));
+                    let named = sections
+                        .iter()
+                        .position(|section| section.name() == Some(&image.to_ascii_lowercase()));
                     let base = match (image.as_str(), named) {
                         ("", _) => return Err(wrong("FROM names no image".into())),
                         (_, Some(stage)) => Base::Stage(stage),
@@ -429,8 +433,12 @@ fn needed(sections: &[Section], target: usize) -> BTreeSet<usize> {
 fn at(step: &Step, error: EngineError) -> EngineError {
     match error {
         // These say it, or have nothing to do with it.
-        error @ (EngineError::BuildFile(_) | EngineError::BuildCommand { .. } | EngineError::Cancelled) => error,
-        source => EngineError::BuildStep { line: step.line, text: step.text.clone(), source: Box::new(source) },
+        error @ (EngineError::BuildFile(_) | EngineError::BuildCommand { .. } | EngineError::Cancelled) => {
+            error
+        }
+        source => {
+            EngineError::BuildStep { line: step.line, text: step.text.clone(), source: Box::new(source) }
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use bytes::BytesMut;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, DuplexStream};
 use vm_guest::Guest;
 use vm_locks::{Ctx, Unlocked};
 use vm_oci::{History, ImageConfig, Layer, LayerDraft, Lease};
@@ -28,7 +28,7 @@ const OF_THE_RUN: [&str; 5] = ["/dev/", "/proc/", "/run/", "/sys/", "/tmp/"];
 /// Every ext4 filesystem has its own.
 const OF_THE_DISK: &str = "/lost+found";
 /// Bytes that are on their way between guest and layer.
-const PIPE: usize = 1 << 20;
+pub(super) const PIPE: usize = 1 << 20;
 
 /// What an image is to be made of.
 #[derive(Debug, Clone)]
@@ -152,24 +152,32 @@ impl Engine {
         prefix: &str,
         context: &OpContext,
     ) -> Result<PackReport, EngineError> {
-        let (to, mut from) = tokio::io::duplex(PIPE);
+        let (to, from) = tokio::io::duplex(PIPE);
         let packing = async { guest.pack("/", options, to).await.map_err(EngineError::from) };
-        let writing = async {
-            let (mut piece, mut done) = (BytesMut::new(), 0);
-            loop {
-                piece.reserve(PIPE / 4);
-                let read = from.read_buf(&mut piece).await;
-                let read = read.map_err(|error| EngineError::Panicked { detail: error.to_string() })?;
-                if read == 0 {
-                    return Ok(());
-                }
-                layer.write(piece.split().freeze()).await?;
-                done += read as u64;
-                context.progress(format!("{prefix}reading files, {} MiB", done >> 20), done, None);
-            }
-        };
-        let (packed, ()) = tokio::try_join!(packing, writing)?;
+        let what = format!("{prefix}reading files");
+        let (packed, ()) = tokio::try_join!(packing, pour(from, layer, &what, context))?;
         Ok(packed.report)
+    }
+}
+
+/// Has all that comes go into a layer.
+pub(super) async fn pour(
+    mut from: DuplexStream,
+    layer: &mut LayerDraft,
+    what: &str,
+    context: &OpContext,
+) -> Result<(), EngineError> {
+    let (mut piece, mut done) = (BytesMut::new(), 0);
+    loop {
+        piece.reserve(PIPE / 4);
+        let read = from.read_buf(&mut piece).await;
+        let read = read.map_err(|error| EngineError::Panicked { detail: error.to_string() })?;
+        if read == 0 {
+            return Ok(());
+        }
+        layer.write(piece.split().freeze()).await?;
+        done += read as u64;
+        context.progress(format!("{what}, {} MiB", done >> 20), done, None);
     }
 }
 

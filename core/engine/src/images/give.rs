@@ -146,7 +146,10 @@ impl Engine {
         }
         pruned.bytes += match dry_run {
             true => self.collectable_blobs(&goes, Duration::ZERO).await?,
-            false => self.collect_blobs(Duration::ZERO).await?,
+            false => {
+                self.forget_builds().await?;
+                self.collect_blobs(Duration::ZERO).await?
+            }
         }
         .bytes;
         Ok(pruned)

@@ -15,7 +15,7 @@ use vm_image::{rootfs, rootfs::LayerSource};
 use vm_locks::{Ctx, Unlocked};
 use vm_oci::{Digest, ImageSource, OciError, Progress, ProgressSink, Pulled};
 use vm_types::{
-    ImageDigest, Layout,
+    ImageDigest, KernelId, Layout,
     image::{ImageConfig, ImageLayer, ImageOrigin, ImageRecord, ImageStep},
 };
 
@@ -32,6 +32,8 @@ pub struct Registries {
     pub settings: vm_oci::Settings,
     /// What a short name means.
     pub defaults: vm_oci::ReferenceDefaults,
+    /// Catalogues, by path or address, the first one first.
+    pub catalogues: Vec<String>,
 }
 
 /// The content store, and who fills it.
@@ -40,13 +42,27 @@ pub(crate) struct Content {
     pub(crate) client: vm_oci::Client,
     pub(crate) store: vm_oci::Store,
     pub(crate) defaults: vm_oci::ReferenceDefaults,
+    pub(crate) catalogues: Vec<String>,
 }
 
 impl Content {
     pub(crate) fn open(directory: &Path, registries: Registries) -> Result<Self, OciError> {
-        let Registries { settings, defaults } = registries;
-        Ok(Self { client: vm_oci::Client::new(settings)?, store: vm_oci::Store::open(directory)?, defaults })
+        let Registries { settings, defaults, catalogues } = registries;
+        let (client, store) = (vm_oci::Client::new(settings)?, vm_oci::Store::open(directory)?);
+        Ok(Self { client, store, defaults, catalogues })
     }
+}
+
+/// An image whose blobs are all there, and what is to be recorded of it.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    pub(super) pulled: Pulled,
+    /// The names it gets.
+    pub(super) references: Vec<String>,
+    /// Where it came from, for people.
+    pub(super) source: String,
+    /// What its VMs boot, unless it has one already.
+    pub(super) kernel: Option<KernelId>,
 }
 
 impl Engine {
@@ -54,7 +70,7 @@ impl Engine {
     ///
     /// # Errors
     /// A text that names nothing, or a relative path.
-    pub(super) fn source(&self, text: &str) -> Result<ImageSource, EngineError> {
+    pub(crate) fn source(&self, text: &str) -> Result<ImageSource, EngineError> {
         let source = ImageSource::parse(text, &self.inner.content.defaults)?;
         match &source {
             ImageSource::Layout { dir: path, .. }
@@ -78,8 +94,20 @@ impl Engine {
         name: Option<String>,
         context: &OpContext,
     ) -> Result<ImageRecord, EngineError> {
+        self.fetch_from(ctx, source, source.to_string(), name, context).await
+    }
+
+    /// The same of one that people know by another place.
+    pub(super) async fn fetch_from(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        source: &ImageSource,
+        from: String,
+        name: Option<String>,
+        context: &OpContext,
+    ) -> Result<ImageRecord, EngineError> {
         let content = &self.inner.content;
-        let prefix = format!("{source}: ");
+        let prefix = format!("{from}: ");
         let pulled = content
             .client
             .fetch(source, &content.store, &transfer(context, &prefix, "downloading layers"))
@@ -88,12 +116,29 @@ impl Engine {
             Some(name) => vec![name],
             None => self.own_names(&pulled, source)?,
         };
+        let kernel = self.labelled_kernel(ctx, &pulled.config.labels, context).await?;
+        let arrived = Arrived { pulled, references, source: from, kernel };
+        self.admit(ctx, arrived, &prefix, context).await
+    }
+
+    /// Makes an image bootable whose blobs are all there, and gives it these names.
+    ///
+    /// # Errors
+    /// Its layers cannot be unpacked, or the store.
+    pub(super) async fn admit(
+        &self,
+        ctx: &mut Ctx<Unlocked>,
+        arrived: Arrived,
+        prefix: &str,
+        context: &OpContext,
+    ) -> Result<ImageRecord, EngineError> {
+        let Arrived { pulled, references, source, kernel } = arrived;
         let digest = image_digest(&pulled.config_digest)?;
         let _flight = self.inner.flights.board(ctx, format!("image {}", digest.short())).await;
         let mut staged = None;
         let _catalogue = loop {
             if staged.is_none() && !self.is_whole(&digest).await? {
-                staged = Some(self.flatten(&pulled, &digest, &prefix, context).await?);
+                staged = Some(self.flatten(&pulled, &digest, prefix, context).await?);
             }
             let catalogue = ctx.lock(&self.inner.catalogue).await;
             // It may have been deleted meanwhile.
@@ -101,6 +146,7 @@ impl Engine {
                 break catalogue;
             }
         };
+        self.require_still(kernel.as_ref()).await?;
         let images = self.inner.store.images();
         let known = images.by_digest(digest.hex()).await?;
         let path = self.inner.layout.image_rootfs(&digest);
@@ -123,11 +169,11 @@ impl Engine {
             size_bytes: about.len(),
             used_bytes: std::os::unix::fs::MetadataExt::blocks(&about) * 512,
             created_at: unix_seconds(),
-            source: source.to_string(),
+            source,
             config: config(&pulled),
             origin,
             registered: None,
-            kernel: known.and_then(|known| known.kernel),
+            kernel: known.and_then(|known| known.kernel).or(kernel),
         };
         images.put(record.clone()).await?;
         drop(pulled);
@@ -135,7 +181,7 @@ impl Engine {
     }
 
     /// Whether the store has the image's filesystem, and its record.
-    async fn is_whole(&self, digest: &ImageDigest) -> Result<bool, EngineError> {
+    pub(super) async fn is_whole(&self, digest: &ImageDigest) -> Result<bool, EngineError> {
         let path = self.inner.layout.image_rootfs(digest);
         let known = self.inner.store.images().by_digest(digest.hex()).await?;
         Ok(known.is_some() && path.exists() && !path.is_symlink())
@@ -209,12 +255,13 @@ impl Engine {
         &self,
         partials_older_than: Duration,
     ) -> Result<vm_oci::Collected, EngineError> {
-        let live = self.live_blobs(&[]).await?;
+        let mut live = self.live_blobs(&[]).await?;
+        live.extend(self.built_blobs().await?);
         let store = self.inner.content.store.clone();
         on_a_thread(move || store.collect(&live, partials_older_than)).await
     }
 
-    /// What [`Engine::collect_blobs`] would remove if these images were no longer there.
+    /// What [`Engine::collect_blobs`] would remove if these images, and builds' layers that no other has, were no longer there.
     ///
     /// # Errors
     /// The store, or the content store.
@@ -239,6 +286,27 @@ impl Engine {
             live.extend(digests.filter_map(|digest| digest.parse::<Digest>().ok()));
         }
         Ok(live)
+    }
+
+    /// Layers that steps of builds have made.
+    async fn built_blobs(&self) -> Result<HashSet<Digest>, EngineError> {
+        let steps = self.inner.store.builds().list().await?.into_iter();
+        let layers = steps.filter_map(|(_, step)| step.layer);
+        Ok(layers.filter_map(|layer| layer.digest.parse().ok()).collect())
+    }
+
+    /// Forgets steps of builds whose layers no image has. The catalogue's lock is held.
+    ///
+    /// # Errors
+    /// The store.
+    pub(super) async fn forget_builds(&self) -> Result<(), EngineError> {
+        let live = self.live_blobs(&[]).await?;
+        let builds = self.inner.store.builds();
+        let unused = builds.list().await?.into_iter().filter(|(_, step)| {
+            let layer = step.layer.as_ref().and_then(|layer| layer.digest.parse::<Digest>().ok());
+            layer.is_none_or(|layer| !live.contains(&layer))
+        });
+        Ok(builds.forget(unused.map(|(key, _)| key).collect()).await?)
     }
 }
 
@@ -315,7 +383,7 @@ fn origin(pulled: &Pulled) -> ImageOrigin {
 }
 
 /// Tells how many bytes of all blobs are there.
-pub(super) fn transfer(context: &OpContext, prefix: &str, what: &'static str) -> ProgressSink {
+pub(crate) fn transfer(context: &OpContext, prefix: &str, what: &'static str) -> ProgressSink {
     #[derive(Default)]
     struct Sum {
         total: Option<u64>,

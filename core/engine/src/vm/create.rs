@@ -116,9 +116,8 @@ impl Engine {
         context: &OpContext,
     ) -> Result<Arc<Cell>, EngineError> {
         check(&request)?;
-        let name: VmName = name
-            .parse()
-            .map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })?;
+        let name: VmName =
+            name.parse().map_err(|error: InvalidId| EngineError::Panicked { detail: error.to_string() })?;
         let _promised = self.admit_request(&name, &request)?;
         let id = self.create_now(ctx, name.clone(), request, context.clone()).await?;
         self.by_id(&id).ok_or_else(|| EngineError::NotFound {

@@ -120,13 +120,11 @@ async fn say(
         };
         let Some(piece) = piece else { break };
         begun.extend_from_slice(&piece.bytes);
-        let chunk = OutputChunk { text: text(&mut begun), lost: piece.lost };
+        let chunk = OutputChunk { text: text(&mut begun), lost: piece.lost, end: false };
         sink.send(serde_json::value::to_raw_value(&chunk)?).await?;
     }
-    if !begun.is_empty() {
-        let chunk = OutputChunk { text: String::from_utf8_lossy(&begun).into_owned(), lost: 0 };
-        sink.send(serde_json::value::to_raw_value(&chunk)?).await?;
-    }
+    let last = OutputChunk { text: String::from_utf8_lossy(&begun).into_owned(), lost: 0, end: true };
+    sink.send(serde_json::value::to_raw_value(&last)?).await?;
     Ok(())
 }
 

@@ -335,6 +335,27 @@ async fn chosen_entries_are_packed_in_their_order() {
 }
 
 #[tokio::test]
+async fn chosen_names_of_one_file_are_links_where_that_is_wanted() {
+    let (guest, served) = guest().await;
+    let top = served.path("top");
+    fs::create_dir(&top).unwrap();
+    fs::write(top.join("a"), "12").unwrap();
+    fs::hard_link(top.join("a"), top.join("b")).unwrap();
+    fs::hard_link(top.join("a"), top.join("not chosen")).unwrap();
+    let options = vm_types::guest::files::PackOptions { links: true, ..Default::default() };
+    let mut archive = std::io::Cursor::new(Vec::new());
+    guest.pack_selected_as(text(&top), &paths(&[b"a", b"b"]), options, &mut archive).await.unwrap();
+    let archive = archive.into_inner();
+    let mut found = Vec::new();
+    for entry in tar::Archive::new(archive.as_slice()).entries().unwrap() {
+        let entry = entry.unwrap();
+        let link = entry.link_name_bytes().map(|link| link.into_owned());
+        found.push((entry.path_bytes().into_owned(), entry.size(), link));
+    }
+    assert_eq!(found, [(b"a".to_vec(), 2, None), (b"b".to_vec(), 0, Some(b"a".to_vec()))]);
+}
+
+#[tokio::test]
 async fn a_packed_path_has_the_name_that_it_is_given() {
     let (guest, served) = guest().await;
     let top = served.path("top");

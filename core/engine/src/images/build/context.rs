@@ -11,7 +11,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2, readlinkat, statat},
+    fs::{
+        AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2, readlinkat,
+        statat,
+    },
     io::Errno,
 };
 use serde::Serialize;
@@ -179,8 +182,11 @@ impl Context {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(source) => return Err(ContextError::Read { path: place, source }),
             };
-            ignore = Ignore::parse(&text)
-                .map_err(|(line, problem)| ContextError::Ignore { path: place, line, problem })?;
+            ignore = Ignore::parse(&text).map_err(|(line, problem)| ContextError::Ignore {
+                path: place,
+                line,
+                problem,
+            })?;
             break;
         }
         Ok(Self { path: path.to_owned(), top, ignore, entries: OnceLock::new() })
@@ -191,7 +197,11 @@ impl Context {
     ///
     /// # Errors
     /// A source that is not there, or outside; what cannot be read.
-    pub(super) fn select(&self, sources: &[String], renamed: Option<&OsStr>) -> Result<Vec<Item>, ContextError> {
+    pub(super) fn select(
+        &self,
+        sources: &[String],
+        renamed: Option<&OsStr>,
+    ) -> Result<Vec<Item>, ContextError> {
         let mut items = Vec::new();
         for source in sources {
             let name = || source.clone();
@@ -271,13 +281,12 @@ impl Context {
             errno => self.unread(path, errno),
         })?;
         let about = fstat(&file).map_err(|errno| self.unread(path, errno))?;
-        let place = |fd: &OwnedFd| {
-            fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(fd)))
-        };
+        let place =
+            |fd: &OwnedFd| fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(fd)));
         let real = place(&self.top).and_then(|top| Ok((place(&file)?, top)));
-        let (real, top) =
-            real.map_err(|source| ContextError::Read { path: self.path.join(path), source })?;
-        let inside = real.strip_prefix(&top).map_err(|_| ContextError::Outside { name: source.to_owned() })?;
+        let (real, top) = real.map_err(|source| ContextError::Read { path: self.path.join(path), source })?;
+        let inside =
+            real.strip_prefix(&top).map_err(|_| ContextError::Outside { name: source.to_owned() })?;
         Ok(Entry::new(inside.to_owned(), &about))
     }
 
@@ -307,7 +316,12 @@ impl Context {
     ///
     /// # Errors
     /// What cannot be read, has changed since it was selected, or cannot be written.
-    pub(super) fn archive(&self, items: &[Item], mode: Option<u32>, to: impl Write) -> Result<(), ContextError> {
+    pub(super) fn archive(
+        &self,
+        items: &[Item],
+        mode: Option<u32>,
+        to: impl Write,
+    ) -> Result<(), ContextError> {
         let mut tar = tar::Builder::new(to);
         for item in items {
             let path = self.path.join(&item.source);

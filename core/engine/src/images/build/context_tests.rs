@@ -27,7 +27,8 @@ fn names(items: &[Item]) -> Vec<&str> {
 
 #[test]
 fn files_keep_their_names_and_directories_give_what_is_in_them() {
-    let (_dir, context) = context(&[("a.txt", "1"), ("b.txt", "2"), ("d/x", "3"), ("d/e/y", "4"), ("dd", "")]);
+    let (_dir, context) =
+        context(&[("a.txt", "1"), ("b.txt", "2"), ("d/x", "3"), ("d/e/y", "4"), ("dd", "")]);
     let select = |names: &[&str]| context.select(&sources(names), None).unwrap();
     assert_eq!(names(&select(&["a.txt", "d/x"])), ["a.txt", "x"]);
     assert_eq!(names(&select(&["d"])), ["", "e", "e/y", "x"]);
@@ -39,7 +40,13 @@ fn files_keep_their_names_and_directories_give_what_is_in_them() {
     assert_eq!(names(&renamed), ["new"]);
     let digest = "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b";
     assert_eq!(renamed[0].content, Content::File { digest: digest.into(), size: 1 });
-    for (given, one) in [(&["a.txt"][..], true), (&["a*"], true), (&["d"], false), (&["*.txt"], false), (&["a.txt", "dd"], false)] {
+    for (given, one) in [
+        (&["a.txt"][..], true),
+        (&["a*"], true),
+        (&["d"], false),
+        (&["*.txt"], false),
+        (&["a.txt", "dd"], false),
+    ] {
         assert_eq!(context.is_one_file(&sources(given)).unwrap(), one, "{given:?}");
     }
 }
@@ -70,14 +77,18 @@ fn nothing_comes_from_outside() {
 
 #[test]
 fn what_is_to_be_left_out_is_no_source() {
-    let (dir, _) = context(&[(".dockerignore", "target\n*.log\n!keep.log\ndocs\n!docs/one\n"), ("target/x", "")]);
+    let (dir, _) =
+        context(&[(".dockerignore", "target\n*.log\n!keep.log\ndocs\n!docs/one\n"), ("target/x", "")]);
     for name in ["a.log", "keep.log", "docs/one", "docs/two", "src"] {
         let path = dir.path().join("in").join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "").unwrap();
     }
     let context = open(&dir);
-    assert_eq!(names(&context.select(&sources(&["."]), None).unwrap()), ["", ".dockerignore", "docs/one", "keep.log", "src"]);
+    assert_eq!(
+        names(&context.select(&sources(&["."]), None).unwrap()),
+        ["", ".dockerignore", "docs/one", "keep.log", "src"]
+    );
     assert_eq!(names(&context.select(&sources(&["*.log"]), None).unwrap()), ["keep.log"]);
     let error = context.select(&sources(&["a.log"]), None).unwrap_err();
     assert!(matches!(error, ContextError::Missing { ignored: true, .. }), "{error}");
@@ -105,7 +116,11 @@ fn an_archive_is_what_was_selected_or_fails() {
         let mut text = String::new();
         entry.read_to_string(&mut text).unwrap();
         let target = entry.link_name().unwrap().map(|target| target.display().to_string());
-        seen.push((entry.path().unwrap().display().to_string(), entry.header().mode().unwrap(), target.unwrap_or(text)));
+        seen.push((
+            entry.path().unwrap().display().to_string(),
+            entry.header().mode().unwrap(),
+            target.unwrap_or(text),
+        ));
     }
     let about = |name: &str| seen.iter().find(|(other, ..)| other == name).cloned().unwrap_or_default();
     assert_eq!(about("run").1, 0o4755);

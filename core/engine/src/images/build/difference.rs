@@ -164,8 +164,11 @@ mod tests {
         assert_eq!(archive.len() % 512, 0);
         archive.extend([0; END]);
         let mut archive = tar::Archive::new(archive.as_slice());
-        let names: Vec<_> =
-            archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
+        let names: Vec<_> = archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+            .collect();
         assert_eq!(names, ["a/.wh.b", ".wh.d"]);
     }
 
@@ -195,13 +198,15 @@ mod tests {
             for (path, directory, ctime) in wanted {
                 let kind = if directory { Directory } else { File };
                 let parents: Vec<_> = path.match_indices('/').map(|(at, _)| path[..at].to_owned()).collect();
-                if parents.iter().any(|parent| found.get(parent).is_some_and(|(kind, _)| *kind != Directory)) {
+                if parents.iter().any(|parent| found.get(parent).is_some_and(|(kind, _)| *kind != Directory))
+                {
                     continue;
                 }
                 parents.into_iter().for_each(|parent| drop(found.entry(parent).or_insert((Directory, 0))));
                 found.entry(path).or_insert((kind, ctime));
             }
-            let mut all: Vec<_> = found.iter().map(|(path, (kind, ctime))| seen(path, *kind, *ctime)).collect();
+            let mut all: Vec<_> =
+                found.iter().map(|(path, (kind, ctime))| seen(path, *kind, *ctime)).collect();
             all.sort_by(|a, b| a.path.cmp(&b.path));
             all
         })

@@ -208,8 +208,8 @@ fn instruction(text: &str, escape: char) -> Result<Instruction, Wrong> {
             let hint = "leave it out: nothing here acts on it";
             return Err(Wrong::new(format!("{name} is not supported"), hint));
         }
-        "FROM" | "RUN" | "COPY" | "ADD" | "ENV" | "WORKDIR" | "USER" | "ENTRYPOINT" | "CMD" | "LABEL" | "ARG"
-        | "SHELL" | "EXPOSE" | "STOPSIGNAL" | "VOLUME" | "MAINTAINER" => {}
+        "FROM" | "RUN" | "COPY" | "ADD" | "ENV" | "WORKDIR" | "USER" | "ENTRYPOINT" | "CMD" | "LABEL"
+        | "ARG" | "SHELL" | "EXPOSE" | "STOPSIGNAL" | "VOLUME" | "MAINTAINER" => {}
         _ => return Err(Wrong::new(format!("there is no instruction {word}"), known)),
     }
     if rest.is_empty() && !matches!(name.as_str(), "CMD" | "ENTRYPOINT") {
@@ -266,7 +266,8 @@ fn flags(mut rest: &str) -> (Vec<(&str, &str)>, &str) {
 fn heredoc(rest: &str) -> Result<(), Wrong> {
     let begins = |word: &str| {
         word.strip_prefix("<<").is_some_and(|name| {
-            name.trim_start_matches('-').starts_with(|c: char| c.is_ascii_alphabetic() || c == '"' || c == '\'')
+            name.trim_start_matches('-')
+                .starts_with(|c: char| c.is_ascii_alphabetic() || c == '"' || c == '\'')
         })
     };
     if rest.split_whitespace().any(begins) {

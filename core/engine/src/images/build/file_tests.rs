@@ -82,10 +82,7 @@ fn copies_have_sources_a_target_and_flags() {
         sources: owned(&["x", "y*"]),
         to: "/z/".into(),
     };
-    assert_eq!(
-        one("COPY --from=build --chown=a:b --chmod=0755 --link x y* /z/"),
-        Instruction::Copy(wanted)
-    );
+    assert_eq!(one("COPY --from=build --chown=a:b --chmod=0755 --link x y* /z/"), Instruction::Copy(wanted));
     let wanted = Copy { sources: owned(&["a b"]), to: "c d".into(), ..Copy::default() };
     assert_eq!(one("COPY [\"a b\", \"c d\"]"), Instruction::Copy(wanted.clone()));
     assert_eq!(one("ADD [\"a b\", \"c d\"]"), Instruction::Copy(wanted));

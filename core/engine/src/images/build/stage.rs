@@ -86,7 +86,9 @@ fn is_proxy(name: &str) -> bool {
 pub(super) fn automatic(name: &str) -> Option<String> {
     let Platform { os, architecture, variant } = Platform::host();
     match name.strip_prefix("TARGET").or_else(|| name.strip_prefix("BUILD"))? {
-        "PLATFORM" => Some([Some(os), Some(architecture), variant].into_iter().flatten().collect::<Vec<_>>().join("/")),
+        "PLATFORM" => {
+            Some([Some(os), Some(architecture), variant].into_iter().flatten().collect::<Vec<_>>().join("/"))
+        }
         "OS" => Some(os),
         "ARCH" => Some(architecture),
         "VARIANT" => Some(variant.unwrap_or_default()),
@@ -337,7 +339,11 @@ mod tests {
     use super::*;
 
     /// Does a whole file, as far as nothing is run.
-    fn done(text: &str, base: ImageConfig, given: &[(&str, &str)]) -> Result<(Stage, Vec<Runs>), words::Problem> {
+    fn done(
+        text: &str,
+        base: ImageConfig,
+        given: &[(&str, &str)],
+    ) -> Result<(Stage, Vec<Runs>), words::Problem> {
         let file = File::parse(text).unwrap();
         let given = given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let (mut given, mut globals) = (Given::new(given.collect()), Globals::default());
@@ -345,7 +351,9 @@ mod tests {
         let (mut begun, mut runs) = (false, Vec::new());
         for step in &file.steps {
             match &step.instruction {
-                Instruction::Arg(arguments) if !begun => globals.declare(arguments, &mut given, file.escape)?,
+                Instruction::Arg(arguments) if !begun => {
+                    globals.declare(arguments, &mut given, file.escape)?
+                }
                 Instruction::From { .. } => begun = true,
                 Instruction::Run(command) => runs.push(stage.runs(command)),
                 other => assert!(stage.configure(other, &step.text, &mut given, &globals)?),
@@ -405,7 +413,8 @@ mod tests {
         let (_, runs) = done(text, base(), &[("V", "2"), ("NONE", "3")]).unwrap();
         assert_eq!((runs[1].env["X"].as_str(), runs[1].env["NONE"].as_str()), ("2x", "3"));
 
-        let mut given = Given::new([("a".to_owned(), String::new()), ("HTTP_PROXY".to_owned(), "p".to_owned())].into());
+        let mut given =
+            Given::new([("a".to_owned(), String::new()), ("HTTP_PROXY".to_owned(), "p".to_owned())].into());
         assert_eq!(given.unused(), ["a"]);
         given.take("a");
         assert!(given.unused().is_empty());
@@ -416,7 +425,10 @@ mod tests {
         let changes = ["ENV A=new", "CMD [\"/run\", \"-v\"]", "WORKDIR /x", "label b=c"].map(str::to_owned);
         let config = changed(base(), &changes).unwrap();
         assert_eq!(config.env, ["PATH=/bin", "A=new"]);
-        assert_eq!((config.cmd.as_slice(), config.working_dir.as_str()), (&["/run".to_owned(), "-v".to_owned()][..], "/x"));
+        assert_eq!(
+            (config.cmd.as_slice(), config.working_dir.as_str()),
+            (&["/run".to_owned(), "-v".to_owned()][..], "/x")
+        );
         assert!(config.history.is_empty());
         for bad in ["RUN x", "FROM a", "ARG x", "nonsense", "ENV A", "COPY a b"] {
             let error = changed(base(), &[bad.to_owned()]).unwrap_err();

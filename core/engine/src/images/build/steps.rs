@@ -50,11 +50,13 @@ impl Build<'_> {
         number: usize,
         step: &Step,
     ) -> Result<(), EngineError> {
-        let wrong = |message| EngineError::from(FileError {
-            line: step.line,
-            message,
-            hint: "variables are $NAME, ${NAME} and ${NAME:-OTHER}".into(),
-        });
+        let wrong = |message| {
+            EngineError::from(FileError {
+                line: step.line,
+                message,
+                hint: "variables are $NAME, ${NAME} and ${NAME:-OTHER}".into(),
+            })
+        };
         let (given, globals) = (&mut self.given, &self.globals);
         let stage = &mut self.benches.get_mut(&number).ok_or_else(nothing)?.stage;
         let work = match &step.instruction {
@@ -135,7 +137,10 @@ impl Build<'_> {
         if let Some(from) = &copy.from {
             let from = stage.expand(from).map_err(wrong)?;
             if to.mode.is_some() {
-                return Err(refuse("--chmod with --from is not supported".into(), "change modes by RUN chmod"));
+                return Err(refuse(
+                    "--chmod with --from is not supported".into(),
+                    "change modes by RUN chmod",
+                ));
             }
             let stage = stage_named(sections, &from, number).ok_or_else(|| {
                 let hint = "name a stage that comes before; of an image, make one: FROM IMAGE AS NAME";
@@ -147,9 +152,8 @@ impl Build<'_> {
         let selected = tokio::task::spawn_blocking(move || {
             Ok::<_, EngineError>((context.select(&sources, None)?, context.is_one_file(&sources)?))
         });
-        let selected = async {
-            selected.await.map_err(|error| EngineError::Panicked { detail: error.to_string() })?
-        };
+        let selected =
+            async { selected.await.map_err(|error| EngineError::Panicked { detail: error.to_string() })? };
         let (items, one_file) = self.operation.cancellable(selected).await?;
         Ok(Work::Copy { to, items, one_file })
     }
@@ -266,7 +270,7 @@ impl Build<'_> {
                 self.warnings.extend(warnings);
                 bench.workshop = Some(workshop);
                 let made_at = now();
-                // Kept below: whoever fails now has a workshop that is closed with the bench.
+                // That it cannot be kept costs the next build time, and this one nothing.
                 let kept = self.keep(&key, Some(&layer), &made_at).await;
                 bench.stage.layers.push(layer);
                 bench.stage.note(&text, Some(made_at), false);

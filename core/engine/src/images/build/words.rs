@@ -126,7 +126,11 @@ impl Words<'_> {
     fn variable(&mut self) -> Result<String, Problem> {
         if self.peek() != Some('{') {
             let name = self.name();
-            return Ok(if name.is_empty() { "$".to_owned() } else { (self.value)(&name).unwrap_or_default() });
+            return Ok(if name.is_empty() {
+                "$".to_owned()
+            } else {
+                (self.value)(&name).unwrap_or_default()
+            });
         }
         self.at += 1;
         let name = self.name();

@@ -3,8 +3,7 @@
 
 use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncReadExt;
+use bytes::Bytes;
 use tokio_util::io::SyncIoBridge;
 use vm_guest::{Command, Guest};
 use vm_host::process;
@@ -19,11 +18,13 @@ use vm_types::{
 use super::{
     context::{ContextError, Item},
     difference::Difference,
+    ignore,
     stage::Runs,
 };
 use crate::{
-    Engine, EngineError, keys,
-    images::commit::{told, whole_root},
+    Engine, EngineError,
+    images::commit::{PIPE, pour, told, whole_root},
+    keys,
     ops::OpContext,
     vm::{
         cell::{Activity, Admitted, Cell},
@@ -33,8 +34,6 @@ use crate::{
     },
 };
 
-/// Bytes on their way between host and guest.
-const PIPE: usize = 1 << 20;
 /// How much of a command's output an error tells, in bytes.
 const TAIL: usize = 2048;
 
@@ -95,8 +94,7 @@ impl Workshop {
         };
         let cell = engine.create_as(ctx, &name, request, context).await?;
         let opened = async {
-            let admitted =
-                engine.reserve(ctx, &cell, Request::Start, Activity::Starting, context.id).await?;
+            let admitted = engine.reserve(ctx, &cell, Request::Start, Activity::Starting, context.id).await?;
             if let Admitted::Reserved(reserved) = admitted {
                 engine.start_as(ctx, &reserved, Boot::Quiet, context).await?;
             }
@@ -158,31 +156,18 @@ impl Workshop {
         if difference.is_empty() {
             return Ok((None, Vec::new()));
         }
-        let whiteouts = difference.whiteouts().map_err(|error| EngineError::Panicked { detail: error.to_string() })?;
+        let whiteouts =
+            difference.whiteouts().map_err(|error| EngineError::Panicked { detail: error.to_string() })?;
         let mut layer = LayerDraft::begin(&engine.inner.content.store);
         layer.write(Bytes::from(whiteouts)).await?;
-        let options =
-            PackOptions { sparse: true, generalize: true, links: true, ..PackOptions::default() };
-        let (to, mut from) = tokio::io::duplex(PIPE);
+        let options = PackOptions { sparse: true, generalize: true, links: true, ..PackOptions::default() };
+        let (to, from) = tokio::io::duplex(PIPE);
         let packing = async {
             let packed = self.guest.pack_selected_as("/", &difference.changed, options, to).await;
             packed.map_err(EngineError::from)
         };
-        let writing = async {
-            let (mut piece, mut done) = (BytesMut::new(), 0);
-            loop {
-                piece.reserve(PIPE / 4);
-                let read = from.read_buf(&mut piece).await;
-                let read = read.map_err(|error| EngineError::Panicked { detail: error.to_string() })?;
-                if read == 0 {
-                    return Ok(());
-                }
-                layer.write(piece.split().freeze()).await?;
-                done += read as u64;
-                context.progress(format!("keeping changes, {} MiB", done >> 20), done, None);
-            }
-        };
-        let (packed, ()) = tokio::try_join!(packing, writing)?;
+        let keeping = pour(from, &mut layer, "keeping changes", context);
+        let (packed, ()) = tokio::try_join!(packing, keeping)?;
         Ok((Some(layer.finish(lease).await?), told(&self.cell, packed.report)))
     }
 
@@ -233,7 +218,12 @@ impl Workshop {
     ///
     /// # Errors
     /// The guest.
-    pub(super) async fn target(&self, path: &str, slash: bool, one_file: bool) -> Result<Target, EngineError> {
+    pub(super) async fn target(
+        &self,
+        path: &str,
+        slash: bool,
+        one_file: bool,
+    ) -> Result<Target, EngineError> {
         let found = self.guest.find(path, true).await?;
         let is_directory = found.as_ref().is_some_and(|found| found.kind == SeenKind::Directory);
         let into = |directory: &str| Target { directory: directory.to_owned(), name: None };
@@ -272,7 +262,8 @@ impl Workshop {
         let (to, from) = tokio::io::duplex(PIPE);
         let archiving = tokio::task::spawn_blocking(move || archive(SyncIoBridge::new(to)));
         let unpacked = self.guest.unpack(from, directory, uid, gid).await;
-        let archived = archiving.await.map_err(|error| EngineError::Panicked { detail: error.to_string() })?;
+        let archived =
+            archiving.await.map_err(|error| EngineError::Panicked { detail: error.to_string() })?;
         match (archived, unpacked) {
             // The guest takes no more: it says why.
             (Err(ContextError::Read { source, .. }), Err(error))
@@ -285,21 +276,25 @@ impl Workshop {
         }
     }
 
-    /// Paths of files that one of the patterns fits, or that is one.
+    /// Files that a pattern fits, or the one that a path leads to, and whether they are directories.
+    ///
+    /// # Errors
+    /// There is none, or the guest.
     pub(super) async fn matching(&self, source: &str) -> Result<Vec<(String, bool)>, EngineError> {
         let missing = || ContextError::Missing { name: source.to_owned(), ignored: false };
-        let clean = super::ignore::cleaned(source).ok_or_else(|| ContextError::Outside { name: source.to_owned() })?;
-        if !super::ignore::is_pattern(&clean) {
+        let clean =
+            ignore::cleaned(source).ok_or_else(|| ContextError::Outside { name: source.to_owned() })?;
+        if !ignore::is_pattern(&clean) {
             let path = format!("/{clean}");
             let found = self.guest.find(&path, true).await?.ok_or_else(missing)?;
             return Ok(vec![(found.path, found.kind == SeenKind::Directory)]);
         }
-        let pattern = super::ignore::pattern(&clean)
+        let pattern = ignore::pattern(&clean)
             .map_err(|problem| ContextError::Pattern { name: source.to_owned(), problem })?;
         let mut found = Vec::new();
         for seen in &self.seen {
             if let Ok(path) = std::str::from_utf8(&seen.path)
-                && super::ignore::fits(&pattern, Path::new(path))
+                && ignore::fits(&pattern, Path::new(path))
             {
                 found.push((format!("/{path}"), seen.kind == SeenKind::Directory));
             }
