@@ -7,13 +7,17 @@ use std::{
 
 use clap::{Args, Subcommand};
 use jsonrpsee::core::{ClientError, client::Client};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use vm_api::{
-    Begun, ExportImage, ImageFormat, ImageRecord, ImportImage, Login, PruneImages, RegisterImage,
-    rpc::ImageClient,
+    Begun, CatalogueImage, CommitImage, ExportImage, ImageFormat, ImageRecord, ImportImage, Login, MadeImage,
+    PruneImages, RegisterImage, rpc::ImageClient,
 };
 use vm_types::image::{ImageLayer, ImageStep};
 
+mod build;
+
+use self::build::BuildArgs;
 use super::session::quote;
 use crate::{
     context::Context,
@@ -38,19 +42,43 @@ enum Verb {
     Ls,
     /// Acquire an image; Ctrl-C undoes it
     Pull {
-        /// debian:SUITE, [REGISTRY/]NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]
+        /// debian:SUITE, catalogue:NAME, [REGISTRY/]NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]
         reference: String,
         /// The name it gets [default: its own]
         #[arg(long, value_name = "REFERENCE")]
         name: Option<String>,
     },
-    /// Make an image of a root filesystem's tarball, an image layout or what `docker save` writes
+    /// Make an image of a bundle, a root filesystem's tarball, an image layout or what `docker save` writes
     Import {
-        /// The tarball, archive or directory
-        file: PathBuf,
+        /// The file or directory, or the https address of a file
+        #[arg(value_name = "FILE|URL")]
+        source: String,
         /// The name it gets; a tarball has none of its own
         reference: Option<String>,
+        /// The SHA-256 that the file must have; an address needs it
+        #[arg(long, value_name = "DIGITS")]
+        sha256: Option<String>,
     },
+    /// List what the configured catalogues have for this host; `vm image pull catalogue:NAME` pulls one
+    Catalogue,
+    /// Make an image of a VM's files; Ctrl-C undoes it
+    ///
+    /// A VM that runs runs on; one that is off is booted for it, without its network and its own init, and shut down again.
+    Commit {
+        /// Name or id
+        vm: String,
+        /// The name it gets
+        #[arg(value_name = "NAME")]
+        reference: String,
+        /// A remark for its history
+        #[arg(short, long, value_name = "TEXT")]
+        message: Option<String>,
+        /// Change how it runs by an instruction of a Dockerfile, e.g. 'ENV A=b' or 'CMD ["/run"]'
+        #[arg(short, long = "change", value_name = "INSTRUCTION")]
+        changes: Vec<String>,
+    },
+    /// Build an image by a Dockerfile; Ctrl-C undoes it
+    Build(BuildArgs),
     /// Send an image to a registry; layers that are there are not sent again
     Push {
         /// Reference or digest
@@ -145,13 +173,27 @@ impl ImageArgs {
             Verb::Ls => ls(context).await,
             Verb::Pull { reference, name } => {
                 let reference = from_here(reference)?;
-                made(context, async |client| client.pull(reference, name).await).await
+                let asked = name.clone().unwrap_or_else(|| reference.clone());
+                made(context, Some(&asked), async |client| client.pull(reference, name).await).await
             }
-            Verb::Push { image, to } => made(context, async |client| client.push(image, to).await).await,
+            Verb::Commit { vm, reference, message, changes } => {
+                let params = CommitImage { vm, reference, message, changes };
+                let name = params.reference.clone();
+                let made: MadeImage = end_of(context, async |client| client.commit(params).await).await?;
+                for warning in &made.warnings {
+                    context.output.note(&format!("warning: {warning}"));
+                }
+                context.output.show(&made, || called(&made.image, Some(&name)))?;
+                Ok(0)
+            }
+            Verb::Build(build) => build.run(context).await,
+            Verb::Push { image, to } => {
+                made(context, Some(&image.clone()), async |client| client.push(image, to).await).await
+            }
             Verb::Export { image, path, format } => {
                 let path = std::path::absolute(&path).map_err(|source| CliError::File { path, source })?;
                 let params = ExportImage { image, path, format: format.into() };
-                made(context, async |client| client.export(params).await).await
+                made(context, Some(&params.image.clone()), async |client| client.export(params).await).await
             }
             Verb::Login { registry, user, password_stdin } => {
                 let password = password(&registry, password_stdin)?;
@@ -175,13 +217,13 @@ impl ImageArgs {
                 })?;
                 Ok(0)
             }
-            Verb::Import { file, reference } => {
-                let path = absolute(&file)?;
-                made(context, async |client| {
-                    ImageClient::import(client, ImportImage { path, reference }).await
-                })
-                .await
+            Verb::Import { source, reference, sha256 } => {
+                let (source, asked) = (file_or_address(source)?, reference.clone());
+                let params = ImportImage { source, reference, sha256 };
+                let begin = async |client: &Client| ImageClient::import(client, params).await;
+                made(context, asked.as_deref(), begin).await
             }
+            Verb::Catalogue => catalogue(context).await,
             Verb::Register { file, name, kernel, modules } => {
                 let kernel = match kernel {
                     Some(file) if Path::new(&file).exists() => {
@@ -191,9 +233,12 @@ impl ImageArgs {
                 };
                 let modules = modules.as_deref().map(absolute).transpose()?;
                 let params = RegisterImage { path: absolute(&file)?, reference: name, kernel, modules };
-                made(context, async |client| client.register(params).await).await
+                made(context, Some(&params.reference.clone()), async |client| client.register(params).await)
+                    .await
             }
-            Verb::Promote { image } => made(context, async |client| client.promote(image).await).await,
+            Verb::Promote { image } => {
+                made(context, Some(&image.clone()), async |client| client.promote(image).await).await
+            }
             Verb::Tag { image, reference } => {
                 let image = context.client().await?.tag(image, reference).await?;
                 context.output.show(&image, || image.references.join("\n") + "\n")?;
@@ -234,6 +279,8 @@ enum Format {
     Oci,
     /// What `docker load` takes
     DockerArchive,
+    /// One file with the root filesystem and the image's own kernel, if it names one
+    Bundle,
 }
 
 impl From<Format> for ImageFormat {
@@ -242,12 +289,21 @@ impl From<Format> for ImageFormat {
             Format::OciArchive => Self::OciArchive,
             Format::Oci => Self::Oci,
             Format::DockerArchive => Self::DockerArchive,
+            Format::Bundle => Self::Bundle,
         }
     }
 }
 
+/// An address, or a file as the daemon finds it.
+pub(crate) fn file_or_address(text: String) -> Result<String, CliError> {
+    if text.contains("://") {
+        return Ok(text);
+    }
+    Ok(absolute(Path::new(&text))?.to_string_lossy().into_owned())
+}
+
 /// A source whose path, if it has one, is seen from the root.
-fn from_here(source: String) -> Result<String, CliError> {
+pub(crate) fn from_here(source: String) -> Result<String, CliError> {
     let kinds = ["oci:", "oci-archive:", "docker-archive:", "./", "../"];
     let Some(kind) = kinds.into_iter().find(|kind| source.starts_with(kind)) else { return Ok(source) };
     let kind = if kind.ends_with(':') { kind } else { "" };
@@ -273,15 +329,26 @@ fn password(registry: &str, from_stdin: bool) -> Result<String, CliError> {
     Ok(password.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// Follows what makes an image, and shows that.
+/// Follows what makes an image, and shows that, by the name that was asked for.
 async fn made(
     context: &Context,
+    asked: Option<&str>,
     begin: impl AsyncFnOnce(&Client) -> Result<Begun, ClientError>,
 ) -> Result<u8, CliError> {
+    let image: ImageRecord = end_of(context, begin).await?;
+    context.output.show(&image, || called(&image, asked))?;
+    Ok(0)
+}
+
+/// Follows an operation to its end.
+async fn end_of<T: DeserializeOwned>(
+    context: &Context,
+    begin: impl AsyncFnOnce(&Client) -> Result<Begun, ClientError>,
+) -> Result<T, CliError> {
     let (client, mut interrupts) = context.client_and_interrupts().await?;
     let begun = begin(&client).await?;
-    let image = follow(&client, begun, context.output, PATIENCE, OnSignal::Cancel, &mut interrupts).await?;
-    shown(context, &image.result)
+    let done = follow(&client, begun, context.output, PATIENCE, OnSignal::Cancel, &mut interrupts).await?;
+    Ok(done.result)
 }
 
 /// All that is known of it, a line each; what it does not have is left out.
@@ -359,9 +426,34 @@ async fn ls(context: &Context) -> Result<u8, CliError> {
     Ok(0)
 }
 
-fn shown(context: &Context, image: &ImageRecord) -> Result<u8, CliError> {
-    context.output.show(image, || name(image))?;
+async fn catalogue(context: &Context) -> Result<u8, CliError> {
+    let client = context.client().await?;
+    let images = ImageClient::catalogue(&client).await?;
+    context.output.show(&images, || {
+        if context.output.quiet {
+            return images.iter().map(|image| for_stdout(format!("catalogue:{}\n", image.name))).collect();
+        }
+        let row = |image: &CatalogueImage| {
+            let name = format!("catalogue:{}", image.name);
+            [name, image.description.clone(), image.source.clone()].map(|text| one_line(&for_stdout(text)))
+        };
+        table(["NAME", "DESCRIPTION", "SOURCE"], images.iter().map(row))
+    })?;
     Ok(0)
+}
+
+/// Of an image's names the one that was asked for, in full; else its first.
+fn called(image: &ImageRecord, asked: Option<&str>) -> String {
+    let Some(asked) = asked else { return name(image) };
+    // What the daemon adds: a registry's address in front, a tag behind.
+    let rest = |reference: &str| {
+        let (before, after) =
+            reference.rsplit_once(asked).map(|(before, after)| (before.to_owned(), after.to_owned()))?;
+        let whole = before.is_empty() || before.ends_with('/');
+        (whole && (after.is_empty() || after == ":latest")).then_some(before.len())
+    };
+    let found = image.references.iter().filter_map(|reference| Some((rest(reference)?, reference)));
+    found.min_by_key(|(added, _)| *added).map_or_else(|| name(image), |(_, reference)| reference.clone())
 }
 
 fn name(image: &ImageRecord) -> String {
