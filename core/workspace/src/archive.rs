@@ -138,8 +138,9 @@ impl Workspace {
                 entries
             }
             Selection::Prefixes(prefixes) => {
-                let chosen =
-                    |path: &[u8]| prefixes.is_empty() || prefixes.iter().any(|prefix| path.starts_with(prefix));
+                let chosen = |path: &[u8]| {
+                    prefixes.is_empty() || prefixes.iter().any(|prefix| path.starts_with(prefix))
+                };
                 let mut above = BTreeSet::new();
                 for entry in self.files().iter().filter(|entry| chosen(&entry.path)) {
                     above.extend(directories_above(&entry.path));

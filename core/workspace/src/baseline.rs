@@ -14,8 +14,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use vm_types::guest::files::{Seen, SeenKind};
 
-use crate::{Entry, EntryKind, History, Sent, SentEntry, Workspace, WorkspaceError, archive::inspect,
-    listing::directories_above, text};
+use crate::{
+    Entry, EntryKind, History, Sent, SentEntry, Workspace, WorkspaceError, archive::inspect,
+    listing::directories_above, text,
+};
 
 /// Of the record's form. A reader refuses later ones.
 const VERSION: u32 = 1;
@@ -296,14 +298,17 @@ impl Baseline {
     }
 }
 
+/// A path, and the contents that make it harmless.
+type Unsure = (Vec<u8>, [Option<[u8; 32]>; 2]);
+
 /// Compares what is to be done with what the guest has.
 struct Found<'a> {
     guest: &'a Guest<'a>,
     changed: BTreeSet<Vec<u8>>,
     /// To be removed before anything is unpacked.
     in_the_way: BTreeSet<Vec<u8>>,
-    /// Files with other times than they had, and the contents that make them harmless.
-    unsure: Vec<(Vec<u8>, [Option<[u8; 32]>; 2])>,
+    /// Files with other times than they had.
+    unsure: Vec<Unsure>,
 }
 
 impl Found<'_> {

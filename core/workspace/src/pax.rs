@@ -48,7 +48,9 @@ impl<W: Write> Archive<W> {
 
     /// Writes an entry's header; a file's content must follow.
     pub(crate) fn item(&mut self, item: &Item<'_>) -> io::Result<()> {
-        for (kind, text) in [(EntryType::GNULongName, &item.name()[..]), (EntryType::GNULongLink, item.target)] {
+        for (kind, text) in
+            [(EntryType::GNULongName, &item.name()[..]), (EntryType::GNULongLink, item.target)]
+        {
             if is_long_lines(text) {
                 self.long(kind, text)?;
             }

@@ -126,8 +126,13 @@ impl<'a> Builder<'a> {
         if revisions.is_empty() {
             return Ok(());
         }
+        // It goes no further than into a guest on this host: what is packed already is copied, and no time is spent on
+        // making the rest small.
         let args = [
+            "-c",
+            "pack.compression=1",
             "pack-objects",
+            "--window=0",
             "--revs",
             "--quiet",
             "--delta-base-offset",
@@ -388,12 +393,13 @@ pub(super) fn submodule_name(git: &Git, directory: &Path, path: &[u8]) -> Result
         // There is no such file, or it is damaged.
         Err(_) => Vec::new(),
     };
-    let names = output.split(|byte| *byte == 0).filter_map(|record| {
+    // Of two the last one counts, as with git.
+    let mut names = output.split(|byte| *byte == 0).rev().filter_map(|record| {
         let end = record.iter().position(|byte| *byte == b'\n')?;
         let name = record[..end].strip_prefix(b"submodule.")?.strip_suffix(b".path")?;
         (&record[end + 1..] == path && is_within(name)).then(|| name.to_vec())
     });
-    Ok(names.last().unwrap_or_else(|| path.to_vec()))
+    Ok(names.next().unwrap_or_else(|| path.to_vec()))
 }
 
 /// A URL without the name and password in it, which are somebody's; an SSH address keeps its user.

@@ -138,10 +138,8 @@ fn seen(name: &[u8], file: &Path) -> Seen {
 
 /// What git says of a working tree, file by file.
 pub(crate) fn said(top: &Path) -> String {
-    let status = git_in(
-        top,
-        &["status", "--porcelain=v2", "--branch", "--untracked-files=all", "--no-renames"],
-    );
+    let status =
+        git_in(top, &["status", "--porcelain=v2", "--branch", "--untracked-files=all", "--no-renames"]);
     // What is known of the remote does not go along.
     let upstream = |line: &&str| line.starts_with("# branch.upstream") || line.starts_with("# branch.ab");
     let mut said: String =

@@ -1,6 +1,8 @@
 //! Workspaces on real repositories: what goes into a guest is what the host has. A guest is a directory here, into which
 //! archives are unpacked.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod bench;
 mod differences;
 mod generated;
