@@ -154,7 +154,7 @@ fn streams_and_large_files() {
     let directory = world.directory().join("receiving");
     fs::create_dir(&directory).unwrap();
     world.vm(&["ssh", "a", "truncate -s 100G endless"]).run().exits(0);
-    let receiving = world.vm(&["cp", "a:endless", directory.to_str().unwrap()]).start();
+    let mut receiving = world.vm(&["cp", "a:endless", directory.to_str().unwrap()]).start();
     let count = || fs::read_dir(&directory).unwrap().count();
     wait_until("the file is begun", SHORT, || count() == 1);
     receiving.signal(Signal::SIGINT);

@@ -97,10 +97,14 @@ impl Output {
 /// # Errors
 /// Of reading or writing.
 pub fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<u64> {
-    let mut buffer = vec![0; CHUNK];
+    copy_by(&mut vec![0; CHUNK], from, to)
+}
+
+/// [`copy`] by way of a given buffer.
+fn copy_by(buffer: &mut [u8], from: &mut impl Read, to: &mut impl Write) -> io::Result<u64> {
     let mut all = 0;
     loop {
-        match from.read(&mut buffer) {
+        match from.read(buffer) {
             Ok(0) => return Ok(all),
             Ok(length) => {
                 to.write_all(&buffer[..length])?;

@@ -29,7 +29,7 @@ use nix::{
 use tar::EntryType;
 use vm_types::guest::files::{FileError, PackReport, code};
 
-use crate::{Draft, Failure, Gone, copy};
+use crate::{CHUNK, Draft, Failure, Gone, copy_by};
 
 /// The most that may describe one entry: its headers with names and attributes, in bytes. They are kept in memory.
 const HEADERS: u64 = 1 << 20;
@@ -85,7 +85,7 @@ pub fn unpack(directory: &Path, how: Unpacking<'_>, archive: impl Read) -> Resul
         last = entry.path().map_err(|error| malformed(error, &last))?.into_owned();
         below.put(&mut entry, &last)?;
         // What an entry has beyond what was taken is passed over here, where it counts for nothing.
-        copy(&mut entry, &mut io::sink()).map_err(|error| malformed(error, &last))?;
+        copy_by(&mut below.buffer, &mut entry, &mut io::sink()).map_err(|error| malformed(error, &last))?;
     }
     if state.ended.get() {
         return Err(Failure::new(code::TRUNCATED, "the archive ends without its end mark"));
@@ -134,6 +134,8 @@ struct Below<'a> {
     /// Directories that were made and are being filled, each within the one before.
     unsettled: Vec<Unsettled>,
     report: PackReport,
+    /// For content.
+    buffer: Vec<u8>,
 }
 
 /// A directory whose mode might forbid to fill it, and whose time changes as it is filled.
@@ -183,6 +185,7 @@ impl<'a> Below<'a> {
             last: None,
             unsettled: Vec::new(),
             report: PackReport::default(),
+            buffer: vec![0; CHUNK],
         };
         if made {
             below.own_directory(&below.directory)?;
@@ -370,7 +373,7 @@ impl<'a> Below<'a> {
     ) -> io::Result<()> {
         let mut draft = Draft::within(place.directory, place.name)?;
         let size = entry.size();
-        if copy(entry, &mut draft)? < size {
+        if copy_by(&mut self.buffer, entry, &mut draft)? < size {
             return Err(io::Error::new(ErrorKind::UnexpectedEof, "the archive ends within it"));
         }
         draft.set_modified(&modified)?;

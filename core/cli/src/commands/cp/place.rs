@@ -3,10 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs, io,
-    os::unix::{
-        ffi::{OsStrExt, OsStringExt},
-        fs::{FileTypeExt, PermissionsExt},
-    },
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -195,7 +192,6 @@ fn on_host(path: &Path, follow: bool) -> io::Result<Spot> {
         kind if kind.is_file() => SeenKind::File,
         kind if kind.is_dir() => SeenKind::Directory,
         kind if kind.is_symlink() => SeenKind::Symlink,
-        kind if kind.is_fifo() || kind.is_socket() => SeenKind::Other,
         _ => SeenKind::Other,
     };
     Ok(Spot { path, kind, mode: meta.permissions().mode() & 0o7777 })
@@ -311,13 +307,7 @@ impl Target {
                 else {
                     return Err(missing(&path));
                 };
-                let trimmed =
-                    bytes.iter().rposition(|byte| *byte != b'/').map_or(bytes, |end| &bytes[..=end]);
-                let parent = &trimmed[..trimmed.len() - name.as_bytes().len()];
-                let parent = match parent {
-                    b"" => PathBuf::from("."),
-                    parent => PathBuf::from(OsString::from_vec(parent.to_vec())),
-                };
+                let parent = parent_of(bytes);
                 match side.find(&parent, true).await? {
                     Some(Spot { path: directory, kind: SeenKind::Directory, .. }) => {
                         Ok(Self { directory, name: Some(name.to_owned()), mode: None })
@@ -360,6 +350,18 @@ impl Target {
     }
 }
 
+/// The directory that a path with a last name is in.
+fn parent_of(path: &[u8]) -> PathBuf {
+    let trimmed = |path: &[u8]| path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+    let path = &path[..trimmed(path)];
+    let above = &path[..path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1)];
+    match (trimmed(above), above) {
+        (0, []) => PathBuf::from("."),
+        (0, _) => PathBuf::from("/"),
+        (end, above) => PathBuf::from(OsStr::from_bytes(&above[..end])),
+    }
+}
+
 /// Whether an item can take the place of what is there; the mode of a file that it replaces.
 fn fits(side: &Side, item: &Item, there: &Spot) -> Result<Option<u32>, CliError> {
     let refused = |what: &str, hint: &str| side.problem(ErrorKind::InvalidArgument, &there.path, what, hint);
@@ -399,8 +401,23 @@ mod tests {
         }
         assert_eq!(
             Named::parse(OsStr::from_bytes(b"\xff")).unwrap(),
-            Named::Host(OsString::from_vec(vec![0xff]).into())
+            Named::Host(OsStr::from_bytes(b"\xff").into())
         );
+    }
+
+    #[test]
+    fn directories_above_are_found_behind_any_slashes() {
+        for (path, parent) in [
+            ("a", "."),
+            ("a/", "."),
+            ("/a", "/"),
+            ("//a//", "/"),
+            ("a/b", "a"),
+            ("/a//b/", "/a"),
+            ("./a", "."),
+        ] {
+            assert_eq!(parent_of(path.as_bytes()), PathBuf::from(parent), "{path}");
+        }
     }
 
     /// The target for a file, a directory, or what is in one.
