@@ -6,6 +6,7 @@
 #   make test-nested  only what needs a whole host, which a VM is made for; VM_FIRECRACKER=file for that part, too
 #   make e2e        only the end-to-end tests; T=name for some of them
 #   make bench      what `vm run` costs above the bare VMM, and the daemon with 1,000 VMs
+#   make fuzz       archives of layers that no tool would write, for FUZZ_SECONDS (600)
 #   make lint       format and lints
 #   make build      release binaries in target/dist/bin
 
@@ -38,7 +39,7 @@ put = cmp -s "$(1)" "$(2)/$(notdir $(1))" || install -D -m 755 -t "$(2)" "$(1)"
 # The fake VMM and the failpoints are for tests; release builds do not have them.
 workspace := --locked --workspace --features vmd/fake,vmd/failpoints,vm-vmm/fake
 
-.PHONY: setup demo test test-plugins test-full test-nested suites e2e bench bench-disks bench-nested lint build agent dev
+.PHONY: setup demo test test-plugins test-full test-nested suites e2e fuzz bench bench-disks bench-nested lint build agent dev
 # $(call plugins,DIRECTORY): the plugins that come with the daemon, which looks for them beside itself.
 plugins = PLUGINS_TARGET="$(TARGET)/plugins" plugins/build "$(1)/plugins"
 
@@ -91,6 +92,11 @@ test-nested: dev suites
 
 e2e: dev
 	@$(call test_env,$(DEV)) cargo test $(workspace) --test e2e -- $(T)
+
+# What breaks it is kept, and belongs into core/image/tests/corpus.
+fuzz: setup
+	@mkdir -p "$(TARGET)/fuzz"
+	@VM_FUZZ_SECONDS="$(or $(FUZZ_SECONDS),600)" VM_FUZZ_OUT="$(TARGET)/fuzz" $(as_root) cargo test --locked --release -p vm-image --test image -- --ignored --nocapture fuzz_for_a_while
 
 # What a disk costs by each backend, on filesystems of its own.
 bench-disks: setup

@@ -5,6 +5,7 @@
 mod bundle;
 mod common;
 mod debian;
+mod fuzz;
 mod kernel;
 mod layers;
 mod layout;
