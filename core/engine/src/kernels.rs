@@ -177,9 +177,7 @@ impl Engine {
                 let files = kernel::import_files(&kernel, modules.as_deref(), None).await?;
                 self.keep_kernel(ctx, (files, source), Standing::Usual).await
             }
-            Wanted::Artifact(source) => {
-                self.pull_kernel(ctx, &source, Standing::Usual, context).await
-            }
+            Wanted::Artifact(source) => self.pull_kernel(ctx, &source, Standing::Usual, context).await,
             Wanted::Bundle(file) => self.kernel_of_bundle(ctx, &file, context).await,
         }
     }
@@ -197,7 +195,8 @@ impl Engine {
         let artifact = content.client.artifact(source, KIND, &content.store, &progress).await?;
         let boot = artifact.layer(&[BOOT_LAYER])?.ok_or_else(|| EngineError::InvalidArgument {
             message: format!("{source} has no layer of type {BOOT_LAYER}"),
-            hint: "that is where a kernel's artifact has the kernel; docs/images.md says how to push one".into(),
+            hint: "that is where a kernel's artifact has the kernel; docs/images.md says how to push one"
+                .into(),
         })?;
         let (modules, config) = (artifact.layer(&MODULES_LAYERS)?, artifact.layer(&[CONFIG_LAYER])?);
         let origin = match source {

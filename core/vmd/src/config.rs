@@ -567,6 +567,7 @@ mod tests {
             ("[vm]\nimage = \"De bian\"", "vm.image"),
             ("[images]\nregistry = \"a b\"", "images.registry"),
             ("[images]\nparallel = 0", "images.parallel is 0"),
+            ("[images]\ncatalogues = [\"list.toml\"]", "images.catalogues has \"list.toml\""),
             ("[network]\nsubnet = \"10.0.0.0/31\"", "network.subnet"),
         ] {
             let error = read(text).unwrap_err();

@@ -235,8 +235,7 @@ impl Engine {
                     }
                 };
                 let progress = sink(context, &prefix);
-                let unpacked =
-                    bundle::unpack(path, &digest, want, &layout.scratch(), progress).await?;
+                let unpacked = bundle::unpack(path, &digest, want, &layout.scratch(), progress).await?;
                 kernel = Some(match unpacked.kernel {
                     Some(source) => {
                         let source = (source, format!("bundle {}", digest.short()));

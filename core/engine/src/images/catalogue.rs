@@ -117,7 +117,8 @@ impl Engine {
         let from = format!("{file} sha256:{}", sha256.hex());
         let reference = name.unwrap_or_else(|| format!("{PREFIX}{wanted}"));
         let images = self.inner.store.images();
-        let known = images.list().await?.into_iter().find(|image| image.source == from);
+        // A tarball's has a word more in front.
+        let known = images.list().await?.into_iter().find(|image| image.source.ends_with(&from));
         if let Some(known) = known {
             let _catalogue = ctx.lock(&self.inner.catalogue).await;
             if self.is_whole(&known.digest).await? {
@@ -164,8 +165,8 @@ impl Engine {
             let bytes = files::read_at_most(&path, MOST).map_err(failed)?;
             (Place::Directory(path.parent().unwrap_or(Path::new("/")).to_owned()), bytes)
         };
-        let items = parse(&bytes)
-            .map_err(|reason| EngineError::Catalogue { catalogue: text.to_owned(), reason })?;
+        let items =
+            parse(&bytes).map_err(|reason| EngineError::Catalogue { catalogue: text.to_owned(), reason })?;
         Ok(Catalogue { text: text.to_owned(), place, items })
     }
 

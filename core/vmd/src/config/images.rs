@@ -52,7 +52,8 @@ impl ImagesConfig {
         }
         for catalogue in &self.catalogues {
             if !Path::new(catalogue).is_absolute() && !Address::is_meant(catalogue) {
-                let rule = format!("has {catalogue:?}, which is neither an absolute path nor an https address");
+                let rule =
+                    format!("has {catalogue:?}, which is neither an absolute path nor an https address");
                 return Some(("images.catalogues", rule));
             }
         }

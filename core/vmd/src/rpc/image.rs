@@ -2,9 +2,10 @@
 
 use jsonrpsee::core::{RpcResult, async_trait};
 use vm_api::{
-    Begun, DiskUsage, ExportImage, ImageFormat, ImageRecord, ImportImage, Login, PruneImages, PrunedImages,
-    RegisterImage, rpc::ImageServer,
+    Begun, BuildImage, CatalogueImage, CommitImage, DiskUsage, ExportImage, ImageFormat, ImageRecord,
+    ImportImage, Login, PruneImages, PrunedImages, RegisterImage, rpc::ImageServer,
 };
+use vm_engine::{BuildRequest, CatalogueEntry, CommitRequest};
 use vm_oci::Form;
 
 use super::{server::Context, vm::wire};
@@ -15,6 +16,20 @@ impl ImageServer for Context {
         Ok(Begun { operation: self.engine.pull_image(&reference, name).map_err(wire)? })
     }
 
+    async fn commit(&self, params: CommitImage) -> RpcResult<Begun> {
+        let CommitImage { vm, reference, message, changes } = params;
+        let request = CommitRequest { vm, reference, message, changes };
+        Ok(Begun { operation: self.engine.commit_image(request).map_err(wire)? })
+    }
+
+    async fn build(&self, params: BuildImage) -> RpcResult<Begun> {
+        let BuildImage { directory, file, references, arguments, target, no_cache, cpus, memory_mib } =
+            params;
+        let request =
+            BuildRequest { directory, file, references, arguments, target, no_cache, cpus, memory_mib };
+        Ok(Begun { operation: self.engine.build_image(request).map_err(wire)? })
+    }
+
     async fn push(&self, image: String, to: Option<String>) -> RpcResult<Begun> {
         Ok(Begun { operation: self.engine.push_image(&image, to).map_err(wire)? })
     }
@@ -22,6 +37,9 @@ impl ImageServer for Context {
     async fn export(&self, params: ExportImage) -> RpcResult<Begun> {
         let ExportImage { image, path, format } = params;
         let form = match format {
+            ImageFormat::Bundle => {
+                return Ok(Begun { operation: self.engine.export_bundle(&image, path).map_err(wire)? });
+            }
             ImageFormat::OciArchive => Form::LayoutArchive,
             ImageFormat::Oci => Form::Layout,
             ImageFormat::DockerArchive => Form::DockerArchive,
@@ -51,7 +69,17 @@ impl ImageServer for Context {
     }
 
     async fn import(&self, params: ImportImage) -> RpcResult<Begun> {
-        Ok(Begun { operation: self.engine.import_image(params.path, params.reference).map_err(wire)? })
+        let ImportImage { source, reference, sha256 } = params;
+        let operation = self.engine.import_image(&source, reference, sha256.as_deref()).map_err(wire)?;
+        Ok(Begun { operation })
+    }
+
+    async fn catalogue(&self) -> RpcResult<Vec<CatalogueImage>> {
+        let entry = |entry: CatalogueEntry| {
+            let CatalogueEntry { name, description, platform, sha256, source, catalogue } = entry;
+            CatalogueImage { name, description, platform, sha256, source, catalogue }
+        };
+        Ok(self.engine.catalogue().await.map_err(wire)?.into_iter().map(entry).collect())
     }
 
     async fn register(&self, params: RegisterImage) -> RpcResult<Begun> {
