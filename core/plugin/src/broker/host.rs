@@ -244,7 +244,8 @@ impl host::HostReport for Call {
 
     fn progress(&mut self, _: Resource<Report>, message: String) -> wasmtime::Result<()> {
         if let Some(progress) = &self.input.progress {
-            progress.says(&tame(message.trim(), 200));
+            // It is shown on one line.
+            progress.says(&tame(message.trim(), 200).replace(['\n', '\t'], " "));
         }
         Ok(())
     }
