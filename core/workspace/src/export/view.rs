@@ -58,6 +58,8 @@ impl Base {
         let differing = workspace
             .git()
             .at(workspace.top())
+            // It would bring the host's index up to date.
+            .args(["-c", "diff.autoRefreshIndex=false"])
             .args([
                 "diff",
                 "--name-only",

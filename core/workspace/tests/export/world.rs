@@ -281,6 +281,16 @@ pub(crate) fn snapshot(top: &Path) -> BTreeMap<Vec<u8>, (SeenKind, u32, Vec<u8>)
     .collect()
 }
 
+/// The paths at which two trees differ.
+pub(crate) fn differing<T: PartialEq>(
+    one: &BTreeMap<Vec<u8>, T>,
+    other: &BTreeMap<Vec<u8>, T>,
+) -> Vec<String> {
+    let paths = one.keys().chain(other.keys().filter(|path| !one.contains_key(*path)));
+    let differing = paths.filter(|path| one.get(*path) != other.get(*path));
+    differing.map(|path| String::from_utf8_lossy(path).into_owned()).collect()
+}
+
 /// The same of files and links that are not git's own, with permissions as git has them.
 pub(crate) fn files_of(top: &Path) -> BTreeMap<Vec<u8>, (SeenKind, bool, Vec<u8>)> {
     let all = snapshot(top).into_iter();
