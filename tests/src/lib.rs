@@ -16,6 +16,7 @@ pub mod fakes;
 pub mod fixtures;
 pub mod namespaces;
 pub mod programs;
+pub mod repository;
 pub mod rpc;
 pub mod snapshot;
 pub mod world;

@@ -238,6 +238,16 @@ mod tests {
             "vm plan create --name a --memory 1G",
             "vm plan start a",
             "vm cp a b web:c",
+            "vm run ./repo -- make test",
+            "vm run . --name a --rm --export patch=out.patch --to /srv/x --importer git/full -- true",
+            "vm run --here --export branch=work",
+            "vm workspace plan",
+            "vm ws prepare a . --full --replace --user dev",
+            "vm workspace export a --patch",
+            "vm workspace export a --patch file --dry-run",
+            "vm workspace export a --branch b -m text",
+            "vm workspace export a --files dir --ignored --at /work/x",
+            "vm workspace diff a",
             "vm cp -rL --owner dev web:a .",
             "vm cp --archive - web:/srv",
         ] {
@@ -281,6 +291,12 @@ mod tests {
             "vm plan create a --name b",
             "vm plan start",
             "vm cp web:a",
+            "vm run ./repo --here",
+            "vm run --export apply -- true",
+            "vm run ./repo --export everything",
+            "vm workspace export a",
+            "vm workspace export a --apply --branch b",
+            "vm workspace export a --apply -m text",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

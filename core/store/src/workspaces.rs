@@ -81,21 +81,4 @@ impl Workspaces<'_> {
             })
             .await
     }
-
-    /// Forgets one; whether it was there.
-    ///
-    /// # Errors
-    /// The database failing.
-    pub async fn remove(&self, vm: &VmId, path: &str) -> Result<bool, StoreError> {
-        const ACTION: &str = "forget a workspace";
-        let (vm, path) = (vm.clone(), path.to_owned());
-        self.0
-            .transaction(ACTION, move |t| {
-                let removed = t
-                    .execute("DELETE FROM workspaces WHERE vm = ?1 AND path = ?2", params![vm.as_str(), path])
-                    .map_err(doing(ACTION))?;
-                Ok(removed > 0)
-            })
-            .await
-    }
 }

@@ -27,6 +27,7 @@ const TOOLS: &[(&str, &str, &str)] = &[
     ("mke2fs", "formatting disks of plugins", "e2fsprogs"),
     ("nft", "the firewall", "nftables"),
     ("mmdebstrap", "acquiring debian:SUITE images", "mmdebstrap"),
+    ("git", "workspaces that are repositories", "git"),
     ("dpkg-deb", "acquiring Debian's kernel", "dpkg"),
 ];
 

@@ -74,7 +74,7 @@ fn workspace(error: &WorkspacesError) -> ErrorKind {
         | WorkspacesError::Relative { .. }
         | WorkspacesError::Several { .. } => ErrorKind::InvalidArgument,
         WorkspacesError::Import { source, .. } => match source.code.as_str() {
-            "workspace.not-empty" | "workspace.guest-changed" => ErrorKind::WrongState,
+            "workspace.destination-not-empty" | "workspace.guest-changed" | "workspace.not-prepared" => ErrorKind::WrongState,
             code::NO_SPACE => ErrorKind::NoSpace,
             _ => ErrorKind::PluginFailed,
         },
@@ -120,7 +120,7 @@ fn export(error: &ExportError) -> ErrorKind {
         | ExportError::TooMuch
         | ExportError::History { .. }
         | ExportError::Refused { .. } => ErrorKind::GuestUnresponsive,
-        ExportError::NotFetched { .. } => ErrorKind::Internal,
+        ExportError::NotFetched { .. } | ExportError::NotWished { .. } => ErrorKind::Internal,
         ExportError::Scratch { source, .. }
         | ExportError::Host { source, .. }
         | ExportError::Output { source } => io(source),

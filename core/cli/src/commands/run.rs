@@ -92,8 +92,21 @@ impl RunArgs {
         let unnamed = self.command.is_empty();
         let terminal = !context.output.json && (self.tty || (unnamed && io::stdin().is_terminal()));
         let workspace = match (self.path, self.here) {
+            (Some(path), _) if !path.is_dir() => {
+                return Err(CliError::Usage {
+                    message: format!("there is no directory {}", path.display()),
+                    hint: format!("a command goes behind --: vm run -- {} …", path.display()),
+                });
+            }
             (Some(path), _) => Some(self.import.request(&path)?),
             (None, true) => Some(self.import.request(Path::new("."))?),
+            (None, false) if self.import.is_given() => {
+                return Err(CliError::Usage {
+                    message: "--to, --importer and --full are about a directory that is brought along"
+                        .to_owned(),
+                    hint: "name it, or say --here".to_owned(),
+                });
+            }
             (None, false) => None,
         };
         if let Some(to) = &self.export {

@@ -1,7 +1,10 @@
 //! `vm show`
 
 use clap::Args;
-use vm_api::{NetworkMode, RestartPolicy, VmInfo, VmState, rpc::VmClient};
+use vm_api::{
+    NetworkMode, RestartPolicy, VmInfo, VmState, WorkspaceRecord,
+    rpc::{VmClient, WorkspacesClient},
+};
 
 use crate::{
     context::Context,
@@ -22,13 +25,20 @@ impl ShowArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<u8, CliError> {
         let client = context.client().await?;
         let vm = VmClient::get(&client, self.name).await?;
+        // A daemon of before has none.
+        let workspaces = match context.output.json {
+            true => Vec::new(),
+            false => WorkspacesClient::list(&client, vm.id.to_string()).await.unwrap_or_default(),
+        };
         // A failure's cause quotes the guest's console.
-        context.output.show(&vm, || for_stdout(text(&vm)))?;
+        context.output.show(&vm, || for_stdout(text(&vm, &workspaces)))?;
         Ok(0)
     }
 }
 
-fn text(vm: &VmInfo) -> String {
+fn text(vm: &VmInfo, workspaces: &[WorkspaceRecord]) -> String {
+    let brought = |one: &WorkspaceRecord| format!("{} from {}", one.path, one.source.display());
+    let workspaces: Vec<_> = workspaces.iter().map(brought).collect();
     let labels: Vec<_> = vm.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let network = match vm.network {
         NetworkMode::Nat => "nat",
@@ -54,6 +64,7 @@ fn text(vm: &VmInfo) -> String {
             vm.idle_stop_seconds.map(|s| format!("after {} without a connection", duration::human(s))),
         ),
         ("needs restart", needs_restart(vm)),
+        ("workspaces", (!workspaces.is_empty()).then(|| workspaces.join("\n"))),
         ("ephemeral", vm.ephemeral.then(|| "yes, deleted with the process that made it".to_owned())),
         ("vmm", Some(vm.vmm.clone())),
         ("created", Some(ago(vm.created_at))),

@@ -18,15 +18,17 @@ use crate::{context::Context, errors::CliError};
 
 /// Bring directories of the host into VMs, and the work done there back
 ///
-/// A workspace is a directory of the host, of a git repository all of its working tree, with what is not committed and without what
-/// git ignores. Importers are plugins; `vm workspace plan` shows what they offer. A file vm.toml at the top of a workspace may
-/// say what is to be taken where nobody says otherwise:
+/// A workspace is a directory of the host, of a git repository all of its working tree, with
+/// what is not committed and without what git ignores. Importers are plugins; `vm workspace
+/// plan` shows what they offer. A file vm.toml at the top of a workspace may say what is to be
+/// taken where nobody says otherwise:
 ///
 ///     [workspace]
 ///     importer = "git/full"
 ///     to = "/srv/project"
 ///     user = "dev"
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(crate) struct WorkspaceArgs {
     #[command(subcommand)]
     verb: Verb,
@@ -71,6 +73,11 @@ pub(crate) struct ImportArgs {
 }
 
 impl ImportArgs {
+    /// Whether any of them is given.
+    pub(crate) fn is_given(&self) -> bool {
+        self.to.is_some() || self.importer.is_some() || self.full
+    }
+
     /// The request for a directory.
     pub(crate) fn request(self, path: &Path) -> Result<PrepareWorkspace, CliError> {
         let Self { to, importer, full } = self;

@@ -49,7 +49,7 @@ pub(super) struct Opened {
 impl Opened {
     /// The guest's user, where one is named.
     pub(super) fn user(&self, asked: Option<&String>) -> Option<String> {
-        asked.or(self.settings.as_ref()?.user.as_ref()).cloned()
+        asked.or_else(|| self.settings.as_ref()?.user.as_ref()).cloned()
     }
 }
 
