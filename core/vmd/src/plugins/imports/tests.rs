@@ -566,3 +566,17 @@ async fn a_part_that_somebody_elses_importer_brings_is_not_taken_for_all() {
     assert!(!trial.offered().await.contains(&"incremental/changes".to_owned()));
     assert_eq!(trial.refused("incremental/changes").await.code, "workspace.not-prepared");
 }
+
+#[tokio::test]
+async fn all_of_them_pass_the_test_that_every_plugin_has_to_pass() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    for (name, fixture) in [("copy", false), ("git", false), ("incremental", false), ("slice", true)] {
+        let checks = manager.test(built(fixture).join(name).to_str().unwrap()).await.unwrap();
+        let hooks: Vec<_> = checks.iter().map(|check| check.check.as_str()).collect();
+        assert_eq!(hooks, ["manifest", "configuration", "loads", "probe", "import"]);
+        assert!(checks.iter().all(|check| check.ok), "{name}: {checks:?}");
+        let import = &checks.last().unwrap().detail;
+        assert!(!import.starts_with("0 inputs"), "{name}: {import}");
+    }
+}
