@@ -184,6 +184,7 @@ fn a_running_vm_becomes_an_image() {
     assert_eq!(without_inodes(told("b")), before, "the VM is as it was");
     world.vm(&["pause", "b"]).run().exits(0);
     world.vm(&["image", "commit", "b", "other"]).within(SHORT).run().exits(4).complains("vm resume b");
+    world.vm(&["resume", "b"]).run().exits(0);
 
     made("c", "mine");
     assert_eq!(without_inodes(told("c")), before);

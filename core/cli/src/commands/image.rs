@@ -447,8 +447,7 @@ fn called(image: &ImageRecord, asked: Option<&str>) -> String {
     let Some(asked) = asked else { return name(image) };
     // What the daemon adds: a registry's address in front, a tag behind.
     let rest = |reference: &str| {
-        let (before, after) =
-            reference.rsplit_once(asked).map(|(before, after)| (before.to_owned(), after.to_owned()))?;
+        let (before, after) = reference.rsplit_once(asked)?;
         let whole = before.is_empty() || before.ends_with('/');
         (whole && (after.is_empty() || after == ":latest")).then_some(before.len())
     };
@@ -463,4 +462,30 @@ fn name(image: &ImageRecord) -> String {
 /// The path as the daemon, which has another working directory, finds it.
 pub(crate) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
     path.canonicalize().map_err(|source| CliError::File { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_called_as_it_was_asked_for() {
+        let image: ImageRecord = serde_json::from_value(json!({
+            "digest": format!("sha256:{}", "a".repeat(64)),
+            "references": ["docker.io/library/app:latest", "localhost:5000/my-app:1", "my-app:1", "x/app:latest"],
+            "size_bytes": 0, "used_bytes": 0, "created_at": 0, "source": "",
+        }))
+        .unwrap();
+        for (asked, name) in [
+            ("my-app:1", "my-app:1"),
+            ("localhost:5000/my-app:1", "localhost:5000/my-app:1"),
+            ("x/app", "x/app:latest"),
+            ("app", "x/app:latest"),
+            ("p:1", "docker.io/library/app:latest"),
+            ("oci:/some/where", "docker.io/library/app:latest"),
+        ] {
+            assert_eq!(called(&image, Some(asked)), name, "{asked}");
+        }
+        assert_eq!(called(&image, None), "docker.io/library/app:latest");
+    }
 }
