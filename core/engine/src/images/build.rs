@@ -133,7 +133,7 @@ impl Engine {
         let engine = self.clone();
         self.operations()
             .begin(OperationKind::ImageBuild, subject, move |context, mut ctx| async move {
-                engine.build_now(&mut ctx, request, &context).await
+                Box::pin(engine.build_now(&mut ctx, request, &context)).await
             })
             .map(|operation| operation.id())
     }
@@ -170,7 +170,7 @@ impl Engine {
             done: 0,
             total: 0,
         };
-        let built = build.all(ctx, file, &request).await;
+        let built = Box::pin(build.all(ctx, file, &request)).await;
         build.close(ctx).await;
         built
     }
@@ -191,7 +191,7 @@ impl Build<'_> {
         self.total = needed.iter().map(|number| sections[*number].steps.len() + 1).sum();
         for (number, section) in sections.iter().enumerate() {
             if needed.contains(&number) {
-                self.stage(ctx, &sections, number, section, escape).await?;
+                Box::pin(self.stage(ctx, &sections, number, section, escape)).await?;
             }
         }
         for name in self.given.unused() {
@@ -205,7 +205,7 @@ impl Build<'_> {
         let source = format!("build {}", request.directory.display());
         let pulled = self.composed(&stage.config, &stage.layers).await?;
         let arrived = Arrived { pulled, references: request.references.clone(), source, kernel };
-        let image = self.engine.admit(ctx, arrived, "", self.operation);
+        let image = Box::pin(self.engine.admit(ctx, arrived, "", self.operation));
         let image = self.operation.cancellable(image).await?;
         Ok(Made { image, warnings: std::mem::take(&mut self.warnings) })
     }
@@ -256,11 +256,11 @@ impl Build<'_> {
         escape: char,
     ) -> Result<(), EngineError> {
         self.heading(&section.from);
-        let bench = self.begin(ctx, section, escape).await.map_err(|error| at(&section.from, error))?;
+        let bench = Box::pin(self.begin(ctx, section, escape)).await.map_err(|error| at(&section.from, error))?;
         self.benches.insert(number, bench);
         for step in &section.steps {
             self.heading(step);
-            self.step(ctx, sections, number, step).await.map_err(|error| at(step, error))?;
+            Box::pin(self.step(ctx, sections, number, step)).await.map_err(|error| at(step, error))?;
         }
         // Later stages may copy from it; its VM is only in the way of theirs.
         if let Some(workshop) = self.benches.get_mut(&number).and_then(|bench| bench.workshop.take()) {
@@ -294,7 +294,7 @@ impl Build<'_> {
                 let stage = Stage::new(config, layers, escape);
                 Ok(Bench { stage, image: base.image.clone(), kernel: base.kernel.clone(), workshop: None })
             }
-            Base::Image(image) => self.image(ctx, image, escape).await,
+            Base::Image(image) => Box::pin(self.image(ctx, image, escape)).await,
         }
     }
 
@@ -305,7 +305,7 @@ impl Build<'_> {
         image: &str,
         escape: char,
     ) -> Result<Bench, EngineError> {
-        let record = self.engine.require_image(ctx, image, self.operation);
+        let record = Box::pin(self.engine.require_image(ctx, image, self.operation));
         let record = self.operation.cancellable(record).await?;
         let layered = record.origin.as_ref().is_some_and(|origin| origin.manifest.is_some());
         let kernel = record.kernel.clone();
@@ -317,7 +317,7 @@ impl Build<'_> {
         }
         let stage = Stage::new(config_of(&record), Vec::new(), escape);
         let mut bench = Bench { stage, image: Some(record), kernel, workshop: None };
-        self.whole(ctx, &mut bench, image).await?;
+        Box::pin(self.whole(ctx, &mut bench, image)).await?;
         Ok(bench)
     }
 
@@ -333,7 +333,7 @@ impl Build<'_> {
         let digest = pulled.config_digest.to_string();
         let known = self.engine.inner.store.images().by_digest(&digest).await?.is_some();
         let arrived = Arrived { pulled, references: Vec::new(), source: "a step of a build".into(), kernel };
-        let image = self.engine.admit(ctx, arrived, "", self.operation);
+        let image = Box::pin(self.engine.admit(ctx, arrived, "", self.operation));
         let image = self.operation.cancellable(image).await?;
         if !known {
             self.helpers.push(image.digest.clone());

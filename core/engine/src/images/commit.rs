@@ -71,7 +71,8 @@ impl Engine {
         let subject = format!("{} as {name}", cell.name());
         self.operations()
             .begin(OperationKind::ImageCommit, subject, move |context, mut ctx| async move {
-                engine.commit_now(&mut ctx, &cell, Plan { name, message, changes }, &context).await
+                let plan = Plan { name, message, changes };
+                Box::pin(engine.commit_now(&mut ctx, &cell, plan, &context)).await
             })
             .map(|operation| operation.id())
     }
@@ -90,7 +91,7 @@ impl Engine {
         let (layer, report) = if matches!(cell.state(), VmState::Running { .. }) {
             context.cancellable(pack()).await?
         } else {
-            match self.visit(ctx, cell, pack(), context).await? {
+            match Box::pin(self.visit(ctx, cell, pack(), context)).await? {
                 Some(packed) => packed,
                 // Somebody has just started it.
                 None => context.cancellable(pack()).await?,

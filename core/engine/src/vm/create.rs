@@ -136,7 +136,7 @@ impl Engine {
     ) -> Result<VmId, EngineError> {
         let ephemeral = request.owner.is_some();
         let start = request.start;
-        let settled = context.cancellable(Settled::new(self, ctx, name, request, &context)).await?;
+        let settled = context.cancellable(Box::pin(Settled::new(self, ctx, name, request, &context))).await?;
         // From the record on, giving up means undoing, so this short step is not cancellable.
         let cell = settled.register(self, ctx, &context).await?.make(self, ctx, &context).await?;
         self.event(EventKind::VmCreated, &cell, Some(context.id), format!("created from {}", cell.image()));

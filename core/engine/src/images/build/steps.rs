@@ -91,11 +91,11 @@ impl Build<'_> {
             return Ok(());
         }
         if let Work::CopyFrom { stage, .. } = &work {
-            self.open(ctx, *stage).await?;
+            Box::pin(self.open(ctx, *stage)).await?;
         }
-        self.open(ctx, number).await?;
+        Box::pin(self.open(ctx, number)).await?;
         self.operation.progress(step.text.clone(), self.done as u64, Some(self.total as u64));
-        self.operation.cancellable(self.work(number, step, work)).await?;
+        self.operation.cancellable(Box::pin(self.work(number, step, work))).await?;
         let bench = self.benches.get_mut(&number).ok_or_else(nothing)?;
         let workshop = bench.workshop.as_mut().ok_or_else(nothing)?;
         let layer = workshop.layer(self.engine, &self.lease, self.operation);
@@ -202,7 +202,8 @@ impl Build<'_> {
             return Ok(());
         }
         let image = self.bootable(ctx, number).await?;
-        let workshop = Workshop::open(self.engine, ctx, &image, self.machine, self.operation).await?;
+        let workshop =
+            Box::pin(Workshop::open(self.engine, ctx, &image, self.machine, self.operation)).await?;
         let bench = self.benches.get_mut(&number).ok_or_else(nothing)?;
         let workshop = bench.workshop.insert(workshop);
         self.operation.cancellable(workshop.look()).await
@@ -259,7 +260,8 @@ impl Build<'_> {
                 return Ok(());
             }
         }
-        let mut workshop = Workshop::open(self.engine, ctx, &image, self.machine, self.operation).await?;
+        let mut workshop =
+            Box::pin(Workshop::open(self.engine, ctx, &image, self.machine, self.operation)).await?;
         let packed = async {
             let whole = workshop.whole(self.engine, &self.lease, self.operation).await?;
             workshop.look().await?;

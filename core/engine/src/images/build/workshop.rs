@@ -92,11 +92,11 @@ impl Workshop {
             owner,
             ..CreateRequest::default()
         };
-        let cell = engine.create_as(ctx, &name, request, context).await?;
+        let cell = Box::pin(engine.create_as(ctx, &name, request, context)).await?;
         let opened = async {
             let admitted = engine.reserve(ctx, &cell, Request::Start, Activity::Starting, context.id).await?;
             if let Admitted::Reserved(reserved) = admitted {
-                engine.start_as(ctx, &reserved, Boot::Quiet, context).await?;
+                Box::pin(engine.start_as(ctx, &reserved, Boot::Quiet, context)).await?;
             }
             context.cancellable(engine.guest_of(&cell)).await
         };
