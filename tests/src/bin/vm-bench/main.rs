@@ -1,12 +1,13 @@
-//! What `vm run` costs above the bare machine, and what the daemon costs with many VMs ([`scale`]) and with
-//! many plugins ([`plugins`]).
+//! What `vm run` costs above the bare machine and with large images ([`images`]), and what the daemon costs with many VMs
+//! ([`scale`]) and with many plugins ([`plugins`]).
 //!
 //! The floor is the very QEMU command line that the shim would run, with the same kernel, initramfs and a copy of the same
 //! disk, started by hand and timed until the guest's agent has answered on the guest channel. Runs of both alternate, so
 //! that a busier or idler moment of the host touches both. `VM_BENCH_RUNS` says how many; the first argument names a file
 //! for the figures as JSON. `VM_BENCH_FAKE_BIN` is a directory with a `vmd` that knows fakes; `VM_BENCH_ONLY` names
-//! the one part to measure: `run` (the only one that needs real VMs), `scale` or `plugins`.
+//! the one part to measure: `run` or `images`, which need real VMs, `scale` or `plugins`.
 
+mod images;
 mod plugins;
 mod scale;
 
@@ -34,6 +35,9 @@ fn main() {
     let only = env::var("VM_BENCH_ONLY").ok();
     let wanted = |part| only.as_deref().is_none_or(|only| only == part);
     let mut figures = if wanted("run") { real() } else { json!({}) };
+    if wanted("images") {
+        figures["images"] = images::measure();
+    }
     if wanted("scale") {
         figures["scale"] = scale::measure().unwrap_or_default();
     }
