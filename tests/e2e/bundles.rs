@@ -237,6 +237,8 @@ fn an_image_brings_its_kernel_by_bundle_and_by_label() {
         .complains("is no kernel")
         .complains("hint");
     world.vm(&["image", "pull", "localhost:5000/kernels/other:1"]).run().exits(5).complains("vm.kernel");
+    world.vm(&["image", "delete", "localhost:5000/app", "mine"]).run().exits(0);
+    world.vm(&["kernel", "delete", &own]).run().exits(0);
     registry.stop();
     world.leaves_nothing();
 }
