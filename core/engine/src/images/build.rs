@@ -256,7 +256,8 @@ impl Build<'_> {
         escape: char,
     ) -> Result<(), EngineError> {
         self.heading(&section.from);
-        let bench = Box::pin(self.begin(ctx, section, escape)).await.map_err(|error| at(&section.from, error))?;
+        let bench =
+            Box::pin(self.begin(ctx, section, escape)).await.map_err(|error| at(&section.from, error))?;
         self.benches.insert(number, bench);
         for step in &section.steps {
             self.heading(step);
