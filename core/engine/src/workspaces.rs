@@ -33,7 +33,7 @@ use vm_workspace::{Baseline, Cancel, Identity, Workspace, WorkspaceError, export
 
 pub(crate) use self::patches::Patches;
 pub use self::{
-    error::WorkspacesError,
+    error::{ImportError, WorkspacesError},
     export::{ExportRequest, ExportTo},
     plan::PlanRequest,
     prepare::PrepareRequest,

@@ -73,9 +73,10 @@ fn workspace(error: &WorkspacesError) -> ErrorKind {
         | WorkspacesError::Destination { .. }
         | WorkspacesError::Relative { .. }
         | WorkspacesError::Several { .. } => ErrorKind::InvalidArgument,
-        WorkspacesError::Import { source, .. } => match source.code.as_str() {
+        WorkspacesError::Import(error) => match error.source.code.as_str() {
             "workspace.destination-not-empty" | "workspace.guest-changed" | "workspace.not-prepared" => ErrorKind::WrongState,
             code::NO_SPACE => ErrorKind::NoSpace,
+            code::NO_USER => ErrorKind::NotFound,
             _ => ErrorKind::PluginFailed,
         },
         WorkspacesError::NotPrepared { .. } | WorkspacesError::NoPatch { .. } => ErrorKind::NotFound,
@@ -150,6 +151,7 @@ fn guest(error: &GuestError) -> ErrorKind {
         GuestError::File { code, .. } => match code.as_str() {
             code::NOT_FOUND => ErrorKind::NotFound,
             code::NO_SPACE => ErrorKind::NoSpace,
+            code::NO_USER => ErrorKind::NotFound,
             code::DENIED => ErrorKind::PermissionDenied,
             _ => ErrorKind::GuestUnresponsive,
         },

@@ -65,21 +65,8 @@ pub enum WorkspacesError {
         path: PathBuf,
     },
     /// An importer.
-    #[error("{way} did not bring {} to {to} in VM {vm}{}", source_path.display(), at_step(.step))]
-    Import {
-        /// `IMPORTER/STRATEGY`.
-        way: String,
-        /// The workspace.
-        source_path: PathBuf,
-        /// Where to.
-        to: String,
-        /// The VM.
-        vm: VmName,
-        /// What it was doing.
-        step: Option<String>,
-        /// It.
-        source: ImportFailure,
-    },
+    #[error(transparent)]
+    Import(Box<ImportError>),
     /// Nothing was brought there.
     #[error("VM {vm} has no workspace{}", at.as_ref().map(|at| format!(" {at}")).unwrap_or_default())]
     NotPrepared {
@@ -124,6 +111,24 @@ pub enum WorkspacesError {
     },
 }
 
+/// An import that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{way} did not bring {} to {to} in VM {vm}{}", workspace.display(), at_step(.step))]
+pub struct ImportError {
+    /// `IMPORTER/STRATEGY`.
+    pub way: String,
+    /// The workspace.
+    pub workspace: PathBuf,
+    /// Where to.
+    pub to: String,
+    /// The VM.
+    pub vm: VmName,
+    /// What it was doing.
+    pub step: Option<String>,
+    /// What the importer says.
+    pub source: ImportFailure,
+}
+
 fn at_step(step: &Option<String>) -> String {
     step.as_ref().map(|step| format!(", at the step {step:?}")).unwrap_or_default()
 }
@@ -149,10 +154,11 @@ impl WorkspacesError {
             ),
             Self::Destination { .. } => Some("name another one with --to, for instance /work/project".into()),
             Self::Relative { .. } => Some("begin it with /".into()),
-            Self::Import { source, .. } => source
+            Self::Import(error) => error
+                .source
                 .hint
                 .clone()
-                .or_else(|| Some(format!("`vm plugin logs {}` has what it said", source.plugin))),
+                .or_else(|| Some(format!("`vm plugin logs {}` has what it said", error.source.plugin))),
             Self::NotPrepared { vm, .. } => Some(format!(
                 "`vm workspace ls {vm}` lists those it has, `vm workspace prepare {vm} PATH` brings one"
             )),

@@ -106,7 +106,7 @@ impl Engine {
         let subject = cell.name().to_string();
         self.operations()
             .begin(OperationKind::WorkspaceExport, subject, move |context, mut ctx| async move {
-                engine.export_now(&mut ctx, &cell, request, &context).await
+                Box::pin(engine.export_now(&mut ctx, &cell, request, &context)).await
             })
             .map(|operation| operation.id())
     }
@@ -132,7 +132,7 @@ impl Engine {
             let export = reached.export(&workspace, &baseline, survey.clone(), to.wish(), context).await?;
             Ok((record, export, Agreement { reached, baseline, survey }))
         };
-        let (workspace, export, agreement) = self.while_up(cell, live, DOING, context, fetched).await?;
+        let (workspace, export, agreement) = Box::pin(self.while_up(cell, live, DOING, context, fetched)).await?;
         // From here on the guest has no part in it: what is written is written, though the VM goes down.
         context.progress("writing on the host", 0, None);
         let write = async {

@@ -23,6 +23,7 @@ use vm_workspace::{Baseline, Cancel, Workspace};
 use super::{
     Caller, WorkspacesError, baseline_file,
     choose::{self, Asked, Chosen},
+    error::ImportError,
     on_host,
     plan::absolute,
     up,
@@ -82,7 +83,7 @@ impl Engine {
         let subject = format!("{} from {}", cell.name(), request.path.display());
         self.operations()
             .begin(OperationKind::WorkspacePrepare, subject, move |context, mut ctx| async move {
-                engine.prepare_now(&mut ctx, &cell, request, &context).await
+                Box::pin(engine.prepare_now(&mut ctx, &cell, request, &context)).await
             })
             .map(|operation| operation.id())
     }
@@ -99,7 +100,7 @@ impl Engine {
         let _ends = cancel.on_drop();
         let import = Import { engine: self, cell, live, context, cancel };
         let watch = Mutex::new(None);
-        let done = self.while_up(cell, live, DOING, context, import.run(&request, &watch)).await;
+        let done = Box::pin(self.while_up(cell, live, DOING, context, import.run(&request, &watch))).await;
         let begun: Option<Arc<Watch>> = watch.into_inner().unwrap_or_else(PoisonError::into_inner);
         if let (Err(error), Some(watch)) = (&done, begun) {
             watch.broke_off(error).await;
@@ -180,14 +181,14 @@ impl Import<'_> {
         let imported =
             engine.inner.importers.import(job).await.map_err(|source| match source.code.as_str() {
                 CANCELLED => EngineError::Cancelled,
-                _ => WorkspacesError::Import {
+                _ => WorkspacesError::Import(Box::new(ImportError {
                     way,
-                    source_path: workspace.top().to_owned(),
+                    workspace: workspace.top().to_owned(),
                     to,
                     vm: cell.name().clone(),
                     step: watch.step(),
                     source,
-                }
+                }))
                 .into(),
             })?;
         let mut warnings = facts.warnings.clone();

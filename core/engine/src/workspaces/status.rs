@@ -53,7 +53,7 @@ impl Engine {
         let subject = cell.name().to_string();
         self.operations()
             .begin(OperationKind::WorkspaceStatus, subject, move |context, mut ctx| async move {
-                engine.status_now(&mut ctx, &cell, request, &context).await
+                Box::pin(engine.status_now(&mut ctx, &cell, request, &context)).await
             })
             .map(|operation| operation.id())
     }
@@ -102,7 +102,7 @@ impl Engine {
                 warnings,
             })
         };
-        self.while_up(cell, live, DOING, context, looked).await
+        Box::pin(self.while_up(cell, live, DOING, context, looked)).await
     }
 
     /// What was sent of a workspace that has to be whole.
