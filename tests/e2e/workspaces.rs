@@ -266,5 +266,7 @@ fn an_importer_of_somebody_elses_is_used_by_its_name_and_by_the_workspaces_own_w
     failed.exits(10).complains("slice/directories").complains("no such luck");
     let listed = world.ask(&["workspace", "ls", "a"]);
     assert_eq!((&listed[0]["path"], &listed[0]["state"]), (&json!("/srv/b"), &json!("unfinished")));
+    world.vm(&["delete", "--force", "a"]).run().exits(0);
+    world.vm(&["plugin", "remove", "slice", "--purge"]).run().exits(0);
     world.leaves_nothing();
 }

@@ -132,7 +132,8 @@ impl Engine {
             let export = reached.export(&workspace, &baseline, survey.clone(), to.wish(), context).await?;
             Ok((record, export, Agreement { reached, baseline, survey }))
         };
-        let (workspace, export, agreement) = Box::pin(self.while_up(cell, live, DOING, context, fetched)).await?;
+        let (workspace, export, agreement) =
+            Box::pin(self.while_up(cell, live, DOING, context, fetched)).await?;
         // From here on the guest has no part in it: what is written is written, though the VM goes down.
         context.progress("writing on the host", 0, None);
         let write = async {
