@@ -1,15 +1,16 @@
-//! What `vm run` costs above the bare machine and with large images ([`images`]), and what the daemon costs with many VMs
-//! ([`scale`]) and with many plugins ([`plugins`]).
+//! What `vm run` costs above the bare machine and with large images ([`images`]), what bringing a workspace costs
+//! ([`workspaces`]), and what the daemon costs with many VMs ([`scale`]) and with many plugins ([`plugins`]).
 //!
 //! The floor is the very QEMU command line that the shim would run, with the same kernel, initramfs and a copy of the same
 //! disk, started by hand and timed until the guest's agent has answered on the guest channel. Runs of both alternate, so
 //! that a busier or idler moment of the host touches both. `VM_BENCH_RUNS` says how many; the first argument names a file
 //! for the figures as JSON. `VM_BENCH_FAKE_BIN` is a directory with a `vmd` that knows fakes; `VM_BENCH_ONLY` names
-//! the one part to measure: `run` or `images`, which need real VMs, `scale` or `plugins`.
+//! the one part to measure: `run`, `images` or `workspaces`, which need real VMs, `scale` or `plugins`.
 
 mod images;
 mod plugins;
 mod scale;
+mod workspaces;
 
 use std::{
     collections::BTreeMap,
@@ -43,6 +44,9 @@ fn main() {
     }
     if wanted("plugins") {
         figures["plugins"] = plugins::measure().unwrap_or_default();
+    }
+    if wanted("workspaces") {
+        figures["workspaces"] = workspaces::measure();
     }
     if let Some(file) = env::args_os().nth(1) {
         fs::write(&file, format!("{figures:#}\n")).expect("the figures can be written");
