@@ -225,6 +225,7 @@ pub fn plant_tiny(state: &Path) {
                 source: "tests".into(),
                 created_at: 0,
                 default: true,
+                of_image: false,
             };
             store.kernels().put(kernel).await
         })

@@ -201,7 +201,9 @@ impl Engine {
         let (modules, config) = (artifact.layer(&MODULES_LAYERS)?, artifact.layer(&[CONFIG_LAYER])?);
         let origin = match source {
             // By which it is known again.
-            ImageSource::Registry(reference) => pinned(reference, &artifact.digest),
+            ImageSource::Registry(reference) => {
+                pinned(reference, &reference.digest().unwrap_or(artifact.digest))
+            }
             other => other.to_string(),
         };
         let scratch = self.inner.layout.scratch();
@@ -260,8 +262,8 @@ impl Engine {
             let name = image.references.first().cloned().unwrap_or_else(|| image.digest.to_string());
             return Err(EngineError::KernelOfImage { kernel: kernel.id, image: name });
         }
-        // First, so that there is a default whenever there is a kernel.
-        let newest = kernels.list().await?.into_iter().find(|other| other.id != kernel.id);
+        // First, so that there is a default whenever there is a kernel that can be one.
+        let newest = kernels.list().await?.into_iter().find(|other| other.id != kernel.id && !other.of_image);
         if let (true, Some(newest)) = (kernel.default, &newest) {
             kernels.set_default(&newest.id).await?;
         }
@@ -344,6 +346,7 @@ impl Engine {
             release: installed.release,
             source,
             created_at: unix_seconds(),
+            of_image: standing == Standing::OfImages,
         };
         inner.store.kernels().put(record.clone()).await?;
         Ok(record)

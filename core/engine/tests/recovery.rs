@@ -80,6 +80,7 @@ impl Bench {
             source: "test".into(),
             created_at: 1,
             default: true,
+            of_image: false,
         };
         store.kernels().put(kernel).await.unwrap();
         store

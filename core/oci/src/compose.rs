@@ -18,7 +18,7 @@ use crate::{
     Compression, Digest, ImageConfig, Layer, Lease, OciError, Platform, Pulled, Store,
     document::{self, Document, Manifest},
     image::Parts,
-    store::blocking,
+    store::{STRIDE, blocking},
 };
 
 /// Pieces that may wait to be compressed.
@@ -77,6 +77,7 @@ impl LayerDraft {
     pub fn begin(store: &Store) -> Self {
         let (queue, mut pieces) = mpsc::channel::<Bytes>(QUEUE);
         let directory = store.scratch().to_owned();
+        let within = directory.clone();
         let writer = tokio::task::spawn_blocking(move || {
             let failed = |action, path: PathBuf| move |source| OciError::Store { action, path, source };
             let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -85,7 +86,13 @@ impl LayerDraft {
             let write = |mut pieces: Box<dyn FnMut() -> Option<Bytes>>| {
                 let file = BufWriter::with_capacity(BUFFER, File::from(file));
                 let mut tar = Hashed::new(zstd::Encoder::new(Hashed::new(file), LEVEL)?);
+                let mut unchecked = STRIDE;
                 while let Some(piece) = pieces() {
+                    if unchecked >= STRIDE {
+                        vm_host::files::room(&within, STRIDE)?;
+                        unchecked = 0;
+                    }
+                    unchecked += piece.len() as u64;
                     tar.write_all(&piece)?;
                 }
                 let blob = tar.to.finish()?;

@@ -100,6 +100,9 @@ pub(crate) struct Claim {
     _lock: tokio::sync::OwnedMutexGuard<()>,
 }
 
+/// How much is written of what nobody knows the size of, before the disk is looked at again, in bytes.
+pub(crate) const STRIDE: u64 = 64 << 20;
+
 /// Refuses to write so many bytes more to a directory where they would fill the disk.
 pub(crate) fn room(dir: &Path, bytes: u64) -> Result<(), OciError> {
     vm_host::files::room(dir, bytes).map_err(failed("write to", dir))

@@ -17,7 +17,7 @@ pub struct Kernels<'a>(pub(crate) &'a Store);
 
 impl Kernels<'_> {
     /// Adds a kernel or updates the one with this id. One that says it is the default becomes so; one that does not, but
-    /// is the default already, stays so.
+    /// is the default already, stays so. One that was brought by an image and by something else is not the image's.
     ///
     /// # Errors
     /// The database failing.
@@ -26,9 +26,16 @@ impl Kernels<'_> {
         self.0
             .transaction(ACTION, move |t| {
                 t.execute(
-                    "INSERT INTO kernels (id, release, source, created_at) VALUES (?1, ?2, ?3, ?4)
-                     ON CONFLICT (id) DO UPDATE SET release = excluded.release, source = excluded.source",
-                    params![kernel.id.as_str(), kernel.release, kernel.source, to_i64(kernel.created_at)],
+                    "INSERT INTO kernels (id, release, source, created_at, of_image) VALUES (?1, ?2, ?3, ?4, ?5)
+                     ON CONFLICT (id) DO UPDATE SET release = excluded.release, source = excluded.source,
+                         of_image = min(of_image, excluded.of_image)",
+                    params![
+                        kernel.id.as_str(),
+                        kernel.release,
+                        kernel.source,
+                        to_i64(kernel.created_at),
+                        kernel.of_image
+                    ],
                 )
                 .map_err(doing(ACTION))?;
                 if kernel.default { make_default(t, &kernel.id) } else { Ok(()) }
@@ -123,7 +130,7 @@ fn select(
     values: &[&dyn rusqlite::ToSql],
 ) -> Result<Vec<KernelRecord>, StoreError> {
     let text = format!(
-        "SELECT id, release, source, created_at, is_default FROM kernels WHERE {condition}
+        "SELECT id, release, source, created_at, is_default, of_image FROM kernels WHERE {condition}
          ORDER BY created_at DESC, id"
     );
     let mut statement = t.prepare_cached(&text).map_err(doing(READ))?;
@@ -136,6 +143,7 @@ fn select(
             source: row.get(2).map_err(doing(READ))?,
             created_at: to_u64(row.get(3).map_err(doing(READ))?),
             default: row.get(4).map_err(doing(READ))?,
+            of_image: row.get(5).map_err(doing(READ))?,
         });
     }
     Ok(kernels)

@@ -116,6 +116,7 @@ const STEPS: &[M<'static>] = &[
         step  TEXT NOT NULL
     ) STRICT;",
     ),
+    M::up("ALTER TABLE kernels ADD COLUMN of_image INTEGER NOT NULL DEFAULT 0;"),
 ];
 
 /// Brings a database up to our schema; one that is beyond it is left alone.

@@ -40,6 +40,7 @@ fn kernel(digit: char, release: &str, default: bool) -> KernelRecord {
         source: "debian".to_owned(),
         created_at: 1_700_000_000,
         default,
+        of_image: false,
     }
 }
 
@@ -579,4 +580,16 @@ async fn acknowledged_writes_outlive_a_kill() {
     for name in acknowledged {
         assert!(store.vms().by_name(&name.parse().unwrap()).await.unwrap().is_some(), "{name} is lost");
     }
+}
+
+#[tokio::test]
+async fn an_images_kernel_is_everybodys_only_when_somebody_brings_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    let kernels = store.kernels();
+    kernels.put(KernelRecord { of_image: true, ..kernel('a', "6.1", false) }).await.unwrap();
+    assert!(kernels.get("6.1").await.unwrap().unwrap().of_image);
+    kernels.put(kernel('a', "6.1", false)).await.unwrap();
+    kernels.put(KernelRecord { of_image: true, ..kernel('a', "6.1", false) }).await.unwrap();
+    assert!(!kernels.get("6.1").await.unwrap().unwrap().of_image);
 }

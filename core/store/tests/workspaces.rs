@@ -33,6 +33,7 @@ async fn with_vms(store: &Store) {
         source: "debian".into(),
         created_at: 1,
         default: true,
+        of_image: false,
     };
     for number in 1..=2 {
         let spec = VmSpec {

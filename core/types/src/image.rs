@@ -126,4 +126,6 @@ pub struct KernelRecord {
     pub created_at: u64,
     /// Used where a VM names no kernel; at most one is.
     pub default: bool,
+    /// Brought by an image alone, for that image's VMs: others boot it only if they name it.
+    pub of_image: bool,
 }

@@ -77,6 +77,7 @@ impl Engine {
         let (digest, file) = registered::inspect(&path, sink(context, &format!("{reference}: "))).await?;
         let link = self.inner.layout.image_rootfs(&digest);
         let _catalogue = ctx.lock(&self.inner.catalogue).await;
+        self.require_still(kernel.as_ref()).await?;
         let images = self.inner.store.images();
         let known = images.by_digest(digest.hex()).await?;
         // The store has the same content already, which nobody can change.

@@ -1,10 +1,6 @@
 //! Packs a kernel and its initramfs into the store's form.
 
-use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
 
 use rustix::fs::{CWD, RenameFlags};
 use sha2::{Digest, Sha256};
@@ -17,10 +13,17 @@ use super::{
 };
 use crate::{ImageError, progress::blocking, rootfs::stream::hex};
 
+/// Files of a kernel's directory; the last is what it was built with.
+const VMLINUZ: &str = "vmlinuz";
+const MODULES: &str = "modules.cpio";
+const CONFIG: &str = "config";
+/// Of a content address, in a kernel's identifier.
+const ID_DIGITS: usize = 12;
+
 /// A kernel in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstalledKernel {
-    /// Content address of the boot file; the directory's name.
+    /// Content address of the boot file and its modules; the directory's name.
     pub id: KernelId,
     /// `uname -r` of it.
     pub release: String,
@@ -42,16 +45,15 @@ pub async fn install(source: KernelSource, out_dir: &Path) -> Result<InstalledKe
         let selection = select(&source, &vmlinuz, config.as_deref())?;
         cancel.check()?;
         let archive = pack(&selection);
-        let digest = hex(&Sha256::digest(&vmlinuz));
-        let id: KernelId = digest[..12].parse().map_err(|error| ImageError::File {
+        let id: KernelId = address(&vmlinuz, &archive).parse().map_err(|error| ImageError::File {
             action: "name",
             path: source.vmlinuz.clone(),
             source: io::Error::other(error),
         })?;
         cancel.check()?;
-        let mut files = vec![("vmlinuz", &vmlinuz[..]), ("modules.cpio", &archive)];
+        let mut files = vec![(VMLINUZ, &vmlinuz[..]), (MODULES, &archive)];
         if let Some(config) = &config {
-            files.push(("config", config.as_bytes()));
+            files.push((CONFIG, config.as_bytes()));
         }
         put(&out_dir, id.as_str(), &files).map_err(|source| ImageError::File {
             action: "write",
@@ -111,15 +113,39 @@ fn pack(selection: &Selection) -> Vec<u8> {
     archive.finish()
 }
 
-/// Writes a directory beside its place and exchanges the two.
+/// Content address of a boot file and its modules, part by part: whoever brings other modules for a kernel that is there brings
+/// another kernel.
+fn address(vmlinuz: &[u8], modules: &[u8]) -> String {
+    let mut all = Sha256::new();
+    for part in [vmlinuz, modules] {
+        all.update(Sha256::digest(part));
+    }
+    hex(&all.finalize())[..ID_DIGITS].to_owned()
+}
+
+/// Writes a directory beside its place and exchanges the two. Another whole kernel is not replaced: identifiers are short enough that
+/// somebody could look for one that has the same.
 fn put(out_dir: &Path, name: &str, files: &[(&str, &[u8])]) -> io::Result<()> {
+    let place = out_dir.join(name);
+    let there = |file| fs::read(place.join(file));
+    if let (Ok(vmlinuz), Ok(modules)) = (there(VMLINUZ), there(MODULES))
+        && address(&vmlinuz, &modules) == name
+    {
+        let differs = files.iter().any(|(file, content)| match *file {
+            VMLINUZ => vmlinuz != *content,
+            MODULES => modules != *content,
+            _ => false,
+        });
+        if differs {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "another kernel has this identifier"));
+        }
+    }
     fs::create_dir_all(out_dir)?;
     let made = tempfile::Builder::new().prefix(".kernel-").tempdir_in(out_dir)?;
     for (file, content) in files {
         vm_host::files::write_atomic(&made.path().join(file), 0o444, content)?;
     }
     fs::set_permissions(made.path(), fs::Permissions::from_mode(0o755))?;
-    let place: PathBuf = out_dir.join(name);
     match rustix::fs::renameat_with(CWD, made.path(), CWD, &place, RenameFlags::EXCHANGE) {
         // What was there before now has the temporary name and goes with it.
         Ok(()) => {}

@@ -12,13 +12,11 @@ use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::{Claim, failed};
+use super::{Claim, STRIDE, failed};
 use crate::{Digest, OciError};
 
 /// How much is hashed at once.
 const PIECE: usize = 256 << 10;
-/// How much is written of what nobody knows the size of, before the disk is looked at again.
-const STRIDE: u64 = 64 << 20;
 /// How many pieces of a download may wait for the disk.
 const QUEUE: usize = 16;
 
