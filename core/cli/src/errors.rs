@@ -293,7 +293,7 @@ fn file_hint(failure: &Failure) -> Option<&'static str> {
 /// Exit code of a sort of error; documented in [`EXIT_CODES`].
 pub(crate) fn exit_code(kind: ErrorKind) -> u8 {
     match kind {
-        ErrorKind::Internal | ErrorKind::HostFailure | ErrorKind::Cancelled => 1,
+        ErrorKind::Internal | ErrorKind::HostFailure | ErrorKind::Cancelled | ErrorKind::CommandFailed => 1,
         ErrorKind::InvalidArgument => 2,
         ErrorKind::NotFound => 3,
         ErrorKind::AlreadyExists | ErrorKind::WrongState | ErrorKind::InUse => 4,

@@ -13,7 +13,8 @@ use std::{
 
 use async_trait::async_trait;
 pub use imports::{
-    ImportFailure, ImportOffer, ImportRequest, ImportSource, ImportWatch, Imported, Importers, NoImporters, Probed,
+    ImportFailure, ImportOffer, ImportRequest, ImportSource, ImportWatch, Imported, Importers, NoImporters,
+    Probed,
 };
 use ipnet::Ipv4Net;
 use vm_types::{
