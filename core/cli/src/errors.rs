@@ -55,7 +55,7 @@ pub(crate) enum CliError {
         /// The VM.
         vm: String,
         /// How.
-        source: GuestError,
+        source: Box<GuestError>,
     },
     /// Packing or unpacking on the host failed.
     #[error("{place}")]

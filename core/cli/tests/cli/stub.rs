@@ -271,6 +271,11 @@ impl OperationServer for Daemon {
         self.note(json!(["operation.cancel", id]));
         Ok(())
     }
+    async fn output(&self, pending: PendingSubscriptionSink, _: OperationId) -> SubscriptionResult {
+        // None of these says anything.
+        drop(pending.accept().await?);
+        Ok(())
+    }
     async fn watch(
         &self,
         pending: PendingSubscriptionSink,

@@ -84,7 +84,7 @@ pub(super) struct InGuest {
 impl InGuest {
     /// Of what the guest says.
     pub(super) fn failed(&self, source: GuestError) -> CliError {
-        CliError::Guest { vm: self.vm.clone(), source }
+        CliError::Guest { vm: self.vm.clone(), source: Box::new(source) }
     }
 }
 
@@ -101,7 +101,7 @@ impl Side {
         };
         match tokio::time::timeout(LOGIN_DEADLINE, entering).await {
             Ok(Ok((guest, account))) => Ok(Self::Guest(Box::new(InGuest { vm, guest, account }))),
-            Ok(Err(source)) => Err(CliError::Guest { vm, source }),
+            Ok(Err(source)) => Err(CliError::Guest { vm, source: Box::new(source) }),
             Err(_) => {
                 let seconds = LOGIN_DEADLINE.as_secs();
                 let problem = Problem::new(

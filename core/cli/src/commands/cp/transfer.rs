@@ -108,7 +108,7 @@ impl Transfer<'_> {
     ) -> Result<Copied, CliError> {
         match (from, to) {
             (Side::Host, Side::Guest(guest)) => {
-                let report = self.into_guest(guest, item, target).await?;
+                let report = self.to_guest(guest, item, target).await?;
                 Ok(Copied::of(&report).told(from, report))
             }
             (Side::Guest(guest), Side::Host) => {
@@ -124,7 +124,7 @@ impl Transfer<'_> {
         }
     }
 
-    async fn into_guest(&self, to: &InGuest, item: &Item, target: &Target) -> Result<PackReport, CliError> {
+    async fn to_guest(&self, to: &InGuest, item: &Item, target: &Target) -> Result<PackReport, CliError> {
         let (output, pieces) = mpsc::channel(PIECES);
         let (path, name) = (item.path.clone(), target.name.clone());
         let end = self.tasks.spawn(move || {
@@ -166,11 +166,12 @@ impl Transfer<'_> {
         let unpacked = unpacked.unwrap_or(Err(Failure::Gone));
         match (packed, unpacked) {
             (Ok(packed), Ok(unpacked)) => Ok((packed.report, unpacked)),
-            (Err(CliError::Guest { source: GuestError::Sink { .. }, .. }) | Ok(_), Err(failure)) => {
+            (Err(error), Err(_)) if !is_of_sink(&error) => Err(error),
+            (_, Err(failure)) => {
                 let place = format!("on the host, in {}", target.directory.display());
                 Err(CliError::Archive { place, source: failure })
             }
-            (Err(error), _) => Err(error),
+            (Err(error), Ok(_)) => Err(error),
         }
     }
 
@@ -316,9 +317,9 @@ impl<T> Pieces<T> {
     async fn outcome(mut self, taken: Result<(), CliError>) -> Result<T, CliError> {
         let result = match (self.result.take(), &taken) {
             (Some(result), _) => result,
-            // Whoever took it all need not have seen the end.
+            // Whoever took it all need not have seen the end: archives have more behind theirs.
             (None, Ok(())) => {
-                self.pieces.close();
+                while self.pieces.recv().await.is_some() {}
                 self.end.await.unwrap_or(Err(Failure::Gone))
             }
             (None, Err(_)) => Err(Failure::Gone),
@@ -384,4 +385,9 @@ impl AsyncWrite for Counted {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(context)
     }
+}
+
+/// Whether an archive could not be handed on where it went.
+fn is_of_sink(error: &CliError) -> bool {
+    matches!(error, CliError::Guest { source, .. } if matches!(**source, GuestError::Sink { .. }))
 }
