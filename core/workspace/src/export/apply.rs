@@ -116,11 +116,14 @@ impl Apply<'_> {
         if self.is_after(&found, &delta.after) {
             return Ok(Fate::Unchanged);
         }
-        // An empty directory that was sent makes room.
-        if found == Found::Directory && delta.sent.is_some_and(|sent| sent.kind == EntryKind::Directory) {
-            let free = match self.dry_run {
-                true => self.place.is_empty_but_for(&delta.path, gone)?,
-                false => self.place.remove_directory(&delta.path)?,
+        // An empty directory that was sent makes room, and to git empty directories are nothing.
+        let was_sent = delta.sent.is_some_and(|sent| sent.kind == EntryKind::Directory);
+        if found == Found::Directory && self.is_workspace && (was_sent || self.is_git) {
+            let free = match (self.dry_run, self.is_git) {
+                (true, true) => self.place.has_no_files_but_for(&delta.path, gone)?,
+                (true, false) => self.place.is_empty_but_for(&delta.path, gone)?,
+                (false, true) => self.place.remove_directories(&delta.path)?,
+                (false, false) => self.place.remove_directory(&delta.path)?,
             };
             if free {
                 found = Found::Absent;

@@ -233,23 +233,65 @@ impl Place {
         }
     }
 
+    /// Removes a directory if nothing but directories is in it, and these with it. Whether there is no directory now.
+    pub(super) fn remove_directories(&self, path: &[u8]) -> Result<bool, ExportError> {
+        if !self.has_no_files_but_for(path, &HashSet::new())? {
+            return Ok(false);
+        }
+        for name in self.names(path)? {
+            // What has come meanwhile is no empty directory, and stays.
+            self.remove_directories(&[path, b"/", &name].concat())?;
+        }
+        self.remove_directory(path)
+    }
+
     /// Whether a directory would be empty without these paths.
     pub(super) fn is_empty_but_for(&self, path: &[u8], gone: &HashSet<Vec<u8>>) -> Result<bool, ExportError> {
-        let failed = |errno: Errno| self.failed("read", path, errno);
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = match self.enter(path) {
-            Ok(directory) => openat(&directory, ".", flags, Mode::empty()).map_err(failed)?,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(true),
-            Err(errno) => return Err(failed(errno)),
-        };
-        for entry in Dir::new(opened).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_bytes();
-            if !matches!(name, b"." | b"..") && !gone.contains(&[path, b"/", name].concat()) {
+        let names = self.names(path)?;
+        Ok(names.iter().all(|name| gone.contains(&[path, b"/", name].concat())))
+    }
+
+    /// Whether nothing but directories would be in a directory, and in these, without these paths.
+    pub(super) fn has_no_files_but_for(
+        &self,
+        path: &[u8],
+        gone: &HashSet<Vec<u8>>,
+    ) -> Result<bool, ExportError> {
+        for name in self.names(path)? {
+            let inner = [path, b"/", name.as_slice()].concat();
+            let counts = !gone.contains(&inner);
+            if counts && (!self.is_directory(&inner)? || !self.has_no_files_but_for(&inner, gone)?) {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    fn is_directory(&self, path: &[u8]) -> Result<bool, ExportError> {
+        match self.enter(path) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+            Err(errno) => Err(self.failed("read", path, errno)),
+        }
+    }
+
+    /// What is in a directory; nothing if it is none.
+    fn names(&self, path: &[u8]) -> Result<Vec<Vec<u8>>, ExportError> {
+        let failed = |errno: Errno| self.failed("read", path, errno);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = match self.enter(path) {
+            Ok(directory) => openat(&directory, ".", flags, Mode::empty()).map_err(failed)?,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
+            Err(errno) => return Err(failed(errno)),
+        };
+        let mut names = Vec::new();
+        for entry in Dir::new(opened).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name().to_bytes().to_vec();
+            if !matches!(name.as_slice(), b"." | b"..") {
+                names.push(name);
+            }
+        }
+        Ok(names)
     }
 
     /// Opens a directory below the top.

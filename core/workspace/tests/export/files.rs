@@ -182,6 +182,27 @@ fn directories_that_became_links_are_not_gone_through() {
 }
 
 #[test]
+fn empty_directories_are_not_in_the_way_of_git() {
+    let mut world = World::with(&[("dir/deep/a", "1\n"), ("b", "2\n")]);
+    fs::remove_file(world.host().join("dir/deep/a")).unwrap();
+    world.prepare(false);
+    write(&world.guest().join("dir"), b"a file\n");
+    let mut export = world.export(FILES);
+    let dry = export.apply(true).unwrap();
+    assert!(world.host().join("dir/deep").is_dir());
+    let report = export.apply(false).unwrap();
+    assert_eq!(report, dry);
+    assert_eq!(names(&report.written), ["dir"]);
+
+    write(&world.guest().join("b2"), b"3\n");
+    fs::create_dir_all(world.host().join("b2/deep")).unwrap();
+    write(&world.host().join("b2/deep/file"), b"mine\n");
+    let report = world.export(FILES).apply(false).unwrap();
+    assert_eq!(names(&report.conflicts), ["b2"]);
+    assert!(world.host().join("b2/deep/file").exists());
+}
+
+#[test]
 fn files_go_to_a_directory_and_replace_nothing_there() {
     let world = worked(true);
     let to = world.beside("out/of/there");

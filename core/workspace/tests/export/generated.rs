@@ -40,7 +40,6 @@ enum Act {
     Link(usize, usize),
     Rename(usize, usize),
     Ignore(usize),
-    Attributes(usize),
     Stage,
     Commit,
     Untrack(usize),
@@ -56,7 +55,6 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (name.clone(), name.clone()).prop_map(|(name, target)| Act::Link(name, target)),
         2 => (name.clone(), name.clone()).prop_map(|(from, to)| Act::Rename(from, to)),
         1 => (0..3usize).prop_map(Act::Ignore),
-        1 => (0..3usize).prop_map(Act::Attributes),
         1 => Just(Act::Stage),
         2 => Just(Act::Commit),
         1 => name.prop_map(Act::Untrack),
@@ -111,12 +109,6 @@ impl Act {
             Self::Ignore(which) => {
                 write(&top.join(".gitignore"), [&b""[..], b"*.o\n", b"/dir/\n*.o\n!out.o\n"][which])
             }
-            Self::Attributes(which) => {
-                write(
-                    &top.join(".gitattributes"),
-                    [&b""[..], b"*.txt text\n", b"a binary\nwith* eol=crlf\n"][which],
-                );
-            }
             Self::Stage => drop(git(top, &["add", "--all"])),
             Self::Commit => {
                 git(top, &["add", "--all"]);
@@ -130,6 +122,7 @@ impl Act {
                     "-r",
                     "--quiet",
                     "--cached",
+                    "--force",
                     "--ignore-unmatch",
                     "--pathspec-from-file=-",
                     "--pathspec-file-nul",
@@ -152,6 +145,7 @@ proptest! {
 
     #[test]
     fn what_comes_back_is_what_the_guest_has(
+        attributes in 0..3usize,
         start in vec(act(), 1..20),
         dirty in vec(act(), 0..8),
         work in vec(act(), 0..20),
@@ -159,6 +153,8 @@ proptest! {
     ) {
         let mut world = World::with(&[]);
         let (host, guest) = (world.host(), world.guest());
+        // They stay as they are: what git makes of a file whose attributes alone have changed depends on when it looked last.
+        write(&host.join(".gitattributes"), [&b""[..], b"*.txt text\n", b"a binary\nwith* eol=crlf\n"][attributes]);
         run(&start, &host);
         git(&host, &["add", "--all"]);
         git(&host, &["commit", "--quiet", "--allow-empty", "-m", "start"]);

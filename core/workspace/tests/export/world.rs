@@ -153,7 +153,10 @@ impl World {
 pub(crate) fn tree_of(top: &Path, index: &Path) -> String {
     let own = top.join(git(top, &["rev-parse", "--git-path", "index"]));
     if own.exists() {
-        fs::copy(own, index).unwrap();
+        fs::copy(&own, index).unwrap();
+        // Git looks again at files that are not older than the index.
+        let time = fs::metadata(own).unwrap().modified().unwrap();
+        fs::File::options().write(true).open(index).unwrap().set_modified(time).unwrap();
     }
     let index = index.to_str().unwrap();
     git_with(top, &["add", "--all"], &[("GIT_INDEX_FILE", index)], b"").unwrap();
