@@ -302,7 +302,7 @@ impl EngineError {
             Self::WrongState { name, wanted, .. } => Some(match *wanted {
                 "started" => format!("`vm show {name}` tells more; `vm ssh {name}` logs in to a running one, `vm resume {name}` lets a paused one run"),
                 "paused" => format!("start it first with `vm start {name}`"),
-                "committed" => format!("`vm start {name}` starts it, `vm resume {name}` lets a paused one run"),
+                "committed" => format!("`vm resume {name}` lets it run; `vm stop {name}` turns it off"),
                 "deleted" => format!("stop it first with `vm stop {name}`, or use `vm delete --force {name}`"),
                 _ => format!("`vm show {name}` tells more"),
             }),

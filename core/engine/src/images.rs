@@ -114,6 +114,7 @@ impl Engine {
 
     /// Removes files that no record speaks of: a crash between the file and its record leaves them. Only while nothing else runs.
     pub(crate) async fn sweep(&self) -> Result<(), EngineError> {
+        self.sweep_builds().await?;
         let layout = &self.inner.layout;
         let mut known: Vec<PathBuf> = Vec::new();
         known.extend(self.images().await?.iter().map(|image| layout.image_rootfs(&image.digest)));

@@ -25,7 +25,7 @@ use crate::{
 const KERNEL_FLIGHT: &str = "kernel";
 
 /// The label by which an image names the kernel that its VMs boot: a registry's reference.
-const LABEL: &str = "vm.kernel";
+pub(crate) const LABEL: &str = "vm.kernel";
 
 /// Types of an artifact that is a kernel, and of its layers.
 const ARTIFACT: &str = "application/vnd.vm.kernel.v1";

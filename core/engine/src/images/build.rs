@@ -22,29 +22,37 @@ mod workshop;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::PathBuf,
+    pin::Pin,
     sync::Arc,
+    task::Poll,
 };
 
 use vm_locks::{Ctx, Unlocked};
 use vm_oci::{Digest, ImageConfig, Layer, Lease, Pulled};
+use vm_store::StoreError;
 use vm_types::{ImageDigest, OperationId, image::ImageRecord, operation::OperationKind};
 
 pub use self::context::ContextError;
 use self::{
     context::Context,
-    file::{File, FileError, Instruction, Step},
+    file::{Copy, File, FileError, Instruction, Step},
     stage::{Given, Globals, Stage},
     workshop::{Machine, Workshop},
 };
 use super::{commit::config_of, oci::Arrived, require_absolute};
 use crate::{
     Engine, EngineError,
+    kernels::LABEL,
     ops::{Made, OpContext},
 };
 
 /// The longest Dockerfile, in bytes.
 const FILE_MAX: u64 = 4 << 20;
+/// Where an image came from that is there only to be booted by a build.
+const OF_A_STEP: &str = "a step of a build";
 /// A base with nothing in it.
 const SCRATCH: &str = "scratch";
 
@@ -91,8 +99,9 @@ struct Bench {
     stage: Stage,
     /// What it begins with, where that is an image, and nothing is upon it yet.
     image: Option<ImageRecord>,
-    /// The kernel of that image's VMs.
+    /// The kernel of that image's VMs, and the label that names it.
     kernel: Option<vm_types::KernelId>,
+    label: Option<String>,
     workshop: Option<Workshop>,
 }
 
@@ -170,9 +179,9 @@ impl Engine {
             done: 0,
             total: 0,
         };
-        let built = Box::pin(build.all(ctx, file, &request)).await;
+        let built = caught(Box::pin(build.all(ctx, file, &request))).await;
         build.close(ctx).await;
-        built
+        built.unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
 
@@ -198,9 +207,14 @@ impl Build<'_> {
             self.warnings.push(format!("no ARG asks for {name}"));
         }
         let bench = self.benches.remove(&target).ok_or_else(nothing)?;
-        let (stage, kernel) = (bench.stage, bench.kernel);
+        let (stage, mut kernel) = (bench.stage, bench.kernel);
         if let Some(workshop) = bench.workshop {
             workshop.close(self.engine, ctx, self.operation).await;
+        }
+        let labels = &stage.config.labels;
+        if labels.get(LABEL) != bench.label.as_ref() {
+            let labelled = Box::pin(self.engine.labelled_kernel(ctx, labels, self.operation));
+            kernel = self.operation.cancellable(labelled).await?.or(kernel);
         }
         let source = format!("build {}", request.directory.display());
         let pulled = self.composed(&stage.config, &stage.layers).await?;
@@ -235,6 +249,14 @@ impl Build<'_> {
                         _ => Base::Image(image),
                     };
                     sections.push(Section { from: step, base, steps: Vec::new() });
+                }
+                (Instruction::Copy(Copy { from: Some(from), .. }), _) if from.contains('$') => {
+                    return Err(EngineError::from(FileError {
+                        line,
+                        message: format!("--from={from} has a variable in it"),
+                        hint: "FROM may have: make a stage by FROM $VARIABLE AS NAME, and copy from NAME"
+                            .into(),
+                    }));
                 }
                 (_, Some(section)) => section.steps.push(step),
                 (Instruction::Arg(arguments), None) => {
@@ -287,13 +309,17 @@ impl Build<'_> {
         match &section.base {
             Base::Nothing => {
                 let stage = Stage::new(ImageConfig::default(), Vec::new(), escape);
-                Ok(Bench { stage, image: None, kernel: None, workshop: None })
+                Ok(Bench { stage, image: None, kernel: None, label: None, workshop: None })
             }
             Base::Stage(base) => {
                 let base = self.benches.get(base).ok_or_else(nothing)?;
-                let (config, layers) = (base.stage.config.clone(), base.stage.layers.clone());
-                let stage = Stage::new(config, layers, escape);
-                Ok(Bench { stage, image: base.image.clone(), kernel: base.kernel.clone(), workshop: None })
+                Ok(Bench {
+                    stage: base.stage.child(),
+                    image: base.image.clone(),
+                    kernel: base.kernel.clone(),
+                    label: base.label.clone(),
+                    workshop: None,
+                })
             }
             Base::Image(image) => Box::pin(self.image(ctx, image, escape)).await,
         }
@@ -309,15 +335,15 @@ impl Build<'_> {
         let record = Box::pin(self.engine.require_image(ctx, image, self.operation));
         let record = self.operation.cancellable(record).await?;
         let layered = record.origin.as_ref().is_some_and(|origin| origin.manifest.is_some());
-        let kernel = record.kernel.clone();
+        let (kernel, label) = (record.kernel.clone(), record.config.labels.get(LABEL).cloned());
         if layered {
             let pulled = self.engine.blobs(&record)?;
             let stage = Stage::new(pulled.config.clone(), pulled.layers.clone(), escape);
             self.bases.push(pulled);
-            return Ok(Bench { stage, image: Some(record), kernel, workshop: None });
+            return Ok(Bench { stage, image: Some(record), kernel, label, workshop: None });
         }
         let stage = Stage::new(config_of(&record), Vec::new(), escape);
-        let mut bench = Bench { stage, image: Some(record), kernel, workshop: None };
+        let mut bench = Bench { stage, image: Some(record), kernel, label, workshop: None };
         Box::pin(self.whole(ctx, &mut bench, image)).await?;
         Ok(bench)
     }
@@ -331,12 +357,19 @@ impl Build<'_> {
         let (config, layers, kernel) =
             (bench.stage.config.clone(), bench.stage.layers.clone(), bench.kernel.clone());
         let pulled = self.composed(&config, &layers).await?;
-        let digest = pulled.config_digest.to_string();
-        let known = self.engine.inner.store.images().by_digest(&digest).await?.is_some();
-        let arrived = Arrived { pulled, references: Vec::new(), source: "a step of a build".into(), kernel };
-        let image = Box::pin(self.engine.admit(ctx, arrived, "", self.operation));
-        let image = self.operation.cancellable(image).await?;
-        if !known {
+        let known = self.engine.inner.store.images().by_digest(&pulled.config_digest.to_string()).await?;
+        let image = match known {
+            // As it is: it may be somebody's, or another build's.
+            Some(known) if self.engine.is_whole(&known.digest).await? => known,
+            _ => {
+                let (references, source) = (Vec::new(), OF_A_STEP.to_owned());
+                let arrived = Arrived { pulled, references, source, kernel };
+                let image = Box::pin(self.engine.admit(ctx, arrived, "", self.operation));
+                self.operation.cancellable(image).await?
+            }
+        };
+        // Of several builds that use it, the last one to end removes it.
+        if is_of_a_step(&image) {
             self.helpers.push(image.digest.clone());
         }
         Ok(image)
@@ -368,13 +401,40 @@ impl Build<'_> {
 }
 
 impl Engine {
-    /// Removes an image, unless somebody has given it a name since. The catalogue's lock is held.
+    /// Removes an image of a build's step, unless it has become somebody's since, or a VM uses it. The catalogue's lock is held.
     async fn remove_helper(&self, digest: &ImageDigest) -> Result<(), EngineError> {
-        match self.inner.store.images().by_digest(digest.hex()).await? {
-            Some(image) if image.references.is_empty() => self.remove_image(&image).await,
-            _ => Ok(()),
+        let image = self.inner.store.images().by_digest(digest.hex()).await?.filter(is_of_a_step);
+        let Some(image) = image else { return Ok(()) };
+        match self.remove_image(&image).await {
+            Err(EngineError::Store(error)) if matches!(*error, StoreError::ImageInUse { .. }) => Ok(()),
+            removed => removed,
         }
     }
+
+    /// Removes images of builds' steps that a daemon which was killed has left. Only while nothing else runs.
+    ///
+    /// # Errors
+    /// The store.
+    pub(super) async fn sweep_builds(&self) -> Result<(), EngineError> {
+        for image in self.images().await?.into_iter().filter(is_of_a_step) {
+            self.remove_helper(&image.digest).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a build has made an image for its own VMs, and nobody has named it.
+fn is_of_a_step(image: &ImageRecord) -> bool {
+    image.references.is_empty() && image.source == OF_A_STEP
+}
+
+/// What a future comes to, or the panic that ended it.
+async fn caught<T>(mut work: Pin<Box<impl Future<Output = T>>>) -> std::thread::Result<T> {
+    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
 }
 
 impl Section {

@@ -118,7 +118,9 @@ impl Engine {
         let reference = name.unwrap_or_else(|| format!("{PREFIX}{wanted}"));
         let images = self.inner.store.images();
         // A tarball's has a word more in front.
-        let known = images.list().await?.into_iter().find(|image| image.source.ends_with(&from));
+        let tarballs = format!("import {from}");
+        let mut known = images.list().await?.into_iter();
+        let known = known.find(|image| image.source == from || image.source == tarballs);
         if let Some(known) = known {
             let _catalogue = ctx.lock(&self.inner.catalogue).await;
             if self.is_whole(&known.digest).await? {

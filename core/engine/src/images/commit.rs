@@ -19,6 +19,7 @@ use vm_types::{
 use super::{build::stage::changed, oci::Arrived};
 use crate::{
     Engine, EngineError,
+    kernels::LABEL,
     ops::{Made, OpContext},
     vm::cell::Cell,
 };
@@ -104,7 +105,13 @@ impl Engine {
             Some(base) => self.blobs(base).map_or_else(|_| config_of(base), |pulled| pulled.config.clone()),
             None => ImageConfig::default(),
         };
+        let label = config.labels.get(LABEL).cloned();
         config = changed(config, &changes)?;
+        let mut kernel = base.and_then(|base| base.kernel);
+        if config.labels.get(LABEL) != label.as_ref() {
+            let labelled = Box::pin(self.labelled_kernel(ctx, &config.labels, context));
+            kernel = context.cancellable(labelled).await?.or(kernel);
+        }
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         // There is one layer for all of them.
         config.history.iter_mut().for_each(|step| step.empty_layer = true);
@@ -117,7 +124,6 @@ impl Engine {
         config.created = Some(now);
         let pulled = vm_oci::compose(&self.inner.content.store, lease, &config, &[layer]).await?;
         let source = format!("commit {}", cell.name());
-        let kernel = base.and_then(|base| base.kernel);
         let arrived = Arrived { pulled, references: vec![name], source, kernel };
         let image = context.cancellable(self.admit(ctx, arrived, &prefix, context)).await?;
         Ok(Made { image, warnings })

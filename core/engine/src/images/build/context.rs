@@ -119,6 +119,7 @@ pub(super) enum Content {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Item {
     /// Below the target's directory; empty for that itself.
+    #[serde(serialize_with = "as_bytes")]
     pub(super) name: PathBuf,
     /// What it is.
     pub(super) content: Content,
@@ -130,6 +131,11 @@ pub(super) struct Item {
     /// Seconds since the Unix epoch.
     #[serde(skip)]
     modified: u64,
+}
+
+/// A name need not be UTF-8, which serde asks of a path.
+fn as_bytes<S: serde::Serializer>(name: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bytes(name.as_os_str().as_bytes())
 }
 
 /// Something in the directory.
@@ -256,7 +262,9 @@ impl Context {
     ) -> Result<(), ContextError> {
         let entry = self.followed(source, path)?;
         let may_have_some = entry.kind == FileType::Directory && self.ignore.takes_back();
-        if self.ignore.leaves_out(path) && !may_have_some {
+        // Neither by its name nor by that of a link which leads there.
+        let left_out = self.ignore.leaves_out(path) || self.ignore.leaves_out(&entry.path);
+        if left_out && !may_have_some {
             return Err(ContextError::Missing { name: source.to_owned(), ignored: true });
         }
         if entry.kind != FileType::Directory {

@@ -92,12 +92,29 @@ fn what_is_to_be_left_out_is_no_source() {
     assert_eq!(names(&context.select(&sources(&["*.log"]), None).unwrap()), ["keep.log"]);
     let error = context.select(&sources(&["a.log"]), None).unwrap_err();
     assert!(matches!(error, ContextError::Missing { ignored: true, .. }), "{error}");
+    // Nor under another name.
+    symlink("a.log", dir.path().join("in/alias")).unwrap();
+    let error = open(&dir).select(&sources(&["alias"]), None).unwrap_err();
+    assert!(matches!(error, ContextError::Missing { ignored: true, .. }), "{error}");
     // A build file's own comes first.
     fs::write(dir.path().join("in/Dockerfile.dockerignore"), "src\n").unwrap();
     assert!(open(&dir).select(&sources(&["a.log"]), None).is_ok());
     fs::write(dir.path().join("in/Dockerfile.dockerignore"), "\n[\n").unwrap();
     let error = Context::open(&dir.path().join("in"), &dir.path().join("in/Dockerfile")).unwrap_err();
     assert!(error.to_string().contains("line 2"), "{error}");
+}
+
+#[test]
+fn names_need_not_be_text() {
+    let (dir, _) = context(&[("d/x", "")]);
+    let file = |byte: u8| dir.path().join("in/d").join(OsStr::from_bytes(&[b'a', byte]));
+    fs::write(file(0xff), "").unwrap();
+    let first = open(&dir).select(&sources(&["d"]), None).unwrap();
+    assert!(first.iter().any(|item| item.name.as_os_str().as_bytes() == b"a\xff"));
+    fs::rename(file(0xff), file(0xfe)).unwrap();
+    let second = open(&dir).select(&sources(&["d"]), None).unwrap();
+    let [first, second] = [first, second].map(|items| serde_json::to_value(items).unwrap());
+    assert_ne!(first, second, "another name is another copy");
 }
 
 #[test]

@@ -202,7 +202,9 @@ mod tests {
                 {
                     continue;
                 }
-                parents.into_iter().for_each(|parent| drop(found.entry(parent).or_insert((Directory, 0))));
+                for parent in parents {
+                    found.entry(parent).or_insert((Directory, 0));
+                }
                 found.entry(path).or_insert((kind, ctime));
             }
             let mut all: Vec<_> =

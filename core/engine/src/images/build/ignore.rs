@@ -28,6 +28,13 @@ pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
         match c {
+            // Two stars stand for directories also where a name goes on behind them: `**.pyc` is `**/*.pyc`. The crate wants them
+            // to be alone.
+            '*' if chars.as_str().starts_with('*') && (glob.is_empty() || glob.ends_with('/')) => {
+                let rest = chars.as_str().trim_start_matches('*');
+                chars = rest.chars();
+                glob.push_str(if rest.is_empty() || rest.starts_with('/') { "**" } else { "**/*" });
+            }
             // The crate takes away a character's meaning by brackets, not by a backslash.
             '\\' => match chars.next() {
                 Some(next @ ('*' | '?' | '[' | ']')) => glob.extend(['[', next, ']']),
@@ -52,6 +59,12 @@ pub(super) fn fits(pattern: &Pattern, path: &Path) -> bool {
 /// Whether a text is a pattern for more than one name.
 pub(super) fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '[', '\\'])
+}
+
+/// A cleaned pattern as the directory that it is certainly in, and what is a pattern.
+pub(super) fn split(text: &str) -> (&str, &str) {
+    let wild = text.find(['*', '?', '[', '\\']).unwrap_or(text.len());
+    text[..wild].rfind('/').map_or(("", text), |slash| (&text[..slash], &text[slash + 1..]))
 }
 
 /// A path or pattern without what adds nothing to it; `None` where it climbs out by `..`.
@@ -130,6 +143,17 @@ mod tests {
         assert!(ignore.takes_back());
         assert_eq!(Ignore::parse("a\n[").unwrap_err().0, 2);
         assert!(!Ignore::parse("\n# nothing\n.\n../x\n").unwrap().leaves_out(Path::new("x")));
+    }
+
+    #[test]
+    fn two_stars_before_a_name_are_any_directories() {
+        let ignore = Ignore::parse("**.pyc\nsrc/**_test\n").unwrap();
+        for out in ["a.pyc", "x/y/a.pyc", ".pyc", "src/a_test", "src/x/a_test"] {
+            assert!(ignore.leaves_out(Path::new(out)), "{out}");
+        }
+        for stays in ["a.py", "a_test", "src/test"] {
+            assert!(!ignore.leaves_out(Path::new(stays)), "{stays}");
+        }
     }
 
     #[test]

@@ -137,6 +137,11 @@ impl Stage {
         }
     }
 
+    /// One that begins with this one as it is now.
+    pub(super) fn child(&self) -> Self {
+        Self { own_cmd: false, made_at: self.config.created.clone(), ..self.clone() }
+    }
+
     fn value(&self, name: &str) -> Option<String> {
         variable(&self.config.env, name).or_else(|| self.arguments.get(name).cloned())
     }
@@ -399,6 +404,18 @@ mod tests {
         assert_eq!((stage.config.entrypoint, stage.config.cmd), (vec!["/new".to_owned()], Vec::new()));
         let (stage, _) = done("FROM a\nCMD [\"y\"]\nENTRYPOINT [\"/new\"]\n", base(), &[]).unwrap();
         assert_eq!(stage.config.cmd, ["y"]);
+    }
+
+    #[test]
+    fn a_stage_upon_another_has_its_arguments_and_shell_but_not_its_word_on_cmd() {
+        let text = "FROM a\nARG V=1\nSHELL [\"/bin/bash\", \"-c\"]\nCMD [\"x\"]\n";
+        let (stage, _) = done(text, base(), &[]).unwrap();
+        let mut child = stage.child();
+        let runs = child.runs(&Command::Shell("z".into()));
+        assert_eq!((runs.env["V"].as_str(), runs.argv[0].as_str()), ("1", "/bin/bash"));
+        let entry = Instruction::Entrypoint(Command::Exec(vec!["/new".into()]));
+        child.configure(&entry, "ENTRYPOINT", &mut Given::default(), &Globals::default()).unwrap();
+        assert!(child.config.cmd.is_empty());
     }
 
     #[test]

@@ -16,12 +16,12 @@ use super::{
     layer_of, nothing, recorded,
     stage::Runs,
     stage_named,
-    workshop::{Workshop, named},
+    workshop::{Source, Workshop, named},
 };
 use crate::EngineError;
 
 /// Bumped when the same steps make something else.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What has to be done in a guest.
 enum Work {
@@ -135,14 +135,13 @@ impl Build<'_> {
             mode: mode.map(octal).transpose()?,
         };
         if let Some(from) = &copy.from {
-            let from = stage.expand(from).map_err(wrong)?;
             if to.mode.is_some() {
                 return Err(refuse(
                     "--chmod with --from is not supported".into(),
                     "change modes by RUN chmod",
                 ));
             }
-            let stage = stage_named(sections, &from, number).ok_or_else(|| {
+            let stage = stage_named(sections, from, number).ok_or_else(|| {
                 let hint = "name a stage that comes before; of an image, make one: FROM IMAGE AS NAME";
                 refuse(format!("there is no stage {from} before this one"), hint)
             })?;
@@ -201,9 +200,15 @@ impl Build<'_> {
         if self.benches.get(&number).is_some_and(|bench| bench.workshop.is_some()) {
             return Ok(());
         }
-        let image = self.bootable(ctx, number).await?;
-        let workshop =
-            Box::pin(Workshop::open(self.engine, ctx, &image, self.machine, self.operation)).await?;
+        let mut again = true;
+        let workshop = loop {
+            let image = self.bootable(ctx, number).await?;
+            match Box::pin(Workshop::open(self.engine, ctx, &image, self.machine, self.operation)).await {
+                // Another build that had it made has just ended.
+                Err(EngineError::NotFound { what: "image", .. }) if again => again = false,
+                opened => break opened?,
+            }
+        };
         let bench = self.benches.get_mut(&number).ok_or_else(nothing)?;
         let workshop = bench.workshop.insert(workshop);
         self.operation.cancellable(workshop.look()).await
@@ -295,12 +300,11 @@ async fn give(from: &Workshop, to: &Workshop, place: &To, sources: &[String]) ->
     for source in sources {
         found.extend(from.matching(source).await?);
     }
-    let one_file = matches!(found.as_slice(), [(_, false)]);
+    let one_file = matches!(found.as_slice(), [source] if !source.is_directory);
     let target = to.target(&place.path, place.slash, one_file).await?;
     let owner = to.owner(place.chown.as_deref()).await?;
-    for (path, is_directory) in found {
-        let last = path.rsplit('/').next().unwrap_or_default().to_owned();
-        let name = if is_directory { None } else { Some(target.name.clone().unwrap_or(last)) };
+    for Source { path, name, is_directory } in found {
+        let name = (!is_directory).then(|| target.name.clone().unwrap_or(name));
         from.give(&path, name, to, &target.directory, owner).await?;
     }
     Ok(())

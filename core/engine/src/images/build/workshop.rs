@@ -70,6 +70,16 @@ pub(super) struct Target {
     pub(super) name: Option<String>,
 }
 
+/// What is copied from a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Source {
+    /// Where it is, without links.
+    pub(super) path: String,
+    /// As it is called where it was found, which may be a link.
+    pub(super) name: String,
+    pub(super) is_directory: bool,
+}
+
 impl Workshop {
     /// Boots a VM of an image. What cannot be finished is undone.
     ///
@@ -276,30 +286,42 @@ impl Workshop {
         }
     }
 
-    /// Files that a pattern fits, or the one that a path leads to, and whether they are directories.
+    /// Files that a pattern fits, or the one that a path leads to. Links are followed.
     ///
     /// # Errors
-    /// There is none, or the guest.
-    pub(super) async fn matching(&self, source: &str) -> Result<Vec<(String, bool)>, EngineError> {
-        let missing = || ContextError::Missing { name: source.to_owned(), ignored: false };
+    /// There is none, a link that leads nowhere, or the guest.
+    pub(super) async fn matching(&self, source: &str) -> Result<Vec<Source>, EngineError> {
+        let missing = |name: &str| ContextError::Missing { name: name.to_owned(), ignored: false };
         let clean =
             ignore::cleaned(source).ok_or_else(|| ContextError::Outside { name: source.to_owned() })?;
         if !ignore::is_pattern(&clean) {
             let path = format!("/{clean}");
-            let found = self.guest.find(&path, true).await?.ok_or_else(missing)?;
-            return Ok(vec![(found.path, found.kind == SeenKind::Directory)]);
+            let found = self.guest.find(&path, true).await?.ok_or_else(|| missing(source))?;
+            return Ok(vec![Source {
+                is_directory: found.kind == SeenKind::Directory,
+                path: found.path,
+                name: last(&clean).to_owned(),
+            }]);
         }
-        let pattern = ignore::pattern(&clean)
+        let (above, pattern) = ignore::split(&clean);
+        let pattern = ignore::pattern(pattern)
             .map_err(|problem| ContextError::Pattern { name: source.to_owned(), problem })?;
+        // `/lib` may be a link to `/usr/lib`, below which its files are seen.
+        let above = self.guest.find(&format!("/{above}"), true).await?.ok_or_else(|| missing(source))?;
         let mut found = Vec::new();
-        for seen in &self.seen {
-            if let Ok(path) = std::str::from_utf8(&seen.path)
-                && ignore::fits(&pattern, Path::new(path))
-            {
-                found.push((format!("/{path}"), seen.kind == SeenKind::Directory));
-            }
+        for (path, kind) in fitting(&self.seen, above.path.trim_matches('/'), &pattern) {
+            let name = last(path).to_owned();
+            let path = format!("/{path}");
+            let (path, kind) = match kind {
+                SeenKind::Symlink => {
+                    let led = self.guest.find(&path, true).await?.ok_or_else(|| missing(&path))?;
+                    (led.path, led.kind)
+                }
+                kind => (path, kind),
+            };
+            found.push(Source { path, name, is_directory: kind == SeenKind::Directory });
         }
-        if found.is_empty() { Err(missing().into()) } else { Ok(found) }
+        if found.is_empty() { Err(missing(source).into()) } else { Ok(found) }
     }
 
     /// Copies a file, or what is in a directory, to another guest.
@@ -323,6 +345,23 @@ impl Workshop {
     }
 }
 
+/// What is below a directory, by its path without links, and fits a pattern that is relative to it.
+fn fitting<'a>(
+    seen: &'a [Seen],
+    above: &'a str,
+    pattern: &'a glob::Pattern,
+) -> impl Iterator<Item = (&'a str, SeenKind)> {
+    seen.iter().filter_map(move |seen| {
+        let path = std::str::from_utf8(&seen.path).ok()?;
+        let below = if above.is_empty() { path } else { path.strip_prefix(above)?.strip_prefix('/')? };
+        ignore::fits(pattern, Path::new(below)).then_some((path, seen.kind))
+    })
+}
+
+fn last(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
 /// Items as they are called in a target.
 pub(super) fn named(mut items: Vec<Item>, target: &Target) -> Vec<Item> {
     if let (Some(name), [item]) = (&target.name, items.as_mut_slice()) {
@@ -334,5 +373,39 @@ pub(super) fn named(mut items: Vec<Item>, target: &Target) -> Vec<Item> {
 async fn delete(engine: &Engine, ctx: &mut Ctx<Unlocked>, cell: &Arc<Cell>, context: &OpContext) {
     if let Err(error) = engine.delete_now(ctx, cell, true, context.id).await {
         tracing::warn!(vm = %cell.name(), error = %error.chain(), "a VM of a build could not be deleted");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_asked_of_what_is_below_its_directory_as_that_is_really_called() {
+        let seen =
+            ["usr", "usr/lib", "usr/lib/libz.so", "usr/lib/libz.so.1", "usr/lib/x/libz.so", "usr/libz.so"];
+        let seen = seen.map(|path| Seen {
+            path: path.into(),
+            kind: if path.ends_with(".1") { SeenKind::File } else { SeenKind::Symlink },
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            mtime: 0,
+            ctime: 0,
+            inode: 1,
+            target: None,
+        });
+        let found = |above: &str, text: &str| {
+            let (_, pattern) = ignore::split(text);
+            let pattern = ignore::pattern(pattern).unwrap();
+            fitting(&seen, above, &pattern).map(|(path, _)| path.to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(ignore::split("lib/x/libz*"), ("lib/x", "libz*"));
+        assert_eq!(ignore::split("*/a/b"), ("", "*/a/b"));
+        assert_eq!(found("usr/lib", "lib/libz*"), ["usr/lib/libz.so", "usr/lib/libz.so.1"]);
+        assert_eq!(found("", "u*"), ["usr"]);
+        assert_eq!(found("us", "us/*"), Vec::<String>::new());
+        assert_eq!(last("a/b"), "b");
     }
 }
