@@ -123,6 +123,7 @@ fn export(error: &ExportError) -> ErrorKind {
         | ExportError::Refused { .. } => ErrorKind::GuestUnresponsive,
         ExportError::NotFetched { .. } | ExportError::NotWished { .. } => ErrorKind::Internal,
         ExportError::Scratch { source, .. }
+        | ExportError::Room { source, .. }
         | ExportError::Host { source, .. }
         | ExportError::Output { source } => io(source),
         ExportError::BranchName { .. } => ErrorKind::InvalidArgument,

@@ -401,7 +401,7 @@ fn alike(seen: &Seen, sent: &SentEntry) -> bool {
 }
 
 /// Whether a path is within a `.git`, or one.
-fn is_of_git(path: &[u8]) -> bool {
+pub fn is_of_git(path: &[u8]) -> bool {
     path.split(|byte| *byte == b'/').any(|name| name == b".git")
 }
 

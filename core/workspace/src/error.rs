@@ -180,7 +180,9 @@ impl WorkspaceError {
                 "commit something first, or use the importer copy, which needs no history"
             }
             Self::NotARepository { .. } => "use the importer copy or export as files: both work without git",
-            Self::BaseGone { .. } => "prepare the workspace anew: vm workspace prepare",
+            Self::BaseGone { .. } => {
+                "bring the work back with vm workspace export VM --files DIR first; then prepare the workspace anew"
+            }
             Self::Read { source, .. } | Self::Scratch { source, .. } | Self::Baseline { source, .. }
                 if source.kind() == io::ErrorKind::StorageFull =>
             {

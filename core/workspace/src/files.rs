@@ -1,9 +1,40 @@
 //! The entries of a workspace.
 
-use rustix::fs::FileType;
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+use rustix::fs::{FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::{archive::HostStat, tree::Look};
+
+/// The most that is read of a small file of a repository's, in bytes.
+const SMALL: u64 = 16 << 20;
+
+/// Opens a regular file that somebody else may have chosen: nothing waits for a pipe or is done to a device. With `follow`
+/// it may be reached through a link.
+///
+/// # Errors
+/// Those of open(2); [`io::ErrorKind::InvalidInput`] where it is no regular file.
+pub(crate) fn open_regular(path: &Path, follow: bool) -> io::Result<File> {
+    let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    flags.set(OFlags::NOFOLLOW, !follow);
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}
+
+/// Reads a small file in the way of [`open_regular`].
+///
+/// # Errors
+/// As [`open_regular`], and [`io::ErrorKind::FileTooLarge`] above 16 MiB.
+pub(crate) fn read_small(path: &Path, follow: bool) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    open_regular(path, follow)?.take(SMALL + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > SMALL { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(content) }
+}
 
 /// What an entry is. There are no others: pipes, sockets and devices do not go into a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

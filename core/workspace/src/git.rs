@@ -5,12 +5,15 @@
 //! the repository's or fetching anything.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     ffi::{OsStr, OsString},
     io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::process::{CommandExt, ExitStatusExt},
+        unix::{
+            ffi::OsStrExt,
+            process::{CommandExt, ExitStatusExt},
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -36,14 +39,16 @@ const ERRORS: usize = 8 << 10;
 const PIECE: usize = 64 << 10;
 
 /// What every git is told. What a repository's or a person's configuration says about these does not count.
-const SETTINGS: [&str; 8] = [
+const SETTINGS: [&str; 10] = [
     "core.fsmonitor=false",
     "core.hooksPath=/dev/null",
     "core.pager=cat",
+    "core.alternateRefsCommand=true",
     "core.logAllRefUpdates=false",
     "gc.auto=0",
     "maintenance.auto=false",
     "protocol.allow=never",
+    "status.showStash=false",
     "submodule.recurse=false",
 ];
 
@@ -157,6 +162,48 @@ impl Git {
         }
         GitCommand { git: self, args, env: Vec::new(), input: Vec::new() }
     }
+
+    /// The same for a command that compares files with what git keeps. Whoever made the repository may have named a program in
+    /// its configuration that git would run for that, as the user, who may never have run git in it. Only filters of the
+    /// user's own and the host's configuration are run.
+    ///
+    /// # Errors
+    /// The repository's configuration cannot be read.
+    pub fn comparing(&self, directory: &Path) -> Result<GitCommand<'_>, GitError> {
+        let asked = self.at(directory).args([
+            "config",
+            "--show-scope",
+            "--name-only",
+            "-z",
+            "--get-regexp",
+            r"^filter\.",
+        ]);
+        let said = asked.find()?.unwrap_or_default();
+        let fields: Vec<&[u8]> = said.split(|byte| *byte == 0).collect();
+        let foreign =
+            fields.as_chunks::<2>().0.iter().filter(|[scope, _]| !matches!(*scope, b"global" | b"system"));
+        let drivers: BTreeSet<&[u8]> = foreign.filter_map(|[_, key]| driver(key)).collect();
+        let mut command = self.at(directory);
+        let mut count = 0;
+        for name in drivers {
+            for (variable, value) in [("clean", ""), ("smudge", ""), ("process", ""), ("required", "false")] {
+                // Unlike `-c`, this takes names with an equals sign in them.
+                let key = [b"filter.", name, b".", variable.as_bytes()].concat();
+                command = command
+                    .env(format!("GIT_CONFIG_KEY_{count}"), OsStr::from_bytes(&key))
+                    .env(format!("GIT_CONFIG_VALUE_{count}"), value);
+                count += 1;
+            }
+        }
+        Ok(if count > 0 { command.env("GIT_CONFIG_COUNT", count.to_string()) } else { command })
+    }
+}
+
+/// The name in `filter.NAME.VARIABLE`, if there is one.
+fn driver(key: &[u8]) -> Option<&[u8]> {
+    let rest = key.strip_prefix(b"filter.")?;
+    let end = rest.iter().rposition(|byte| *byte == b'.')?;
+    Some(&rest[..end])
 }
 
 impl GitCommand<'_> {

@@ -31,7 +31,7 @@ mod text;
 mod tree;
 
 pub use archive::{HostStat, Selection, Sent, SentEntry};
-pub use baseline::{Baseline, Difference, GuestDigests};
+pub use baseline::{Baseline, Difference, GuestDigests, is_of_git};
 pub use cancel::{Cancel, CancelOnDrop};
 pub use error::WorkspaceError;
 pub use facts::Workspace;

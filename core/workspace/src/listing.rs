@@ -89,8 +89,10 @@ pub(crate) enum Change {
 
 /// What differs from the commit checked out: the changes, by path. Repositories within are `PATH/` if they are untracked.
 pub(crate) fn status(git: &Git, directory: &Path) -> Result<Vec<(Vec<u8>, Change)>, WorkspaceError> {
+    const DOING: &str = "comparing the files with the commit";
     let output = git
-        .at(directory)
+        .comparing(directory)
+        .map_err(WorkspaceError::git(DOING))?
         .args([
             "status",
             "--porcelain=v2",
@@ -100,8 +102,9 @@ pub(crate) fn status(git: &Git, directory: &Path) -> Result<Vec<(Vec<u8>, Change
             "--ignore-submodules=dirty",
         ])
         .output()
-        .map_err(WorkspaceError::git("comparing the files with the commit"))?;
-    records(&output).map(|record| parse_status(record).ok_or_else(|| unexpected(record))).collect()
+        .map_err(WorkspaceError::git(DOING))?;
+    let changes = records(&output).filter(|record| !record.starts_with(b"# "));
+    changes.map(|record| parse_status(record).ok_or_else(|| unexpected(record))).collect()
 }
 
 /// See git-status(1), "Porcelain Format Version 2".

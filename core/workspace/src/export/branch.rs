@@ -51,9 +51,14 @@ pub(super) fn branch(
     }
     let parent = head.or(base);
     let committed = parent.map(|parent| tree_of(quarantine, parent)).transpose()?;
+    let before = existing(&export.git, host, name)?;
     let (commit, uncommitted) = match (parent, committed) {
         (Some(parent), Some(committed)) if committed == tree => (parent.to_owned(), false),
-        _ => (commit(export, host, tree, parent, message)?, true),
+        _ => match &before {
+            // Nothing has changed since it was made.
+            Some(before) if is_commit(quarantine, before, tree, parent)? => (before.clone(), true),
+            _ => (commit(export, host, tree, parent, message)?, true),
+        },
     };
     let continues = match (head, base) {
         (Some(head), Some(base)) => is_ancestor(quarantine, base, head)?,
@@ -64,7 +69,6 @@ pub(super) fn branch(
         count = count.args(["--not", base]);
     }
     let count = text(count.line().map_err(unusable)?);
-    let before = existing(&export.git, host, name)?;
     if let Some(before) = &before
         && !is_ancestor(quarantine, before, &commit)?
     {
@@ -100,6 +104,17 @@ fn tree_of(quarantine: &Quarantine, commit: &str) -> Result<String, ExportError>
     let tree =
         quarantine.command().args(["rev-parse", "--verify", "--quiet"]).arg(format!("{commit}^{{tree}}"));
     tree.line().map(text).map_err(unusable)
+}
+
+/// Whether a commit has this tree and no other parent than this one.
+fn is_commit(
+    quarantine: &Quarantine,
+    commit: &str,
+    tree: &str,
+    parent: Option<&str>,
+) -> Result<bool, ExportError> {
+    let said = quarantine.command().args(["log", "--max-count=1", "--format=%T %P", commit]).line();
+    Ok(text(said.map_err(unusable)?) == format!("{tree} {}", parent.unwrap_or_default()))
 }
 
 fn is_ancestor(quarantine: &Quarantine, ancestor: &str, commit: &str) -> Result<bool, ExportError> {
@@ -189,6 +204,8 @@ fn bring(
         "--quiet",
         "--no-tags",
         "--no-prune",
+        // Without it git does not look whether a branch moves backward.
+        "--show-forced-updates",
         "--no-write-fetch-head",
         "--no-recurse-submodules",
         "--no-auto-maintenance",

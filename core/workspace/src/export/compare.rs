@@ -7,6 +7,7 @@ use crate::{Baseline, EntryKind, SentEntry};
 use super::{
     fetch::{Content, Fetched},
     guest::Guest,
+    names::git_directory,
     report::{Change, ChangeKind},
 };
 
@@ -52,8 +53,9 @@ pub(super) fn deltas<'a>(
     passes: impl Fn(&[u8]) -> bool,
 ) -> Vec<Delta<'a>> {
     let compare = Compare { baseline, guest, fetched, is_git };
-    let mut deltas: Vec<Delta<'a>> =
-        baseline.sent.entries.iter().filter_map(|(path, sent)| compare.sent(path, sent)).collect();
+    // A directory without git is sent with the repositories in it; what is git's own never comes back.
+    let sent = baseline.sent.entries.iter().filter(|(path, _)| git_directory(path).is_none());
+    let mut deltas: Vec<Delta<'a>> = sent.filter_map(|(path, sent)| compare.sent(path, sent)).collect();
     let others =
         guest.entries().filter(|seen| !baseline.sent.entries.contains_key(&seen.path) && passes(&seen.path));
     deltas.extend(others.filter_map(|seen| compare.other(seen)));

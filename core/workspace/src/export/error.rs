@@ -55,6 +55,16 @@ pub enum ExportError {
         /// Why.
         source: io::Error,
     },
+    /// What is to be fetched would fill the disk.
+    #[error("{bytes} bytes are to be fetched from the guest, more than {path} has room for")]
+    Room {
+        /// How many, by the guest's word.
+        bytes: u64,
+        /// Where they would be kept meanwhile.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// A file of the host.
     #[error("cannot {action} {path}")]
     Host {
@@ -114,6 +124,10 @@ impl ExportError {
                 "something in the guest stands in for its agent: do not trust the guest; vm cp still brings single files"
             }
             Self::Archive { .. } => "see whether the VM still runs (vm status) and try again",
+            Self::Room { .. } => {
+                "have git in the guest ignore what need not come back, or bring single files with vm cp; or free space on that \
+                 disk"
+            }
             Self::TooMuch => "stop what writes in the guest meanwhile, and try again",
             Self::NotFetched { .. } | Self::NotWished { .. } => {
                 "try again; should it stay so, please report it: it is a defect of vmd"

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io::{BufReader, ErrorKind, Read, Write},
+    io::{BufReader, ErrorKind, Read, Seek, Write},
     path::{Path, PathBuf},
 };
 
@@ -123,8 +123,14 @@ impl Fetched {
             *room = room.checked_sub(length as u64).ok_or(ExportError::TooMuch)?;
             size += length as u64;
             hash.update(data);
-            to.write_all(data).map_err(scratch)?;
+            // Sparse files stay so: the guest would have this disk filled with what costs it nothing.
+            if data.iter().all(|byte| *byte == 0) {
+                to.seek_relative(length as i64).map_err(scratch)?;
+            } else {
+                to.write_all(data).map_err(scratch)?;
+            }
         }
+        to.set_len(size).map_err(scratch)?;
         Ok(Content { file, size, sha256: hash.finalize().into(), mode })
     }
 }

@@ -4,6 +4,7 @@
 //! the guest's. So there is no filter, hook or other program that git could run for it.
 
 use std::{
+    collections::HashSet,
     fs, io,
     os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
@@ -12,6 +13,7 @@ use std::{
 use crate::{
     Git, GitCommand, GitError, Workspace, WorkspaceError,
     export::ExportError,
+    files::read_small,
     text::{path, shown},
 };
 
@@ -67,7 +69,7 @@ impl Host {
             top: workspace.top().to_owned(),
             format: format.to_owned(),
             objects: common.join("objects"),
-            shallow: fs::read(common.join("shallow")).ok(),
+            shallow: read_small(&common.join("shallow"), true).ok().filter(|list| is_list(list)),
             settings,
         }))
     }
@@ -80,6 +82,11 @@ impl Host {
 
 fn digits(format: &str) -> usize {
     if format == "sha256" { 64 } else { 40 }
+}
+
+/// Whether it is nothing but names of objects.
+fn is_list(content: &[u8]) -> bool {
+    content.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b'\n' | b'\r'))
 }
 
 /// The repository.
@@ -139,6 +146,22 @@ impl Quarantine {
         }
     }
 
+    /// Those of the objects that are files' contents and can be read.
+    pub(super) fn contents<'a>(
+        &self,
+        objects: impl IntoIterator<Item = &'a str>,
+    ) -> Result<HashSet<String>, ExportError> {
+        let asked = objects.into_iter().flat_map(|object| [object, "\n"]).collect::<String>();
+        if asked.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let args = ["cat-file", "--batch-check=%(objecttype) %(objectname)"];
+        let said = self.command().args(args).input(asked.into_bytes()).output();
+        let said = said.map_err(WorkspaceError::git("looking for the objects in the guest's index"))?;
+        let said = String::from_utf8_lossy(&said);
+        Ok(said.lines().filter_map(|line| line.strip_prefix("blob ")).map(str::to_owned).collect())
+    }
+
     fn neutral<'a>(&self, command: GitCommand<'a>) -> GitCommand<'a> {
         command
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
@@ -172,7 +195,7 @@ impl Quarantine {
             if name.starts_with(b"pack/") {
                 let pack = self.scratch.join(format!("{}.pack", content.file.display()));
                 fs::hard_link(&content.file, &pack).map_err(scratch)?;
-                let indexed = self.command().args(["index-pack", "--strict"]).arg(&pack).output();
+                let indexed = self.command().arg("index-pack").arg(&pack).output();
                 indexed.map_err(unusable)?;
                 let target =
                     self.repository.join("objects/pack").join(format!("pack-{}", number(&content.file)));
@@ -301,16 +324,24 @@ impl Index<'_> {
         Ok(())
     }
 
-    /// Those of the names that the working tree's `.gitignore`s and the repository's own list name.
-    pub(super) fn ignored(&self, names: &[&[u8]]) -> Result<Vec<Vec<u8>>, ExportError> {
+    /// Those of the names that the `.gitignore`s of the working tree in a directory and the repository's own list name. The
+    /// names are relative to that directory, which is the working tree's own where it has no name.
+    pub(super) fn ignored(&self, below: &[u8], names: &[&[u8]]) -> Result<Vec<Vec<u8>>, ExportError> {
         if names.is_empty() {
             return Ok(Vec::new());
         }
+        let top = self.work.join(path(below));
+        fs::create_dir_all(&top).map_err(|source| ExportError::Scratch {
+            action: "make",
+            path: top.clone(),
+            source,
+        })?;
         // A name may begin as a pathspec with magic does.
         let names: Vec<Vec<u8>> = names.iter().map(|name| [b"./", *name].concat()).collect();
         let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
         let command =
             self.command().args(["check-ignore", "--no-index", "-z", "--stdin"]).input(list(&names));
+        let command = command.env("GIT_WORK_TREE", &top);
         let found = command.find().map_err(WorkspaceError::git("asking what the guest ignores"))?;
         let found = found.unwrap_or_default();
         Ok(found
@@ -340,6 +371,17 @@ impl Index<'_> {
         let lines = commits
             .into_iter()
             .map(|(name, commit)| [b"160000 ", commit.as_bytes(), b"\t", name, b"\0"].concat());
+        self.set(lines.collect::<Vec<_>>().concat())
+    }
+
+    /// Has these modes and objects at the names.
+    pub(super) fn put<'a>(
+        &self,
+        entries: impl IntoIterator<Item = (&'a [u8], u32, &'a str)>,
+    ) -> Result<(), ExportError> {
+        let lines = entries
+            .into_iter()
+            .map(|(name, mode, object)| [format!("{mode:o} {object}\t").as_bytes(), name, b"\0"].concat());
         self.set(lines.collect::<Vec<_>>().concat())
     }
 

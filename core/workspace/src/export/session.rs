@@ -79,7 +79,15 @@ impl Export {
         })
         .and_then(|(host, quarantine, fetched)| {
             let base = match &host {
-                Some(_) => Base::read(workspace, &quarantine, &baseline)?,
+                Some(_) => match Base::read(workspace, &quarantine, &baseline) {
+                    // Files are brought back by what was sent; so the work is not lost with the commit.
+                    Err(ExportError::Workspace(WorkspaceError::BaseGone { .. }))
+                        if matches!(wish, Wish::Files { .. }) =>
+                    {
+                        Base::default()
+                    }
+                    base => base?,
+                },
                 None => Base::default(),
             };
             Ok((host, quarantine, fetched, base))
@@ -125,9 +133,16 @@ impl Export {
     /// removed.
     ///
     /// # Errors
-    /// What comes is no archive, has what was not asked for, or far more than announced; and the scratch directory's.
+    /// There is no room for it; what comes is no archive, has what was not asked for, or far more than announced; and the
+    /// scratch directory's.
     pub fn take(&mut self, archive: impl Read + Send) -> Result<(), ExportError> {
         let wanted = self.outstanding()?;
+        let bytes = wanted.values().fold(0_u64, |sum, size| sum.saturating_add(*size));
+        vm_host::files::room(self.scratch.path(), bytes).map_err(|source| ExportError::Room {
+            bytes,
+            path: self.scratch.path().to_owned(),
+            source,
+        })?;
         let (fetched, cancel) = (&mut self.fetched, &self.cancel);
         act(&self.identity, || fetched.take(archive, &wanted, cancel))
     }
@@ -215,7 +230,6 @@ impl Export {
         self.complete()?;
         branch::check_name(&self.quarantine, name)?;
         let tree = self.tree()?;
-        self.take_objects()?;
         branch::branch(self, &host, name, message, &tree, dry_run)
     }
 
@@ -318,7 +332,9 @@ impl Export {
             .filter(|seen| seen.kind == SeenKind::File && self.wants(&seen.path))
             .map(|seen| (seen.path.clone(), seen.size))
             .collect();
-        if self.wish == Wish::Branch && self.has_commits()? {
+        let staged = matches!(self.wish, Wish::Patch | Wish::Branch)
+            && self.view.as_ref().is_some_and(|view| view.lacks_staged);
+        if staged || self.wish == Wish::Branch && self.has_commits()? {
             wanted.extend(self.objects().map(|(_, seen)| (seen.path.clone(), seen.size)));
         }
         Ok(unsettled(wanted, &self.fetched))
@@ -372,6 +388,8 @@ impl Export {
         if let Some(made) = &self.tree {
             return Ok(made.tree.clone());
         }
+        // What is only in the guest's index is among them.
+        self.take_objects()?;
         let Some(view) = &self.view else {
             return Err(WorkspaceError::NotARepository { path: self.top.clone() }.into());
         };

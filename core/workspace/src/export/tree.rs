@@ -74,6 +74,14 @@ pub(super) fn of_guest(
     let lost = lost
         .chain(base.submodules().map(|(path, _)| path).filter(|path| !view.submodules.contains_key(*path)));
     index.remove(&lost.collect::<Vec<_>>())?;
+    let skipped: Vec<_> = view.staged_only(base).filter(|(path, ..)| !there(path)).collect();
+    let readable = quarantine.contents(skipped.iter().map(|(_, _, object)| *object))?;
+    let (staged, unknown): (Vec<_>, Vec<_>) =
+        skipped.into_iter().partition(|(_, _, object)| readable.contains(*object));
+    index.put(staged)?;
+    warnings.extend(unknown.iter().take(WARNINGS).map(|(path, ..)| {
+        format!("{} is as the host has it: the guest's index names an object that is not there", shown(path))
+    }));
     index.link_commits(view.submodules.iter().map(|(path, commit)| (path.as_slice(), commit.as_str())))?;
     index.add(&put)?;
     let filtered = index.filtered(&files)?;

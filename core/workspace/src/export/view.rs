@@ -1,7 +1,7 @@
 //! What of a guest's tree belongs to git: which paths it keeps, which it ignores, and of which the host has the content.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     io,
     path::Path,
 };
@@ -10,7 +10,7 @@ use vm_types::guest::files::SeenKind;
 
 use crate::{
     Baseline, GitError, Sent, Workspace, WorkspaceError, archive::Packer, export::ExportError,
-    facts::unreadable, text::shown,
+    facts::unreadable, listing::within, text::shown,
 };
 
 use super::{
@@ -55,9 +55,11 @@ impl Base {
         let tree = quarantine.command().args(["ls-tree", "-r", "-z", "--full-tree", commit]).output();
         let tree = tree.map_err(WorkspaceError::git("reading the commit that the guest started from"))?;
         let entries: BTreeMap<_, _> = tree.split(|byte| *byte == 0).filter_map(entry).collect();
+        const COMPARING: &str = "comparing the host's files with the commit that the guest started from";
         let differing = workspace
             .git()
-            .at(workspace.top())
+            .comparing(workspace.top())
+            .map_err(WorkspaceError::git(COMPARING))?
             // It would bring the host's index up to date.
             .args(["-c", "diff.autoRefreshIndex=false"])
             .args([
@@ -71,9 +73,7 @@ impl Base {
             ])
             .args(["--ignore-submodules=all", commit, "--"])
             .output()
-            .map_err(WorkspaceError::git(
-                "comparing the host's files with the commit that the guest started from",
-            ))?;
+            .map_err(WorkspaceError::git(COMPARING))?;
         let differing: HashSet<&[u8]> = differing.split(|byte| *byte == 0).collect();
         let same = |path: &&Vec<u8>| {
             !differing.contains(path.as_slice()) && baseline.sent.entries.contains_key(*path)
@@ -187,11 +187,13 @@ pub(super) struct View {
     /// The commit it has checked out.
     pub(super) head: Head,
     /// What its index has, if that can be read; with true for what is not in the working tree on purpose.
-    index: Option<BTreeMap<Vec<u8>, bool>>,
+    index: Option<BTreeMap<Vec<u8>, Staged>>,
     /// The submodules' commits.
     pub(super) submodules: BTreeMap<Vec<u8>, String>,
     /// Files that it ignores.
     ignored: HashSet<Vec<u8>>,
+    /// Whether an object of [`Self::staged_only`] is the guest's alone, or was when it was looked at.
+    pub(super) lacks_staged: bool,
     /// What was not as it should be, for people.
     pub(super) warnings: Vec<String>,
 }
@@ -211,20 +213,13 @@ impl View {
             index: None,
             submodules: BTreeMap::new(),
             ignored: HashSet::new(),
+            lacks_staged: false,
             warnings: Vec::new(),
         };
-        let mut links: BTreeMap<Vec<u8>, String> =
-            base.submodules().map(|(path, commit)| (path.to_vec(), commit.to_owned())).collect();
         if let Some(content) = fetched.get(b".git/index") {
             match index(quarantine, &content.file) {
                 Ok(entries) => {
-                    for (path, (mode, object, _)) in &entries {
-                        if *mode == COMMIT {
-                            links.entry(path.clone()).or_insert_with(|| object.clone());
-                        }
-                    }
-                    view.index =
-                        Some(entries.into_iter().map(|(path, (_, _, skipped))| (path, skipped)).collect());
+                    view.index = Some(entries);
                 }
                 Err(GitError::Failed { stderr, .. }) => view.warnings.push(format!(
                     "the guest's index cannot be read ({}): the host's commit decides which files git keeps",
@@ -233,11 +228,35 @@ impl View {
                 Err(error) => return Err(WorkspaceError::git("reading the guest's index")(error).into()),
             }
         }
+        // The guest may have merged another commit of a submodule that it has no files of, or made files of one.
+        let links: Vec<(Vec<u8>, String)> = match &view.index {
+            Some(entries) => {
+                let links = entries.iter().filter(|(_, (mode, ..))| *mode == COMMIT);
+                links.map(|(path, (_, object, _))| (path.clone(), object.clone())).collect()
+            }
+            None => base.submodules().map(|(path, commit)| (path.to_vec(), commit.to_owned())).collect(),
+        };
         for (path, commit) in links {
             view.submodule(path, commit, guest, fetched, digits);
         }
         view.ignore(guest, base, fetched, quarantine)?;
+        let objects: BTreeSet<&str> = view.staged_only(base).map(|(_, _, object)| object).collect();
+        let found = quarantine.contents(objects.iter().copied())?;
+        view.lacks_staged = objects.iter().any(|object| !found.contains(*object));
         Ok(view)
+    }
+
+    /// What the guest's index has otherwise than the commit and that is in no working tree on purpose: path, mode and object.
+    pub(super) fn staged_only<'a>(
+        &'a self,
+        base: &'a Base,
+    ) -> impl Iterator<Item = (&'a [u8], u32, &'a str)> {
+        let skipped =
+            self.index.iter().flatten().filter(|(_, (mode, _, skipped))| *skipped && *mode != COMMIT);
+        let differing = skipped.filter(|(path, (mode, object, _))| {
+            base.entries.get(*path).is_none_or(|(had, kept)| (had, kept) != (mode, object))
+        });
+        differing.map(|(path, (mode, object, _))| (path.as_slice(), *mode, object.as_str()))
     }
 
     /// Finds the commit that a submodule has checked out.
@@ -297,7 +316,18 @@ impl View {
         }
         work.check_out(&from_base)?;
         let unkept = guest.files().map(|seen| seen.path.as_slice()).filter(|path| !self.keeps(path, base));
-        self.ignored = work.ignored(&unkept.collect::<Vec<_>>())?.into_iter().collect();
+        // What a repository ignores is nothing to the submodules in it.
+        let mut asked: BTreeMap<&[u8], Vec<&[u8]>> = BTreeMap::new();
+        for path in unkept {
+            let top = slashes(path).find(|above| self.submodules.contains_key(*above)).unwrap_or_default();
+            let rest = path.strip_prefix(top).unwrap_or(path);
+            asked.entry(top).or_default().push(rest.strip_prefix(b"/").unwrap_or(rest));
+        }
+        let mut ignored = HashSet::new();
+        for (top, names) in asked {
+            ignored.extend(work.ignored(top, &names)?.into_iter().map(|name| within(top, &name)));
+        }
+        self.ignored = ignored;
         Ok(())
     }
 
@@ -317,7 +347,7 @@ impl View {
     /// Whether a path that is not there is meant not to be: the checkout is sparse.
     pub(super) fn is_skipped(&self, path: &[u8], base: &Base) -> bool {
         match &self.index {
-            Some(index) => index.get(path) == Some(&true),
+            Some(index) => index.get(path).is_some_and(|(_, _, skipped)| *skipped),
             None => base.skipped.contains(path),
         }
     }

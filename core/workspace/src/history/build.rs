@@ -13,6 +13,7 @@ use vm_types::guest::files::is_within;
 use crate::{
     Git, GitCommand, Workspace, WorkspaceError,
     facts::{Place, Repository},
+    files::read_small,
     history::{Line, index_digest, walk},
     listing::{GITLINK, Staged, staged, within},
     text::path as of_bytes,
@@ -20,7 +21,7 @@ use crate::{
 
 const MAKING: &str = "making the guest's repository";
 /// What a new index is written with, whatever the user's configuration prefers: one file that any git reads.
-const INDEX: [&str; 8] = [
+pub(super) const INDEX: [&str; 8] = [
     "-c",
     "core.splitIndex=false",
     "-c",
@@ -180,7 +181,8 @@ impl<'a> Builder<'a> {
             "--ignore-submodules=all",
             "--no-ext-diff",
         ];
-        let output = self.host().args(args).output().map_err(WorkspaceError::git(MAKING))?;
+        let host = self.workspace.git().comparing(&self.repository.directory);
+        let output = host.and_then(|host| host.args(args).output()).map_err(WorkspaceError::git(MAKING))?;
         Ok(output.split(|byte| *byte == 0).filter(|path| !path.is_empty()).map(<[u8]>::to_vec).collect())
     }
 
@@ -231,7 +233,8 @@ impl<'a> Builder<'a> {
             let tagged = if commit.is_empty() { &object } else { &commit };
             if plan.commits.as_ref().is_none_or(|commits| commits.contains(&**tagged)) {
                 if !commit.is_empty() {
-                    objects.push(object.to_string());
+                    // A tag may be one of another tag. Of the commit all is there.
+                    objects.push(format!("{object}\n^{object}^{{commit}}\n"));
                 }
                 creates.extend([b"create ", name, b" ", object.as_bytes(), b"\n"].concat());
             }
@@ -240,8 +243,8 @@ impl<'a> Builder<'a> {
             return Ok(());
         }
         if !objects.is_empty() {
-            let args = ["pack-objects", "--quiet", ".git/objects/pack/pack"];
-            Self::done(self.git().args(args).input((objects.join("\n") + "\n").into_bytes()))?;
+            let args = ["pack-objects", "--revs", "--quiet", "--non-empty", ".git/objects/pack/pack"];
+            Self::done(self.git().args(args).input(objects.concat().into_bytes()))?;
         }
         Self::done(self.git().args(["update-ref", "--stdin"]).input(creates))?;
         if fresh { Self::done(self.git().arg("pack-refs")) } else { Ok(()) }
@@ -306,8 +309,10 @@ impl<'a> Builder<'a> {
             self.set(b"remote.origin.fetch", b"+refs/heads/*:refs/remotes/origin/*")?;
         }
         let mut excluded = Vec::new();
-        for pattern_file in [self.repository.common_directory.join("info/exclude"), self.excludes()?] {
-            excluded.extend(self.read(&pattern_file)?.unwrap_or_default());
+        // The user's own list may be a link; one in the repository would have its maker choose which file goes into a guest.
+        let own = self.repository.common_directory.join("info/exclude");
+        for (pattern_file, follow) in [(own, false), (self.excludes()?, true)] {
+            excluded.extend(self.read(&pattern_file, follow)?.unwrap_or_default());
             if excluded.last().is_some_and(|last| *last != b'\n') {
                 excluded.push(b'\n');
             }
@@ -321,7 +326,7 @@ impl<'a> Builder<'a> {
                     self.set(key.as_bytes(), &value)?;
                 }
             }
-            let patterns = self.read(&self.repository.git_directory.join("info/sparse-checkout"))?;
+            let patterns = self.read(&self.repository.git_directory.join("info/sparse-checkout"), false)?;
             self.write(".git/info/sparse-checkout", &patterns.unwrap_or_default())?;
         }
         for entry in staged.iter().filter(|entry| entry.mode == GITLINK) {
@@ -342,17 +347,21 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// The user's own patterns of what is ignored everywhere.
+    /// The user's own patterns of what is ignored everywhere. A repository's word for where these are does not count.
     fn excludes(&self) -> Result<PathBuf, WorkspaceError> {
-        let args = ["config", "--type=path", "--get", "core.excludesFile"];
-        let set = self.host().args(args).find().map_err(WorkspaceError::git(MAKING))?;
+        let args = ["config", "--show-scope", "-z", "--type=path", "--get-all", "core.excludesFile"];
+        let said = self.host().args(args).find().map_err(WorkspaceError::git(MAKING))?.unwrap_or_default();
+        let fields: Vec<&[u8]> = said.split(|byte| *byte == 0).collect();
+        let mut own =
+            fields.as_chunks::<2>().0.iter().filter(|[scope, _]| matches!(*scope, b"global" | b"system"));
+        let set = own.next_back().map(|[_, path]| *path);
         let home = self.workspace.identity().home().unwrap_or_default();
-        Ok(set.map_or_else(|| home.join(".config/git/ignore"), |path| of_bytes(&path).to_owned()))
+        Ok(set.map_or_else(|| home.join(".config/git/ignore"), |path| of_bytes(path).to_owned()))
     }
 
     /// A file of the host's, read as who asked; `None` where there is none that can be read.
-    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, WorkspaceError> {
-        self.workspace.identity().act(|| Ok(std::fs::read(path).ok()))
+    fn read(&self, path: &Path, follow: bool) -> Result<Option<Vec<u8>>, WorkspaceError> {
+        self.workspace.identity().act(|| Ok(read_small(path, follow).ok()))
     }
 
     fn set(&self, key: &[u8], value: &[u8]) -> Result<(), WorkspaceError> {

@@ -1,14 +1,22 @@
 //! History and changes in git's own forms: a bundle, a patch.
 
-use std::{ffi::OsStr, io::Write, os::unix::ffi::OsStrExt};
+use std::{
+    ffi::OsStr,
+    io::{Read, Write},
+    os::unix::ffi::OsStrExt,
+};
 
 use crate::{
     Workspace, WorkspaceError,
     facts::Repository,
+    files::open_regular,
     git::passed_on,
     history::build,
     listing::{Change, status},
 };
+
+/// More than the index of any repository that git can work with, in bytes.
+const LARGEST_INDEX: u64 = 4 << 30;
 
 /// The tree without entries, as git names it.
 fn empty_tree(repository: &Repository) -> &'static str {
@@ -63,18 +71,28 @@ impl Workspace {
         self.identity().act(|| {
             let failed = |source| WorkspaceError::Scratch { path: index.clone(), source };
             std::fs::create_dir(&new_objects).map_err(failed)?;
-            match std::fs::copy(&kept, &index) {
-                Ok(_) => Ok(()),
+            match open_regular(&kept, false) {
+                Ok(kept) => {
+                    let mut copy = std::fs::File::create_new(&index).map_err(failed)?;
+                    match std::io::copy(&mut kept.take(LARGEST_INDEX + 1), &mut copy).map_err(failed)? {
+                        ..=LARGEST_INDEX => Ok(()),
+                        _ => Err(failed(std::io::ErrorKind::FileTooLarge.into())),
+                    }
+                }
                 // Nothing was ever added.
                 Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
-                Err(source) => Err(failed(source)),
+                Err(source) => Err(WorkspaceError::Open { path: kept.clone(), source }),
             }
         })?;
         let objects = repository.common_directory.join("objects");
         let git = || {
-            let git = self.git().at(&repository.directory).env("GIT_INDEX_FILE", &index);
-            git.env("GIT_OBJECT_DIRECTORY", &new_objects)
-                .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", build::list_element(&objects))
+            let git = self.git().comparing(&repository.directory).map_err(&failed)?;
+            // A split index would have its larger part written beside the repository's own.
+            let git = git.args(build::INDEX).env("GIT_INDEX_FILE", &index);
+            Ok::<_, WorkspaceError>(
+                git.env("GIT_OBJECT_DIRECTORY", &new_objects)
+                    .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", build::list_element(&objects)),
+            )
         };
         let mut untracked = Vec::new();
         for (path, change) in status(self.git(), &repository.directory)? {
@@ -91,7 +109,7 @@ impl Workspace {
                 "--pathspec-from-file=-",
                 "--pathspec-file-nul",
             ];
-            git().args(args).input(untracked).output().map_err(&failed)?;
+            git()?.args(args).input(untracked).output().map_err(&failed)?;
         }
         let against = repository.head.as_deref().unwrap_or_else(|| empty_tree(repository));
         let options = [
@@ -109,6 +127,6 @@ impl Workspace {
             "--submodule=short",
             "--ignore-submodules=dirty",
         ];
-        git().args(options).args([against, "--"]).stream(&mut to).map_err(passed_on(COMPARING))
+        git()?.args(options).args([against, "--"]).stream(&mut to).map_err(passed_on(COMPARING))
     }
 }

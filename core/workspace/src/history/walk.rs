@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use crate::{Workspace, WorkspaceError, facts::Repository, history::Line};
+use crate::{Workspace, WorkspaceError, facts::Repository, files::read_small, history::Line};
 
 const WALKING: &str = "walking through the history";
 
@@ -154,7 +154,10 @@ fn host_shallow(workspace: &Workspace, repository: &Repository) -> Result<Vec<St
     }
     let path = repository.common_directory.join("shallow");
     let text = workspace.identity().act(|| {
-        std::fs::read_to_string(&path).map_err(|source| WorkspaceError::Open { path: path.clone(), source })
+        read_small(&path, true).map_err(|source| WorkspaceError::Open { path: path.clone(), source })
     })?;
-    Ok(text.lines().map(str::to_owned).collect())
+    let text = String::from_utf8_lossy(&text);
+    // They go into the guest, so they are nothing but names of objects.
+    let is_name = |line: &&str| !line.is_empty() && line.bytes().all(|byte| byte.is_ascii_hexdigit());
+    Ok(text.lines().filter(is_name).map(str::to_owned).collect())
 }

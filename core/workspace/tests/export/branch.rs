@@ -428,3 +428,42 @@ fn a_tree_with_a_repository_inside_is_refused_by_git() {
     assert!(matches!(error, ExportError::Refused { .. } | ExportError::History { .. }), "{error:?}");
     assert_eq!(git(&world.host(), &["for-each-ref", "--format=%(refname)"]), "refs/heads/main");
 }
+
+#[test]
+fn the_same_work_twice_is_one_commit() {
+    let mut world = World::with(&[("a", "1\n")]);
+    world.prepare(true);
+    write(&world.guest().join("a"), b"2\n");
+    let first = world.export(Wish::Branch).branch("x", "m", false).unwrap();
+    // A commit made in another second has another name.
+    git(&world.host(), &["branch", "--force", "x", &recommitted(&world, "x")]);
+    let again = world.export(Wish::Branch).branch("x", "another message", false).unwrap();
+    assert_eq!(again.before.as_ref(), Some(&again.commit));
+    assert_eq!(revision(&world, "x~1"), revision(&world, "main"));
+    assert_eq!((again.commits, again.uncommitted), (first.commits, true));
+}
+
+/// A commit like another, of another time.
+fn recommitted(world: &World, name: &str) -> String {
+    git(&world.host(), &["commit-tree", &format!("{name}^{{tree}}"), "-p", &format!("{name}~1"), "-m", "m"])
+}
+
+#[test]
+fn files_come_back_though_the_host_has_lost_the_commit() {
+    let mut world = World::with(&[("a", "1\n"), (".gitignore", "*.o\n")]);
+    world.prepare(true);
+    let guest = world.guest();
+    write(&guest.join("b"), &[vec![0; 1 << 20], b"x".to_vec(), vec![0; 600 << 10]].concat());
+    write(&guest.join("c.o"), b"ignored\n");
+    git(&world.host(), &["checkout", "--quiet", "--orphan", "new"]);
+    git(&world.host(), &["commit", "--quiet", "-m", "another first"]);
+    git(&world.host(), &["branch", "--quiet", "-D", "main"]);
+    git(&world.host(), &["reflog", "expire", "--expire=now", "--all"]);
+    git(&world.host(), &["gc", "--quiet", "--prune=now"]);
+    let error = world.try_export(Wish::Branch).unwrap_err();
+    assert!(error.hint().unwrap().contains("--files"), "{error}");
+    let report = world.export(Wish::Files { ignored: false }).apply(false).unwrap();
+    assert_eq!(report.written, [b"b".to_vec()]);
+    let (host, guest) = (world.host().join("b"), guest.join("b"));
+    assert!(fs::read(host).unwrap() == fs::read(guest).unwrap(), "also what is zeros");
+}

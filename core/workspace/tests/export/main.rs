@@ -8,4 +8,5 @@ mod files;
 mod generated;
 mod hostile;
 mod patch;
+mod within;
 mod world;

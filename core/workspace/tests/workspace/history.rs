@@ -318,3 +318,37 @@ fn a_partial_clone_says_what_is_missing() {
     guest.prepare(&workspace, Some(1));
     guest.git(&["fsck"]);
 }
+
+#[test]
+fn a_repository_does_not_choose_which_of_the_users_files_go_along() {
+    let repo = with_history();
+    let secret = repo.home().join("secret");
+    fs::write(&secret, "-----BEGIN KEY-----\n").unwrap();
+    repo.git(&["config", "core.excludesFile", secret.to_str().unwrap()]);
+    repo.git(&["config", "core.sparseCheckout", "true"]);
+    for name in ["exclude", "sparse-checkout"] {
+        let file = repo.top().join(".git/info").join(name);
+        let _ = fs::remove_file(&file);
+        std::os::unix::fs::symlink(&secret, file).unwrap();
+    }
+    let guest = Guest::new();
+    guest.prepare(&repo.open(), None);
+    for name in ["exclude", "sparse-checkout"] {
+        let text = fs::read_to_string(guest.top().join(".git/info").join(name)).unwrap_or_default();
+        assert!(!text.contains("KEY"), "{name}: {text}");
+    }
+}
+
+#[test]
+fn tags_of_tags_are_whole() {
+    for depth in [None, Some(1)] {
+        let repo = with_history();
+        repo.git(&["tag", "-a", "-m", "inner", "inner"]);
+        repo.git(&["tag", "-a", "-m", "outer", "outer", "inner"]);
+        repo.git(&["tag", "-d", "inner"]);
+        let guest = Guest::new();
+        guest.prepare(&repo.open(), depth);
+        assert_eq!(guest.git(&["rev-parse", "outer^{commit}"]), repo.git(&["rev-parse", "HEAD"]));
+        assert_eq!(guest.git(&["fsck", "--connectivity-only"]), "");
+    }
+}

@@ -200,3 +200,38 @@ fn looking_changes_nothing() {
     assert_eq!(state(), before);
     assert_eq!(fs::read_dir(repo.scratch()).unwrap().count(), 0);
 }
+
+#[test]
+fn stashes_are_no_changes() {
+    let repo = Repo::git_repository();
+    repo.write("a", "1");
+    repo.commit();
+    repo.write("a", "2");
+    repo.git(&["stash", "--quiet"]);
+    repo.git(&["config", "status.showStash", "true"]);
+    assert!(!repo.open().facts().dirty());
+}
+
+#[test]
+fn filters_of_a_repository_are_not_run() {
+    let repo = Repo::git_repository();
+    let ran = repo.home().join("ran");
+    repo.write("a", "1");
+    repo.write("b", "1");
+    repo.commit();
+    repo.write("a", "22");
+    repo.write("b", "22");
+    // In no file that git keeps, and with a name that a setting on the command line cannot have.
+    repo.write(".git/info/attributes", "a filter=x=y.z\nb filter=slow\n");
+    let program = format!("touch '{}'; cat", ran.display());
+    repo.git(&["config", "filter.x=y.z.clean", &program]);
+    repo.git(&["config", "filter.x=y.z.required", "true"]);
+    repo.git(&["config", "filter.slow.process", &program]);
+    let workspace = repo.open();
+    assert_eq!(workspace.facts().modified, 2);
+    workspace.git_directory(None, Vec::new()).unwrap();
+    let mut patch = Vec::new();
+    workspace.patch(&mut patch).unwrap();
+    assert!(String::from_utf8_lossy(&patch).contains("+22"));
+    assert!(!ran.exists());
+}
