@@ -264,7 +264,6 @@ mod tests {
             "vm run --cpus 0",
             "vm run --memory 1X",
             "vm run --name Web_1",
-            "vm run ls",
             "vm run -t --json",
             "vm kernel import",
             "vm kernel import debian --kernel x",

@@ -5,6 +5,7 @@ use std::{
     io,
     io::IsTerminal,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::Args;
@@ -27,6 +28,11 @@ use crate::{
     operations::{Done, OnSignal, follow},
     progress::SESSION_PATIENCE,
 };
+
+/// How long a daemon that is not there may take until it is again.
+const RECONNECT_DEADLINE: Duration = Duration::from_secs(30);
+/// Between two attempts to reach it.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
 
 /// Run a command in a new VM
 ///
@@ -169,6 +175,10 @@ impl RunArgs {
             session.run(context, &client, &mut interrupts).await
         };
         let mut finished = run.await;
+        let client = match self.export.is_some() && brought.is_some() {
+            true => reconnected(context, client, &mut interrupts).await,
+            false => client,
+        };
         if let (Some(to), Some(path)) = (&self.export, brought)
             && !matches!(finished, Err(CliError::Interrupted { .. }))
         {
@@ -192,6 +202,27 @@ impl RunArgs {
             context.output.show(&report, String::new)?;
         }
         Ok(code)
+    }
+}
+
+/// A connection to the daemon for what is left to do. The daemon may have been restarted since, which the VM and the command
+/// outlive. If none is to be had, the old one, whose next call tells why.
+async fn reconnected(context: &Context, client: Client, interrupts: &mut Interrupts) -> Client {
+    if client.is_connected() {
+        return client;
+    }
+    let connect = async {
+        loop {
+            match context.client().await {
+                Ok(client) => return client,
+                Err(_) => tokio::time::sleep(RECONNECT_PAUSE).await,
+            }
+        }
+    };
+    // Cancel-safe: the signal has done its work by ending the wait, and a daemon that is being started goes on without us.
+    tokio::select! {
+        again = tokio::time::timeout(RECONNECT_DEADLINE, connect) => again.unwrap_or(client),
+        _ = interrupts.next() => client,
     }
 }
 

@@ -54,10 +54,11 @@ pub(crate) struct ExportArgs {
     #[arg(long)]
     dry_run: bool,
     /// Of the commit for what the guest has not committed
-    #[arg(short, long, value_name = "TEXT", requires = "branch")]
+    // Requirements do not count beside what excludes them.
+    #[arg(short, long, value_name = "TEXT", conflicts_with_all = ["patch", "files", "apply"])]
     message: Option<String>,
     /// Also files that git ignores in the guest
-    #[arg(long, requires = "files")]
+    #[arg(long, conflicts_with_all = ["patch", "branch", "apply"])]
     ignored: bool,
 }
 
