@@ -137,7 +137,7 @@ pub(crate) struct Inner {
     /// Images and kernels that are being acquired.
     pub(crate) flights: Flights,
     pub(crate) content: Content,
-    pub(crate) patches: Patches,
+    pub(crate) patches: Arc<Patches>,
     pub(crate) host_scope: Scope,
     pub(crate) taps: Taps,
     /// What was found and done when the daemon came up.
@@ -209,7 +209,7 @@ impl Engine {
                 network: Lock::new("network", ()),
                 flights: Flights::default(),
                 content,
-                patches: Patches::default(),
+                patches: Arc::default(),
                 host_scope,
                 taps: Taps::new(),
                 recovery: OnceLock::new(),

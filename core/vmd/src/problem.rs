@@ -74,9 +74,12 @@ fn workspace(error: &WorkspacesError) -> ErrorKind {
         | WorkspacesError::Relative { .. }
         | WorkspacesError::Several { .. } => ErrorKind::InvalidArgument,
         WorkspacesError::Import(error) => match error.source.code.as_str() {
-            "workspace.destination-not-empty" | "workspace.guest-changed" | "workspace.not-prepared" => ErrorKind::WrongState,
+            "workspace.destination-not-empty" | "workspace.guest-changed" | "workspace.not-prepared" => {
+                ErrorKind::WrongState
+            }
             code::NO_SPACE => ErrorKind::NoSpace,
             code::NO_USER => ErrorKind::NotFound,
+            "guest.unresponsive" => ErrorKind::GuestUnresponsive,
             _ => ErrorKind::PluginFailed,
         },
         WorkspacesError::NotPrepared { .. } | WorkspacesError::NoPatch { .. } => ErrorKind::NotFound,

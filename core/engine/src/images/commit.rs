@@ -1,7 +1,10 @@
 //! Images of VMs: the agent sends the root filesystem as a tar archive, which becomes the one layer of an image that is
 //! otherwise what the VM's own was. A VM that is off is booted for it, without network and without the image's own init.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, DuplexStream};
@@ -21,11 +24,13 @@ use crate::{
     Engine, EngineError,
     kernels::LABEL,
     ops::{Made, OpContext},
-    vm::cell::Cell,
+    vm::{cell::Cell, start::console},
 };
 
 /// What belongs to the run, where it is no mount of its own. The directories stay.
 const OF_THE_RUN: [&str; 5] = ["/dev/", "/proc/", "/run/", "/sys/", "/tmp/"];
+/// How long a guest may take until it lets us in. Whoever waits for it may hold locks.
+const LOGIN_DEADLINE: Duration = Duration::from_secs(60);
 /// Every ext4 filesystem has its own.
 const OF_THE_DISK: &str = "/lost+found";
 /// Bytes that are on their way between guest and layer.
@@ -147,7 +152,14 @@ impl Engine {
     /// The way into a running guest.
     pub(crate) async fn guest_of(&self, cell: &Cell) -> Result<Guest, EngineError> {
         let public = self.host_public_key(cell)?;
-        Ok(Guest::connect(&cell.paths().ssh_sock(), &self.inner.layout.client_key(), &public).await?)
+        let (socket, key) = (cell.paths().ssh_sock(), self.inner.layout.client_key());
+        match tokio::time::timeout(LOGIN_DEADLINE, Guest::connect(&socket, &key, &public)).await {
+            Ok(guest) => Ok(guest?),
+            Err(_) => Err(EngineError::GuestUnresponsive {
+                seconds: LOGIN_DEADLINE.as_secs(),
+                console: console(&cell.paths()),
+            }),
+        }
     }
 
     /// Has the guest's files come into a layer.

@@ -425,7 +425,7 @@ pub(crate) fn died(paths: &VmPaths) -> EngineError {
 }
 
 /// The console's last lines, without a guest's control characters.
-fn console(paths: &VmPaths) -> String {
+pub(crate) fn console(paths: &VmPaths) -> String {
     let bytes = vm_shim::console_tail(paths, TAIL_BYTES).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     text.chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()).collect()

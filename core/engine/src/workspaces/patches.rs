@@ -5,9 +5,11 @@ use std::{
     collections::VecDeque,
     fs::File,
     os::unix::fs::FileExt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use vm_types::OperationId;
 
 use super::WorkspacesError;
@@ -15,25 +17,60 @@ use crate::{Engine, EngineError};
 
 /// How many are kept.
 const KEPT: usize = 8;
+/// How long one is kept that nobody reads.
+const PATIENCE: Duration = Duration::from_secs(10 * 60);
 /// The most of one that is read at once, in bytes.
 const PIECE: usize = 1 << 20;
 
 /// By the operation that made them. The files have no names, so nothing is left of them.
 #[derive(Debug, Default)]
-pub(crate) struct Patches(Mutex<VecDeque<(OperationId, Arc<File>)>>);
+pub(crate) struct Patches(Mutex<VecDeque<Patch>>);
+
+#[derive(Debug)]
+struct Patch {
+    operation: OperationId,
+    file: Arc<File>,
+    /// When it was made, or read.
+    used: Instant,
+}
 
 impl Patches {
-    pub(super) fn keep(&self, operation: OperationId, file: File) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.push_back((operation, Arc::new(file)));
+    /// Keeps one until it was not read for a while, or others take its place.
+    pub(super) fn keep(self: &Arc<Self>, operation: OperationId, file: File) {
+        let mut kept = self.kept();
+        kept.push_back(Patch { operation, file: Arc::new(file), used: Instant::now() });
         while kept.len() > KEPT {
             kept.pop_front();
+        }
+        drop(kept);
+        tokio::spawn(Self::forget(Arc::downgrade(self), operation));
+    }
+
+    /// Drops one once nobody has read it for long. It may be as large as the disk has room.
+    async fn forget(kept: Weak<Self>, operation: OperationId) {
+        let mut until = Instant::now() + PATIENCE;
+        loop {
+            tokio::time::sleep_until(until).await;
+            let Some(patches) = kept.upgrade() else { return };
+            let mut kept = patches.kept();
+            let Some(at) = kept.iter().position(|patch| patch.operation == operation) else { return };
+            until = kept[at].used + PATIENCE;
+            if until <= Instant::now() {
+                kept.remove(at);
+                return;
+            }
         }
     }
 
     fn get(&self, operation: OperationId) -> Option<Arc<File>> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.iter().find(|(id, _)| *id == operation).map(|(_, file)| file.clone())
+        let mut kept = self.kept();
+        let patch = kept.iter_mut().find(|patch| patch.operation == operation)?;
+        patch.used = Instant::now();
+        Some(patch.file.clone())
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<Patch>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -59,5 +96,24 @@ impl Engine {
         let path = self.inner.layout.workspace_scratch();
         let failed = |source| WorkspacesError::File { action: "read a patch in", path, source };
         Ok(read.await.map_err(std::io::Error::other).flatten().map_err(failed)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_patch_is_kept_while_it_is_read_and_not_much_longer() {
+        let patches = Arc::<Patches>::default();
+        let operation = OperationId(1);
+        patches.keep(operation, tempfile::tempfile().unwrap());
+        for _ in 0..3 {
+            tokio::time::advance(PATIENCE * 3 / 4).await;
+            assert!(patches.get(operation).is_some());
+        }
+        // Time that is paused goes on when all wait.
+        tokio::time::sleep(PATIENCE * 2).await;
+        assert!(patches.get(operation).is_none());
     }
 }

@@ -25,7 +25,7 @@ use super::{
     choose::{self, Asked, Chosen},
     error::ImportError,
     on_host,
-    plan::absolute,
+    plan::{Opened, absolute},
     up,
 };
 use crate::{
@@ -130,19 +130,47 @@ impl Import<'_> {
         let settings = opened.settings.as_ref();
         let to = choose::destination(request.to.as_deref(), settings, &workspace.facts().name)?;
         let former = engine.inner.store.workspaces().get(cell.id(), &to).await?;
+        let anew = request.replace && request.importer.is_none();
         let baseline = match &former {
             // What came from elsewhere says nothing of this one.
-            Some(former) if former.source == workspace.top() => self.baseline(former).await?,
+            // Nor does it matter if what came is to be thrown away.
+            Some(former) if former.source == workspace.top() && !anew => self.baseline(former).await?,
             _ => None,
         };
+        let free = request.importer.is_none() && settings.is_none_or(|settings| settings.importer.is_none());
+        let known = baseline.is_some();
+        let attempt =
+            |baseline| Box::pin(self.attempt(request, &opened, to.clone(), former.as_ref(), baseline, begun));
+        match attempt(baseline).await {
+            // What was sent is of no use any more, which only a look into the guest can tell: so another way, as at first.
+            Err(error) if free && known && is_not_prepared(&error) => {
+                tracing::info!(vm = %cell.name(), path = to, "what was sent is of no use any more");
+                attempt(None).await
+            }
+            done => done,
+        }
+    }
+
+    /// Has the importer that is best for it, `baseline` being what was sent before, bring the workspace.
+    async fn attempt(
+        &self,
+        request: &PrepareRequest,
+        opened: &Opened,
+        to: String,
+        former: Option<&WorkspaceRecord>,
+        baseline: Option<Arc<Baseline>>,
+        begun: &Mutex<Option<Arc<Watch>>>,
+    ) -> Result<PreparedWorkspace, EngineError> {
+        let Self { engine, cell, context, .. } = self;
+        let (workspace, settings) = (&opened.workspace, opened.settings.as_ref());
         let unfinished =
-            former.as_ref().is_some_and(|former| matches!(former.state, WorkspaceState::Unfinished { .. }));
-        let probed = engine.offers(&opened, baseline.clone(), context).await;
+            former.is_some_and(|former| matches!(former.state, WorkspaceState::Unfinished { .. }));
+        let probed = engine.offers(opened, baseline.clone(), context).await;
         let asked = Asked { importer: request.importer.as_deref(), full: request.full };
         let Chosen { offer, .. } = choose::choose(asked, settings, &probed)?;
 
         // Who worked in it before goes on doing so.
-        let again = former.as_ref().filter(|_| request.user.is_none()).map(|former| former.user.clone());
+        let again = former.filter(|_| request.user.is_none()).map(|former| former.user.clone());
         let user = match again.or_else(|| opened.user(request.user.as_ref())) {
             Some(user) => user,
             None => self.default_user().await?,
@@ -169,7 +197,7 @@ impl Import<'_> {
         let job = ImportRequest {
             plugin: offer.plugin.clone(),
             strategy: offer.strategy.clone(),
-            source: engine.import_source(&opened, baseline),
+            source: engine.import_source(opened, baseline),
             vm: engine.facts_of(cell.id(), &vm.spec, vm.address).await?,
             guest: cell.paths(),
             destination: to.clone(),
@@ -276,6 +304,14 @@ impl Engine {
 fn unix_nanos() -> u128 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.unwrap_or_default().as_nanos()
+}
+
+/// Of failures to bring only what has changed, as what was brought before is not there.
+const NOT_PREPARED: &str = "workspace.not-prepared";
+
+fn is_not_prepared(error: &EngineError) -> bool {
+    let EngineError::Workspace(error) = error else { return false };
+    matches!(&**error, WorkspacesError::Import(error) if error.source.code == NOT_PREPARED)
 }
 
 /// Of failures that are the operation's own end.

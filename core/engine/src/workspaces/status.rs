@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
 use vm_locks::{Ctx, Unlocked};
 use vm_types::{
     OperationId,
@@ -81,12 +82,17 @@ impl Engine {
                 on_host(move || Ok::<_, ExportError>((export.changes()?, export.warnings()))).await?;
 
             context.progress("looking at the host's files", 0, None);
+            // The guest is not asked any more when nobody waits for the answer.
+            let given_up = CancellationToken::new();
+            let _guard = given_up.clone().drop_guard();
             let runtime = tokio::runtime::Handle::current();
             let (guest, directory) = (reached.guest.clone(), reached.directory.clone());
             let known = baseline.clone();
             let difference = on_host(move || {
                 let mut ask = |paths: &[Vec<u8>]| {
-                    runtime.block_on(guest.digests(&directory, paths)).map_err(Into::into)
+                    let answer = given_up.run_until_cancelled(guest.digests(&directory, paths));
+                    let answer = runtime.block_on(answer).ok_or("nobody waits for it any more")?;
+                    answer.map_err(Into::into)
                 };
                 known.difference(&workspace, &survey, &mut ask)
             })

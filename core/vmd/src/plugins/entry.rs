@@ -145,8 +145,9 @@ impl Entry {
 
     /// What a call is told.
     async fn input(&self, plugin: &vm_plugin::Plugin, input: HookInput) -> Input {
-        let client_key = &self.shared.client_key;
-        let sandbox = input.guest.map(|paths| super::sandbox::lazily(paths, client_key) as Arc<dyn Sandbox>);
+        let Shared { client_key, dir, .. } = &*self.shared;
+        let sandbox =
+            input.guest.map(|paths| super::sandbox::lazily(paths, client_key, dir) as Arc<dyn Sandbox>);
         Input {
             vm: input.vm,
             references: input.references,

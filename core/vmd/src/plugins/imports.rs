@@ -161,7 +161,8 @@ impl Manager {
         let host = Arc::new(
             Host::new(request.source.clone(), meter.clone()).with_guest(guest.clone(), &request.destination),
         );
-        let sandbox = Watched::new(guest.clone(), request.watch.clone());
+        let sandbox =
+            Watched::new(guest.clone(), request.watch.clone(), &request.destination, request.replace);
         let input = Input {
             vm: Some(request.vm.clone()),
             sandbox: Some(Arc::new(sandbox)),
@@ -198,7 +199,7 @@ impl Importers for Manager {
     }
 
     async fn import(&self, request: ImportRequest) -> Result<Imported, ImportFailure> {
-        let guest = sandbox::lazily(request.guest.clone(), &self.shared.client_key);
+        let guest = sandbox::lazily(request.guest.clone(), &self.shared.client_key, &request.source.scratch);
         self.bring(request, guest).await
     }
 }

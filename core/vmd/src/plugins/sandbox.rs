@@ -2,9 +2,15 @@
 //! something.
 
 use std::{
-    path::PathBuf,
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,15 +24,21 @@ use tokio::{
 use vm_guest::{Command, Guest, GuestError};
 use vm_plugin::{
     PluginError,
-    ports::{Blob, FileMode, GuestCommand, GuestOutput, MemoryBlob, Sandbox, Stream},
+    ports::{Blob, FileMode, GuestCommand, GuestOutput, Sandbox, Stream},
 };
 use vm_types::{
     VmPaths,
     guest::files::{Account, Seen, SeenKind},
 };
 
-/// The most of a guest's file that is kept in the host.
+use super::package::digest;
+
+/// The most of a guest's file that is kept in the host, in bytes.
 const FETCH_MAX: usize = 64 << 20;
+/// The most that one call of a plugin fetches, in bytes.
+const FETCH_ALL: u64 = 1 << 30;
+/// How long a guest may take until it lets us in. Whoever waits for it may hold locks.
+const LOGIN_DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes of a blob that are on their way at once.
 const PIECE: usize = 256 << 10;
 
@@ -49,11 +61,29 @@ struct Lazy {
     paths: VmPaths,
     client_key: PathBuf,
     guest: OnceCell<Guest>,
+    /// Where files that were fetched are kept.
+    scratch: PathBuf,
+    /// Bytes that were.
+    fetched: AtomicU64,
 }
 
-/// The guest of a VM.
-pub(super) fn lazily(paths: VmPaths, client_key: &std::path::Path) -> Arc<dyn GuestFiles> {
-    Arc::new(Lazy { paths, client_key: client_key.to_owned(), guest: OnceCell::new() })
+/// The guest of a VM. What is fetched from it is kept in files without names in `scratch`.
+pub(super) fn lazily(paths: VmPaths, client_key: &Path, scratch: &Path) -> Arc<dyn GuestFiles> {
+    Arc::new(Lazy {
+        paths,
+        client_key: client_key.to_owned(),
+        guest: OnceCell::new(),
+        scratch: scratch.to_owned(),
+        fetched: AtomicU64::new(0),
+    })
+}
+
+/// An answer that a guest must not be waited for without end.
+async fn in_time<T>(answer: impl Future<Output = Result<T, PluginError>>) -> Result<T, PluginError> {
+    tokio::time::timeout(LOGIN_DEADLINE, answer).await.unwrap_or_else(|_| {
+        let message = format!("the guest did not answer within {} s", LOGIN_DEADLINE.as_secs());
+        Err(PluginError::new("guest.unresponsive", message).hint("look at the guest's console: vm logs"))
+    })
 }
 
 fn failed(error: GuestError) -> PluginError {
@@ -82,7 +112,11 @@ impl Lazy {
                 let public = public.map_err(|error| {
                     PluginError::new("guest.host-key", format!("could not read {}: {error}", path.display()))
                 })?;
-                Guest::connect(&self.paths.ssh_sock(), &self.client_key, &public).await.map_err(failed)
+                let socket = self.paths.ssh_sock();
+                let guest = in_time(async {
+                    Guest::connect(&socket, &self.client_key, &public).await.map_err(failed)
+                });
+                guest.await
             })
             .await
     }
@@ -146,6 +180,51 @@ async fn run<I: AsyncRead + Send>(
     })
 }
 
+/// A file that was fetched: on disk, for a plugin may hold many.
+struct Fetched {
+    file: Arc<File>,
+    size: u64,
+    digest: String,
+}
+
+impl Fetched {
+    async fn keep(content: Vec<u8>, scratch: PathBuf) -> Result<Self, PluginError> {
+        let at = scratch.clone();
+        let kept = tokio::task::spawn_blocking(move || {
+            let file = tempfile::tempfile_in(at)?;
+            file.write_all_at(&content, 0)?;
+            Ok(Self { file: Arc::new(file), size: content.len() as u64, digest: digest(&content) })
+        });
+        kept.await.map_err(io::Error::other).flatten().map_err(|error| {
+            let message = format!("nothing can be kept in {}: {error}", scratch.display());
+            PluginError::new("guest.scratch", message).hint("free space on that disk")
+        })
+    }
+}
+
+#[async_trait]
+impl Blob for Fetched {
+    async fn size(&self) -> Result<u64, PluginError> {
+        Ok(self.size)
+    }
+
+    async fn digest(&self) -> Result<String, PluginError> {
+        Ok(self.digest.clone())
+    }
+
+    async fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, PluginError> {
+        let rest = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let file = self.file.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; length.min(rest)];
+            file.read_exact_at(&mut bytes, offset)?;
+            Ok(bytes)
+        });
+        let failed = |error: io::Error| PluginError::new("blob.unreadable", error.to_string());
+        read.await.map_err(io::Error::other).flatten().map_err(failed)
+    }
+}
+
 #[async_trait]
 impl Sandbox for Lazy {
     async fn run(&self, wanted: GuestCommand, output_limit: usize) -> Result<GuestOutput, PluginError> {
@@ -185,7 +264,14 @@ impl Sandbox for Lazy {
             let message = format!("{path} has more than {} MiB", FETCH_MAX >> 20);
             return Err(PluginError::new("guest.file-too-large", message));
         }
-        Ok(Arc::new(MemoryBlob(content.bytes.into())))
+        let size = content.bytes.len() as u64;
+        if self.fetched.fetch_add(size, Ordering::Relaxed).saturating_add(size) > FETCH_ALL {
+            let message = format!("more than {} MiB were fetched from the guest", FETCH_ALL >> 20);
+            return Err(PluginError::new("guest.fetched-too-much", message).hint(
+                "for the author: fetch less in one call, or have the guest work with its files itself",
+            ));
+        }
+        Ok(Arc::new(Fetched::keep(content.bytes, self.scratch.clone()).await?))
     }
 
     async fn unpack(
@@ -245,13 +331,15 @@ impl GuestFiles for Lazy {
     }
 
     async fn account(&self, user: &str) -> Result<Account, PluginError> {
-        self.guest().await?.account(user).await.map_err(failed)
+        let guest = self.guest().await?;
+        in_time(async { guest.account(user).await.map_err(failed) }).await
     }
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt;
+    use vm_plugin::ports::MemoryBlob;
 
     use super::*;
 
@@ -295,6 +383,18 @@ mod tests {
             !ended.load(std::sync::atomic::Ordering::SeqCst),
             "half of it would have been taken for the whole"
         );
+    }
+
+    #[tokio::test]
+    async fn what_was_fetched_is_read_in_parts_and_has_no_name_on_disk() {
+        let scratch = tempfile::tempdir().unwrap();
+        let fetched = Fetched::keep(b"0123456789".to_vec(), scratch.path().to_owned()).await.unwrap();
+        assert_eq!((fetched.size().await, fetched.digest().await), (Ok(10), Ok(digest(b"0123456789"))));
+        assert_eq!(fetched.read(8, 100).await.unwrap(), b"89");
+        assert_eq!(fetched.read(11, 1).await.unwrap(), b"");
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+        let nowhere = Fetched::keep(vec![1], scratch.path().join("nowhere")).await;
+        assert!(nowhere.is_err_and(|error| error.code == "guest.scratch" && error.hint.is_some()));
     }
 
     #[tokio::test]

@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     io::Write,
+    os::unix::ffi::OsStrExt,
     path::PathBuf,
     sync::{Arc, Mutex},
 };
@@ -14,7 +16,7 @@ use vm_plugin::{
     PluginError,
     ports::{self, DifferenceSummary},
 };
-use vm_workspace::{Baseline, Difference, History, Selection, Sent, Workspace, WorkspaceError};
+use vm_workspace::{Baseline, Difference, GitError, History, Selection, Sent, Workspace, WorkspaceError};
 
 use super::{
     super::sandbox::GuestFiles,
@@ -86,10 +88,38 @@ pub(super) async fn compare(
             let answer = runtime.block_on(answer).ok_or("nobody waits for it any more")?;
             answer.map_err(Into::into)
         };
-        known.difference(&workspace, &survey, &mut ask)
+        let difference = known.difference(&workspace, &survey, &mut ask)?;
+        // Found out now, not when half of it is done.
+        let base_is_gone = difference.history && base_is_gone(&workspace, &known)?;
+        Ok((!base_is_gone).then_some(difference))
     });
-    let difference = Arc::new(difference.await?);
-    Ok(Arc::new(Known { place, former, difference }))
+    Ok(match difference.await? {
+        Some(difference) => Arc::new(Known { place, former, difference: Arc::new(difference) }),
+        None => Arc::new(Unknown),
+    })
+}
+
+/// Whether the host does not have a commit any more that the guest was given, as after a rebase that git has cleaned up after.
+/// What is new since then cannot be told.
+fn base_is_gone(workspace: &Workspace, known: &Baseline) -> Result<bool, WorkspaceError> {
+    for line in known.history.iter().flat_map(|history| &history.repositories) {
+        let Some(head) = &line.head else { continue };
+        // A submodule that is not checked out any more is in nobody's way.
+        if !line.path.is_empty() && !workspace.submodules().any(|path| path == line.path) {
+            continue;
+        }
+        let directory = workspace.top().join(OsStr::from_bytes(&line.path));
+        let ask = ["rev-parse", "--verify", "--quiet", "--end-of-options"];
+        let found = workspace.git().at(&directory).args(ask).arg(format!("{head}^{{commit}}")).find();
+        let found = found.map_err(|source| match source {
+            GitError::Cancelled => WorkspaceError::Cancelled,
+            source => WorkspaceError::Git { doing: "looking for what the guest has", source },
+        });
+        if found?.is_none() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Paths as people are told them. All that is git's own is one thing to them.

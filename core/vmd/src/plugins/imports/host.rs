@@ -11,7 +11,10 @@ use vm_plugin::{
     PluginError,
     ports::{Blob, Difference, RepoFacts, Repository},
 };
-use vm_types::{guest::files::Seen, workspace::WorkspaceFacts};
+use vm_types::{
+    guest::files::{Seen, SeenKind},
+    workspace::WorkspaceFacts,
+};
 use vm_workspace::{Baseline, EntryKind, History, Selection, Sent, Workspace, WorkspaceError};
 
 use super::{
@@ -49,6 +52,11 @@ impl Given {
     }
 }
 
+/// Whether a path is within a `.git`, or one.
+fn is_of_git(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/').any(|name| name == b".git")
+}
+
 /// Whoever panicked with it has failed the import.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -78,7 +86,7 @@ impl Host {
     }
 
     /// What the guest was given, `guest` being what it has now.
-    pub(super) fn baseline(&self, importer: &str, guest: Vec<Seen>) -> Baseline {
+    pub(super) fn baseline(&self, importer: &str, mut guest: Vec<Seen>) -> Baseline {
         let given = std::mem::take(&mut *lock(&self.given));
         let workspace = self.workspace();
         match (given.applied, self.former()) {
@@ -87,6 +95,12 @@ impl Host {
                 former.after(workspace, &difference, sent, given.history.or(history), guest)
             }
             _ => {
+                // What came in other ways is the guest's own work. Directories come with what is in them.
+                guest.retain(|seen| {
+                    seen.kind == SeenKind::Directory
+                        || given.sent.entries.contains_key(&seen.path)
+                        || (given.history.is_some() && is_of_git(&seen.path))
+                });
                 let mut baseline = Baseline::new(workspace, importer, given.history, given.sent, guest);
                 baseline.whole = given.whole;
                 baseline

@@ -504,6 +504,51 @@ async fn a_plain_directory_is_copied_and_what_is_there_is_not_thrown_away_unaske
 }
 
 #[tokio::test]
+async fn what_is_in_the_guest_is_safe_from_importers_that_do_not_look() {
+    let (_root, guest) = Directory::new();
+    let watch = Arc::new(Watch::default());
+    write(&guest.place(DESTINATION).join("precious"), "somebody's");
+    let blob = || -> Arc<dyn Blob> { Arc::new(vm_plugin::ports::MemoryBlob(b"x"[..].into())) };
+    let watched = |replace| Watched::new(guest.clone(), watch.clone(), DESTINATION, replace);
+    let careful = watched(false);
+    let mode = FileMode { mode: 0o644, uid: 0, gid: 0 };
+    for refused in [
+        careful.clear(DESTINATION).await,
+        careful.remove("/work/site/precious").await,
+        careful.write_file("/work/site/precious", blob(), mode).await,
+        careful.unpack(blob(), DESTINATION, 0, 0).await,
+    ] {
+        assert_eq!(refused.unwrap_err().code, "workspace.destination-not-empty");
+    }
+    // A command is not refused, and is no beginning: the next import would throw away what is there.
+    careful.run(GuestCommand::default(), 0).await.unwrap();
+    let begun = || watch.begun.load(Ordering::SeqCst);
+    assert_eq!((begun(), guest.changes.load(Ordering::SeqCst)), (0, 0));
+
+    watched(true).clear(DESTINATION).await.unwrap();
+    assert_eq!(begun(), 1);
+    let empty = watched(false);
+    empty.write_file("/work/site/mine", blob(), mode).await.unwrap();
+    // It stays its own, though there is something now.
+    empty.write_file("/work/site/too", blob(), mode).await.unwrap();
+    assert_eq!(begun(), 2);
+}
+
+#[tokio::test]
+async fn a_base_that_the_host_has_no_more_is_found_out_before_anything_is_done() {
+    let mut trial = Trial::new().await;
+    trial.repository();
+    trial.bring("git/shallow", false).await;
+    trial.git(&["commit", "-q", "--amend", "-am", "another"]);
+    trial.git(&["reflog", "expire", "--expire=all", "--expire-unreachable=all", "--all"]);
+    trial.git(&["gc", "-q", "--prune=now"]);
+    trial.write("src/main.rs", "fn main() {}");
+    let before = trial.guest.changes.load(Ordering::SeqCst);
+    assert_eq!(trial.refused("incremental/changes").await.code, "workspace.not-prepared");
+    assert_eq!(trial.guest.changes.load(Ordering::SeqCst), before);
+}
+
+#[tokio::test]
 async fn nothing_is_changed_if_it_cannot_be_written_down_and_errors_say_whose_they_are() {
     let mut trial = Trial::new().await;
     trial.write("a", "a");
@@ -563,6 +608,9 @@ async fn a_part_that_somebody_elses_importer_brings_is_not_taken_for_all() {
     assert!(
         !imported.baseline.whole && imported.baseline.sent.entries.contains_key(b"src/main.rs".as_slice())
     );
+    // What it wrote itself counts as the guest's work.
+    let known: Vec<_> = imported.baseline.guest.iter().map(|seen| seen.path.as_slice()).collect();
+    assert!(known.contains(&b"src/main.rs".as_slice()) && !known.contains(&b"SLICE.json".as_slice()));
     assert!(!trial.offered().await.contains(&"incremental/changes".to_owned()));
     assert_eq!(trial.refused("incremental/changes").await.code, "workspace.not-prepared");
 }
