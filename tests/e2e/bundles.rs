@@ -16,7 +16,7 @@ use vm_tests::{
     world::SHORT,
 };
 
-use super::registry::{AT, Registry, needs, path};
+use super::registry::{Registry, needs, path};
 
 /// Where files are served, in the world's own network.
 const FILES: &str = "127.0.0.1:8080";

@@ -1,5 +1,7 @@
 //! `vm cp`: between host and VM, and between VMs.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::{
     ffi::OsStr,
     fs::{self, File},

@@ -1,5 +1,7 @@
 //! Imports that break off: they leave nothing in anybody's way.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::{
     fs::{self, File},
     io::Write,

@@ -37,7 +37,10 @@ fn packed(path: &Path, name: &str) -> Vec<u8> {
     })
 }
 
-fn archive(entries: &[(&str, EntryType, &str, &[u8])]) -> Vec<u8> {
+/// Name, type, target and content.
+type Member<'a> = (&'a str, EntryType, &'a str, &'a [u8]);
+
+fn archive(entries: &[Member<'_>]) -> Vec<u8> {
     let mut archive = Builder::new(Vec::new());
     for (name, kind, link, content) in entries {
         let mut header = Header::new_gnu();
@@ -96,7 +99,7 @@ fn nothing_but_what_was_asked_for_is_written() {
     fs::create_dir(scratch.path().join("outside")).unwrap();
     use EntryType::{Directory, Link, Regular, Symlink};
     let evil = &b"evil"[..];
-    let cases: [(&str, &[(&str, EntryType, &str, &[u8])], &str); 10] = [
+    let cases: [(&str, &[Member<'_>], &str); 10] = [
         ("new", &[("profile", Regular, "", evil)], code::OUTSIDE),
         ("new", &[("./profile", Regular, "", evil)], code::OUTSIDE),
         ("new", &[("new/../profile", Regular, "", evil)], code::OUTSIDE),

@@ -15,6 +15,9 @@ use crate::{
     kernel::{COMPLETE, bzimage, unpack as files_of},
 };
 
+/// Name and content.
+type Part<'a> = (&'a str, &'a [u8]);
+
 fn digest(bytes: &[u8]) -> String {
     let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{hex}")
@@ -211,7 +214,7 @@ async fn hostile_and_broken_bundles_are_refused_by_name_and_leave_nothing() {
     twice.push(b'0', "b/x.ko", "", b"2");
     let twice = twice.end();
     let modules = metadata(&[("kernel", &boot), ("modules.tar", &twice)]).to_string();
-    let cases: Vec<(Vec<(&str, &[u8])>, &str)> = vec![
+    let cases: Vec<(Vec<Part<'_>>, &str)> = vec![
         (vec![first, ("kernel", &boot), ("rootfs.tar", &other)], "rootfs.tar has the digest"),
         (vec![first, ("kernel", &boot)], "rootfs.tar is missing"),
         (vec![first, ("kernel", &boot), ("kernel", &boot), ("rootfs.tar", &rootfs)], "kernel is in it twice"),
