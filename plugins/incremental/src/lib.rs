@@ -44,7 +44,7 @@ fn guest_changed(paths: &[String]) -> Error {
     }
     let message = format!("host and guest have both changed {}", named.join(", "));
     Error::new("workspace.guest-changed", message)
-        .with_hint("bring the guest's work out first: vm workspace export; or have it overwritten: --replace")
+        .with_hint("bring the guest's work out first: vm workspace export; or have it overwritten: --importer incremental --replace")
 }
 
 impl Importer for Incremental {
