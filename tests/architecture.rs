@@ -160,12 +160,21 @@ fn the_client_cannot_serve_and_the_daemon_is_no_client() {
     }
 }
 
-/// Where the word is something else than the plugin: a VM's kind of network, and nft's kind of chain.
+/// Where the word is something else than the plugin, such as a VM's kind of network and nft's kind of chain.
 const OTHER_SENSE: &[(&str, &str)] = &[
     ("nat", "core/net/src/firewall.rs"),
     ("nat", "core/cli/src/commands/show.rs"),
     ("nat", "core/engine/src/vm/hooks.rs"),
     ("nat", "core/vmd/src/plugins/suite.rs"),
+    // The program, and the verb.
+    ("git", "core/workspace/src/git.rs"),
+    ("git", "core/vmd/src/doctor.rs"),
+    ("git", "core/cli/src/commands/workspace/plan.rs"),
+    ("copy", "core/disk/src/cow.rs"),
+    ("copy", "core/image/src/registered.rs"),
+    ("copy", "core/engine/src/images/build/steps.rs"),
+    // A name that cargo gives no crate.
+    ("incremental", "core/cli/src/commands/plugin/new.rs"),
 ];
 
 #[test]

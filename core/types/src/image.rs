@@ -127,5 +127,6 @@ pub struct KernelRecord {
     /// Used where a VM names no kernel; at most one is.
     pub default: bool,
     /// Brought by an image alone, for that image's VMs: others boot it only if they name it.
+    #[serde(default)]
     pub of_image: bool,
 }
