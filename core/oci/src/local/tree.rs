@@ -17,15 +17,16 @@ use nix::{
 };
 
 use super::entries::{Entries, Source};
-use crate::{OciError, store::Cancelled};
+use crate::{
+    OciError,
+    store::{Cancelled, STRIDE},
+};
 
 /// How often openat2(2) is asked for one file.
 const TRIES: u32 = 100;
 /// Layouts have a few entries for each layer.
 const MAX_ENTRIES: usize = 100_000;
 const MAX_LINKS: usize = 8;
-/// How much is unpacked before the disk is looked at again.
-const STRIDE: u64 = 64 << 20;
 
 /// A part of a file that is open.
 #[derive(Debug, Clone)]
