@@ -6,11 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use proptest::{
-    collection::vec,
-    prelude::*,
-    test_runner::{Config, RngSeed},
-};
+use proptest::{collection::vec, prelude::*, test_runner::Config};
 use vm_workspace::export::Wish;
 
 use crate::world::{World, differing, files_of, git, git_with, path, snapshot, tree_of, write};
@@ -146,7 +142,7 @@ fn run(acts: &[Act], top: &Path) {
 
 proptest! {
     // The same cases each time, so that a change is what fails; PROPTEST_RNG_SEED has others.
-    #![proptest_config(Config { cases: 24, failure_persistence: None, rng_seed: seed(), ..Config::default() })]
+    #![proptest_config(Config { cases: 24, failure_persistence: None, rng_seed: crate::seed::seed(), ..Config::default() })]
 
     #[test]
     fn what_comes_back_is_what_the_guest_has(
@@ -224,13 +220,5 @@ proptest! {
             fs::copy(guest.join(".git/index"), host.join(".git/index")).unwrap();
             prop_assert_eq!(tree_of(&host, &index), tree);
         }
-    }
-}
-
-/// What is asked for, else always the same.
-fn seed() -> RngSeed {
-    match Config::default().rng_seed {
-        RngSeed::Random => RngSeed::Fixed(7),
-        asked => asked,
     }
 }

@@ -8,5 +8,7 @@ mod files;
 mod generated;
 mod hostile;
 mod patch;
+#[path = "../common/seed.rs"]
+mod seed;
 mod within;
 mod world;

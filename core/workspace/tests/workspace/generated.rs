@@ -7,7 +7,6 @@ use std::{
     os::unix::{ffi::OsStrExt, fs::symlink},
 };
 
-use proptest::test_runner::RngSeed;
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use crate::{
@@ -182,7 +181,7 @@ fn losses(
 
 proptest! {
     // The same cases each time, so that a change is what fails; PROPTEST_RNG_SEED has others.
-    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 200, failure_persistence: None, rng_seed: seed(), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 200, failure_persistence: None, rng_seed: crate::seed::seed(), ..ProptestConfig::default() })]
 
     #[test]
     fn a_guest_has_what_the_host_has(
@@ -253,12 +252,4 @@ fn the_names_are_odd_indeed() {
     assert!(status.lines().count() > NAMES.len(), "{status}");
     assert!(!guest.top().join("ignored").exists());
     assert!(things(&guest.top()).keys().any(|name| std::ffi::OsStr::from_bytes(name).to_str().is_none()));
-}
-
-/// What is asked for, else always the same.
-fn seed() -> RngSeed {
-    match ProptestConfig::default().rng_seed {
-        RngSeed::Random => RngSeed::Fixed(7),
-        asked => asked,
-    }
 }

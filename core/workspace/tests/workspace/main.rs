@@ -12,3 +12,5 @@ mod identity;
 mod inspection;
 mod packing;
 mod repo;
+#[path = "../common/seed.rs"]
+mod seed;
