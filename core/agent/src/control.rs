@@ -9,7 +9,7 @@ use std::{
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use vm_types::guest::{
     config,
-    control::{InitKind, Phase, Reply, Request, ShutdownKind},
+    control::{ENDED_NAMES, InitKind, Phase, Reply, Request, ShutdownKind, code},
 };
 
 use crate::{
@@ -29,7 +29,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWri
     while let Ok(Some(line)) = lines.next_line().await {
         let (reply, then) = match serde_json::from_str(&line) {
             Ok(request) => answer(&shared, request).await,
-            Err(error) => (failed("control.request", format!("not a request: {error}")), None),
+            Err(error) => (failed(code::REQUEST, format!("not a request: {error}")), None),
         };
         let Ok(mut text) = serde_json::to_vec(&reply) else { return };
         text.push(b'\n');
@@ -83,6 +83,10 @@ async fn answer(shared: &Shared, request: Request) -> (Reply, Option<(ShutdownKi
             State::Failed { code, message } => failed(&code, message),
             _ => grow_root(shared, drive_bytes).await,
         },
+        Request::EndProcesses { grace_ms } => match settled(shared).await {
+            State::Failed { code, message } => failed(&code, message),
+            _ => end_processes(shared, Duration::from_millis(grace_ms)).await,
+        },
     };
     (reply, None)
 }
@@ -95,6 +99,21 @@ async fn grow_root(shared: &Shared, drive_bytes: u64) -> Reply {
     match shared.grow(serial, drive_bytes).await {
         Ok(bytes) => Reply::Grown { bytes },
         Err(error) => failed("root.grow", format!("cannot grow the root filesystem: {error}")),
+    }
+}
+
+async fn end_processes(shared: &Shared, grace: Duration) -> Reply {
+    if let Init::Awaited(path) | Init::Image(path) = &*shared.init.borrow() {
+        let message = format!("{} is init here, and starts again what is ended", path.display());
+        return failed(code::PROCESSES_INIT, message);
+    }
+    match tokio::task::spawn_blocking(move || machine::end_processes(grace)).await {
+        Ok(Ok(ended)) => Reply::ProcessesEnded {
+            count: ended.count,
+            names: ended.names.into_iter().take(ENDED_NAMES).collect(),
+        },
+        Ok(Err(left)) => failed(code::PROCESSES_STAY, format!("cannot end the guest's processes {left}")),
+        Err(panic) => failed(code::PROCESSES_STAY, panic.to_string()),
     }
 }
 

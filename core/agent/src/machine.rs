@@ -1,6 +1,6 @@
 //! The end of a machine whose init is the agent, and what such an init owes its processes at the beginning.
 
-use std::{ffi::CString, fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, ffi::CString, fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -17,6 +17,10 @@ use crate::{
     pid1::{reap, wait_until},
 };
 
+/// How long processes may take to go that got a SIGKILL.
+const KILLED: Duration = Duration::from_secs(30);
+/// The same where the machine goes down, which does not depend on it.
+const KILLED_GOING_DOWN: Duration = Duration::from_secs(2);
 /// How long a filesystem may stay busy after all processes have ended: it may be growing.
 const BUSY: Duration = Duration::from_secs(5);
 
@@ -28,25 +32,14 @@ pub(crate) fn mount_cgroups() {
 
 /// Ends all processes but `agent`, which has still to tell the host and holds nothing, then the machine.
 pub(crate) fn take_down(kind: ShutdownKind, grace: Duration, agent: Option<Pid>) -> ! {
-    let all = Pid::from_raw(-1);
-    let _ = kill(all, Signal::SIGTERM);
-    // A stopped process takes its SIGTERM only when it goes on.
-    let _ = kill(all, Signal::SIGCONT);
-    wait_until(grace, || {
+    let living = || {
         reap();
-        others(agent).is_empty()
-    });
-    for pid in others(agent) {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        console::note(format_args!("killing process {pid} ({})", name.trim_end()));
-    }
-    wait_until(Duration::from_secs(2), || {
-        let left = others(agent);
-        for pid in &left {
-            let _ = kill(*pid, Signal::SIGKILL);
+        others(agent)
+    };
+    end(living, grace, KILLED_GOING_DOWN, |pid, signal| {
+        if signal == Signal::SIGKILL {
+            console::note(format_args!("killing process {pid} ({})", name_of(pid)));
         }
-        reap();
-        left.is_empty()
     });
     swap_off();
     unmount_all();
@@ -64,6 +57,85 @@ pub(crate) fn take_down(kind: ShutdownKind, grace: Duration, agent: Option<Pid>)
     loop {
         std::thread::park();
     }
+}
+
+/// What processes were there before they were ended.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) count: u64,
+    /// Of each name one.
+    pub(crate) names: BTreeSet<String>,
+}
+
+/// Ends all processes beside an init that is the agent's own, from the agent, with `grace` between SIGTERM and SIGKILL. Blocks
+/// until they are gone.
+///
+/// # Errors
+/// Those that stay, by number and name: even SIGKILL waits for a device that does not answer.
+pub(crate) fn end_processes(grace: Duration) -> Result<Ended, String> {
+    let own = file_of("self");
+    // What else is of the agent's program ends by itself, and is nothing that anybody has left behind.
+    let is_own = |pid: &Pid| own.is_some() && file_of(&pid.to_string()) == own;
+    let living = || others(None).into_iter().filter(|pid| !is_own(pid)).collect();
+    let mut ended = Ended::default();
+    let left = end(living, grace, KILLED, |pid, signal| {
+        if signal == Signal::SIGTERM {
+            ended.count += 1;
+            ended.names.insert(name_of(pid));
+        }
+    });
+    if left.is_empty() {
+        return Ok(ended);
+    }
+    let left: Vec<_> = left.into_iter().map(|pid| format!("{pid} ({})", name_of(pid))).collect();
+    Err(left.join(", "))
+}
+
+/// Which program a process runs, as device and inode.
+fn file_of(pid: &str) -> Option<(u64, u64)> {
+    let about = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+    Some((about.dev(), about.ino()))
+}
+
+/// A process's own name, or nothing of one that is gone.
+fn name_of(pid: Pid) -> String {
+    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    String::from_utf8_lossy(&name).trim_end().to_owned()
+}
+
+/// Ends what `living` lists, also what comes meanwhile: each gets one SIGTERM, and what is left after `grace` SIGKILL, for as long
+/// as `force`. `before` is told of each before its first signal of either kind. Returns what is still there.
+fn end(
+    living: impl Fn() -> Vec<Pid>,
+    grace: Duration,
+    force: Duration,
+    mut before: impl FnMut(Pid, Signal),
+) -> Vec<Pid> {
+    let mut asked = BTreeSet::new();
+    let gone = wait_until(grace, || {
+        let living = living();
+        for pid in living.iter().filter(|pid| asked.insert(**pid)) {
+            before(*pid, Signal::SIGTERM);
+            let _ = kill(*pid, Signal::SIGTERM);
+            // A stopped process takes its SIGTERM only when it goes on.
+            let _ = kill(*pid, Signal::SIGCONT);
+        }
+        living.is_empty()
+    });
+    let (mut killed, mut left) = (BTreeSet::new(), Vec::new());
+    if !gone {
+        wait_until(force, || {
+            left = living();
+            for pid in &left {
+                if killed.insert(*pid) {
+                    before(*pid, Signal::SIGKILL);
+                }
+                let _ = kill(*pid, Signal::SIGKILL);
+            }
+            left.is_empty()
+        });
+    }
+    left
 }
 
 /// Whether this machine cannot be switched off from inside, so that a reset has to do.
@@ -90,7 +162,7 @@ fn others(agent: Option<Pid>) -> Vec<Pid> {
 }
 
 /// Whether proc_pid_stat(5) is of a user process that still holds anything. One that is exiting has no command line long
-/// before it lets go of its files, so only the state tells.
+/// before it lets go of its files, so only the state tells; and where the first thread has ended, the others may not have.
 fn is_alive(stat: &[u8]) -> bool {
     /// <linux/sched.h>
     const PF_KTHREAD: u64 = 0x0020_0000;
@@ -100,7 +172,12 @@ fn is_alive(stat: &[u8]) -> bool {
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next().unwrap_or("X");
     let flags: u64 = fields.nth(5).and_then(|flags| flags.parse().ok()).unwrap_or(0);
-    !matches!(state, "Z" | "X" | "x") && flags & PF_KTHREAD == 0
+    let threads: u64 = fields.nth(10).and_then(|threads| threads.parse().ok()).unwrap_or(0);
+    let ended = match state {
+        "Z" => threads <= 1,
+        state => matches!(state, "X" | "x"),
+    };
+    !ended && flags & PF_KTHREAD == 0
 }
 
 /// Swap files keep their filesystem busy.
@@ -194,6 +271,14 @@ fn unescape(text: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::Read,
+        os::unix::process::{CommandExt, ExitStatusExt},
+        process::{Child, Command, Stdio},
+    };
+
+    use nix::unistd::getpgid;
+
     use super::*;
 
     #[test]
@@ -203,6 +288,53 @@ mod tests {
         assert!(is_alive(b"7 (a) Z (b) D 1 7 7 0 -1 4194564 0"));
         assert!(!is_alive(b"7 (a) R) Z 1 7 7 0 -1 4194564 0"));
         assert!(!is_alive(b"2 (kthreadd) S 0 0 0 0 -1 2129984 0") && !is_alive(b""));
+        let threads = |number: u32| format!("7 (a) Z 1 7 7 0 -1 4194564 0 0 0 0 0 0 0 0 20 0 {number} 0 9");
+        assert!(!is_alive(threads(1).as_bytes()) && is_alive(threads(2).as_bytes()));
+    }
+
+    /// Starts a shell in a process group of its own; back when it has said that it runs.
+    fn start(script: &str) -> (Child, Pid) {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).process_group(0).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        (child, pid)
+    }
+
+    /// Of one group: nobody else's are ended here.
+    fn living(group: Pid) -> Vec<Pid> {
+        others(None).into_iter().filter(|pid| getpgid(Some(*pid)) == Ok(group)).collect()
+    }
+
+    #[test]
+    fn what_forks_goes_gently_and_what_is_deaf_by_force() {
+        let long = Duration::from_secs(60);
+        let (mut forks, group) = start("trap 'exit 9' TERM; echo; while :; do sleep 0.01; done");
+        kill(group, Signal::SIGSTOP).unwrap();
+        let mut told = Vec::new();
+        let left = end(|| living(group), long, long, |pid, signal| told.push((pid, name_of(pid), signal)));
+        assert_eq!(left, []);
+        assert_eq!(forks.wait().unwrap().code(), Some(9), "{told:?}");
+        assert!(told.contains(&(group, "sh".to_owned(), Signal::SIGTERM)), "{told:?}");
+        assert!(told.iter().all(|(.., signal)| *signal == Signal::SIGTERM), "{told:?}");
+
+        let (mut deaf, group) = start("trap '' TERM; echo; while :; do sleep 0.01; done");
+        let mut told = Vec::new();
+        let left = end(|| living(group), Duration::ZERO, long, |pid, signal| told.push((pid, signal)));
+        assert_eq!(left, []);
+        assert_eq!(deaf.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            assert_eq!(told.iter().filter(|one| **one == (group, signal)).count(), 1, "{told:?}");
+        }
+        assert_eq!(end(|| living(group), long, long, |pid, _| panic!("{pid}")), []);
+    }
+
+    #[test]
+    fn what_does_not_go_is_told() {
+        let stays = Pid::from_raw(i32::MAX);
+        let left = end(|| vec![stays], Duration::ZERO, Duration::ZERO, |_, _| ());
+        assert_eq!(left, [stays]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use tokio::io::AsyncRead;
-use vm_types::guest::{EXEC_ARGV_ENV, EXEC_CWD_ENV};
+use vm_types::guest::{EXEC_ALONE_ENV, EXEC_ARGV_ENV, EXEC_CWD_ENV};
 
 use crate::{
     Guest, GuestError, ROOT,
@@ -30,6 +30,8 @@ pub struct Command<I = tokio::io::Empty> {
     pub stdin: Option<I>,
     /// How long it may take; for ever if absent.
     pub time_limit: Option<Duration>,
+    /// It is over when the command itself ends, whatever else still writes that it has left running.
+    pub alone: bool,
 }
 
 impl Command {
@@ -42,13 +44,14 @@ impl Command {
             user: None,
             stdin: None,
             time_limit: None,
+            alone: false,
         }
     }
 
     /// The same with something to read.
     pub fn with_stdin<I: AsyncRead + Send>(self, stdin: I) -> Command<I> {
-        let Self { argv, env, cwd, user, stdin: _, time_limit } = self;
-        Command { argv, env, cwd, user, stdin: Some(stdin), time_limit }
+        let Self { argv, env, cwd, user, stdin: _, time_limit, alone } = self;
+        Command { argv, env, cwd, user, stdin: Some(stdin), time_limit, alone }
     }
 }
 
@@ -166,7 +169,8 @@ impl Guest {
         let mut channel = Open::new(&connection).await?;
         let cwd = command.cwd.unwrap_or_else(|| "/".to_owned());
         let own = [(EXEC_ARGV_ENV.to_owned(), "1".to_owned()), (EXEC_CWD_ENV.to_owned(), cwd)];
-        for (name, value) in command.env.into_iter().chain(own) {
+        let alone = command.alone.then(|| (EXEC_ALONE_ENV.to_owned(), "1".to_owned()));
+        for (name, value) in command.env.into_iter().chain(own).chain(alone) {
             channel.begun(channel.writer.set_env(false, name, value).await)?;
         }
         channel.begun(channel.writer.exec(true, line).await)?;

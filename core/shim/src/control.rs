@@ -11,7 +11,7 @@ use vm_types::{
     VmPaths,
     guest::{
         config::GuestConfig,
-        control::{InitKind, Phase, Reply, Request, ShutdownKind},
+        control::{ENDED_NAMES, InitKind, Phase, Reply, Request, ShutdownKind, code},
     },
 };
 
@@ -74,6 +74,12 @@ pub enum ControlError {
         /// The sort of reply.
         answer: &'static str,
     },
+    /// An agent from before there was such a request.
+    #[error("the guest's agent does not know how to {request}")]
+    Unknown {
+        /// The request's name.
+        request: &'static str,
+    },
     /// The agent said no.
     #[error("{message}")]
     Agent {
@@ -95,6 +101,9 @@ impl ControlError {
             Self::Unexpected { .. } => {
                 Some("the guest runs an agent of another version; restart the VM".into())
             }
+            Self::Unknown { .. } => {
+                Some("the guest runs the agent of an older daemon; restart the VM".into())
+            }
             Self::Agent { .. } => Some("see the guest's console with `vm logs`".into()),
             Self::Connect { .. } | Self::Talk { .. } | Self::OutOfStep => None,
         }
@@ -112,6 +121,15 @@ pub struct AgentInfo {
     pub kernel_release: String,
     /// PID 1.
     pub init: InitKind,
+}
+
+/// Processes that were left running, and then ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EndedProcesses {
+    /// How many.
+    pub count: u64,
+    /// The names of some, each once.
+    pub names: Vec<String>,
 }
 
 /// One connection to the agent. Requests are answered in order, one at a time.
@@ -215,6 +233,24 @@ impl ControlClient {
         }
     }
 
+    /// Ends all processes of a guest whose init is the agent, but the agent's own, with `grace` between SIGTERM and SIGKILL, in
+    /// whole milliseconds; returns when they are gone.
+    ///
+    /// # Errors
+    /// As [`Self::hello`]; [`ControlError::Agent`] where another init runs ([`code::PROCESSES_INIT`]) or some are still there
+    /// ([`code::PROCESSES_STAY`]).
+    pub async fn end_processes(
+        &mut self,
+        grace: Duration,
+        limit: Duration,
+    ) -> Result<EndedProcesses, ControlError> {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        match self.request("end_processes", &Request::EndProcesses { grace_ms }, limit).await? {
+            Reply::ProcessesEnded { count, names } => Ok(EndedProcesses { count, names }),
+            other => Err(unexpected("end_processes", &other)),
+        }
+    }
+
     async fn request(
         &mut self,
         name: &'static str,
@@ -238,6 +274,10 @@ impl ControlClient {
         };
         self.in_step = true;
         match reply {
+            // What is sent here is well-formed, so this one is from before it.
+            Reply::Error { code, .. } if code == code::REQUEST => {
+                Err(ControlError::Unknown { request: name })
+            }
             Reply::Error { code, message } => Err(ControlError::Agent { code, message }),
             reply => Ok(reply),
         }
@@ -253,6 +293,7 @@ fn unexpected(request: &'static str, reply: &Reply) -> ControlError {
         Reply::ShuttingDown => "shutting down",
         Reply::Done => "done",
         Reply::Grown { .. } => "grown",
+        Reply::ProcessesEnded { .. } => "processes ended",
         Reply::Error { .. } => "error",
     };
     ControlError::Unexpected { request, answer }
@@ -269,6 +310,10 @@ fn cleaned(reply: Reply) -> Reply {
         },
         Reply::Ready { phase, warnings } => Reply::Ready { phase, warnings: clean_all(&warnings) },
         Reply::Applied { warnings } => Reply::Applied { warnings: clean_all(&warnings) },
+        Reply::ProcessesEnded { count, names } => Reply::ProcessesEnded {
+            count,
+            names: names.iter().take(ENDED_NAMES).map(|name| clean(name)).collect(),
+        },
         Reply::Error { code, message } => Reply::Error { code: clean(&code), message: clean(&message) },
         reply @ (Reply::ShuttingDown | Reply::Done | Reply::Grown { .. }) => reply,
     }
@@ -371,6 +416,26 @@ mod tests {
             panic!("it was understood");
         };
         assert!(!source.to_string().contains('\x1b'), "{source:?}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_from_before_a_request_is_told_from_one_that_refuses() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut client = ControlClient { stream: BufReader::new(near), in_step: true };
+        let limit = Duration::from_secs(60);
+        for (code, message) in [(code::REQUEST, "unknown variant"), (code::PROCESSES_INIT, "no\x1b[2J")] {
+            let reply = Reply::Error { code: code.to_owned(), message: message.to_owned() };
+            lines::write_json(&mut far, &reply).await.unwrap();
+        }
+        let error = client.end_processes(Duration::ZERO, limit).await.unwrap_err();
+        assert!(matches!(error, ControlError::Unknown { request: "end_processes" }), "{error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("older")), "{error:?}");
+        let error = client.end_processes(Duration::ZERO, limit).await.unwrap_err();
+        assert!(matches!(&error, ControlError::Agent { message, .. } if message == "no [2J"), "{error:?}");
+        let reply = Reply::ProcessesEnded { count: 40, names: vec!["a\n".to_owned(); 40] };
+        lines::write_json(&mut far, &reply).await.unwrap();
+        let left = client.end_processes(Duration::ZERO, limit).await.unwrap();
+        assert_eq!((left.count, left.names.len(), left.names[0].as_str()), (40, ENDED_NAMES, "a"));
     }
 
     #[tokio::test]

@@ -40,7 +40,7 @@ mod supervise;
 mod words;
 
 pub use client::{ShimStatus, console_tail, exit_record, find, kill, launch, spec, status};
-pub use control::{AgentInfo, ControlClient, ControlError, connect_control};
+pub use control::{AgentInfo, ControlClient, ControlError, EndedProcesses, connect_control};
 pub use error::{ShimError, StartError};
 pub use identity::verify;
 pub use supervise::main;

@@ -34,6 +34,11 @@ pub const EXEC_ARGV_ENV: &str = "VMD_EXEC_ARGV";
 /// Environment variable by which an SSH client names the working directory of a command.
 pub const EXEC_CWD_ENV: &str = "VMD_EXEC_CWD";
 
+/// Environment variable by which an SSH client says that a command's channel ends with the command: what others write that it
+/// has left running, is taken as far as it is there. Otherwise they are waited for as long as they go on writing. Any value
+/// but the empty one counts.
+pub const EXEC_ALONE_ENV: &str = "VMD_EXEC_ALONE";
+
 /// SSH subsystem of [`files`].
 pub const FILES_SUBSYSTEM: &str = "files@vmd";
 

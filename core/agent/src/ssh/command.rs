@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use vm_types::guest::{EXEC_ARGV_ENV, EXEC_CWD_ENV};
+use vm_types::guest::{EXEC_ALONE_ENV, EXEC_ARGV_ENV, EXEC_CWD_ENV};
 
 use super::{DEFAULT_PATH, users::User};
 
@@ -33,6 +33,8 @@ pub(crate) struct Command {
     pub environment: BTreeMap<String, String>,
     /// Where to; for an absent one the user's home, or `/` if that does not exist.
     pub directory: Option<PathBuf>,
+    /// Its channel waits for nobody else that still writes.
+    pub alone: bool,
 }
 
 /// Why a command is not run. Exit statuses are the shell's (POSIX, "Exit Status for Commands").
@@ -101,8 +103,9 @@ pub(crate) fn plan(
         ("SHELL".to_owned(), shell.unwrap_or(&user.shell).display().to_string()),
     ]);
     environment.extend(client.clone());
-    environment.remove(EXEC_ARGV_ENV);
-    environment.remove(EXEC_CWD_ENV);
+    for own in [EXEC_ARGV_ENV, EXEC_CWD_ENV, EXEC_ALONE_ENV] {
+        environment.remove(own);
+    }
     let directory = match given(EXEC_CWD_ENV) {
         None => None,
         Some(path) => {
@@ -139,7 +142,8 @@ pub(crate) fn plan(
             (search(&name, path, base)?, name, words.collect())
         }
     };
-    Ok(Command { program, arg0, arguments, environment, directory })
+    let alone = given(EXEC_ALONE_ENV).is_some();
+    Ok(Command { program, arg0, arguments, environment, directory, alone })
 }
 
 /// Finds a program as execvp(3) does, from `base`.

@@ -107,6 +107,22 @@ async fn how_a_command_ends_is_no_error() {
 }
 
 #[tokio::test]
+async fn a_command_alone_does_not_wait_for_what_it_has_left_behind() {
+    let (guest, served) = guest().await;
+    let mark = served.path("pid");
+    // All the time one more line comes, so it is never silent.
+    let helper = "echo $$ > \"$0\"; while :; do echo more; sleep 0.01; done";
+    let script = "sh -c \"$1\" \"$0\" & until grep -q . \"$0\" 2>/dev/null; do sleep 0.01; done; head -c 50000 /dev/zero; exit 5";
+    let mut command = Command::new(["sh", "-c", script, mark.to_str().unwrap(), helper]);
+    command.alone = true;
+    let got = timeout(PATIENCE, guest.run(command, usize::MAX)).await.expect("it ends").unwrap();
+    assert_eq!(got.code, Some(5));
+    assert_eq!(got.stdout.iter().filter(|byte| **byte == 0).count(), 50_000, "all of its own is there");
+    // Nobody reads what it writes any more.
+    ended(&mark).await;
+}
+
+#[tokio::test]
 async fn output_beyond_the_limit_is_dropped_and_said_to_be() {
     let (guest, _served) = guest().await;
     let got = guest.run(shell("head -c 5000000 /dev/zero; echo done >&2"), 1000).await.unwrap();

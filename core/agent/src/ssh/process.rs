@@ -79,6 +79,7 @@ pub(crate) async fn run(
     terminal: Option<Terminal>,
     mut wire: Wire,
 ) {
+    let alone = plan.as_ref().is_ok_and(|command| command.alone);
     let started = plan.and_then(|command| start(&command, &user, terminal.as_ref()));
     let (mut child, input, mut outputs) = match started {
         Ok(started) => started,
@@ -115,6 +116,9 @@ pub(crate) async fn run(
         tokio::select! {
             status = child.wait(), if exited.is_none() => {
                 exited = Some(status.unwrap_or_else(|_| ExitStatus::from_raw(255 << 8)));
+                if alone {
+                    activity.over.cancel();
+                }
             }
             _ = pumps.join_next(), if !pumps.is_empty() => {}
             event = events.recv() => match (event, group) {

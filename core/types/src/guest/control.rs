@@ -56,6 +56,22 @@ pub enum Request {
         /// What the drive has been grown to, in bytes; the guest may see it a moment later, so it waits for this.
         drive_bytes: u64,
     },
+    /// End all processes but the agent's own and the kernel's, where the agent is init. Answered with
+    /// [`Reply::ProcessesEnded`] when they are gone.
+    EndProcesses {
+        /// How long they get between SIGTERM and SIGKILL, in milliseconds.
+        grace_ms: u64,
+    },
+}
+
+/// Codes of [`Reply::Error`] that programs tell apart.
+pub mod code {
+    /// The line is no request that this agent knows.
+    pub const REQUEST: &str = "control.request";
+    /// [`super::Request::EndProcesses`]: the image's own init runs, and starts again what is ended.
+    pub const PROCESSES_INIT: &str = "processes.init";
+    /// [`super::Request::EndProcesses`]: there are some that not even SIGKILL ends.
+    pub const PROCESSES_STAY: &str = "processes.stay";
 }
 
 /// How far the guest has come.
@@ -87,6 +103,9 @@ pub enum InitKind {
     /// The image's own, at this path.
     Image(String),
 }
+
+/// Names that [`Reply::ProcessesEnded`] has at most.
+pub const ENDED_NAMES: usize = 16;
 
 /// Agent to host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +142,13 @@ pub enum Reply {
     Grown {
         /// The filesystem's size now, in bytes. Less than the drive's by a rest too small to use.
         bytes: u64,
+    },
+    /// To [`Request::EndProcesses`].
+    ProcessesEnded {
+        /// How many there were.
+        count: u64,
+        /// Their names (proc_pid_comm(5)), each once, sorted: the first [`ENDED_NAMES`].
+        names: Vec<String>,
     },
     /// It could not be done.
     Error {

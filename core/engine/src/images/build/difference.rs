@@ -3,6 +3,7 @@
 //! (<https://github.com/opencontainers/image-spec/blob/v1.1.0/layer.md#change-types>).
 
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     io,
     os::unix::ffi::OsStrExt,
@@ -39,7 +40,7 @@ impl Difference {
         let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
         loop {
             let order = match (old.peek(), new.peek()) {
-                (None, None) => return difference,
+                (None, None) => break,
                 (Some(_), None) => std::cmp::Ordering::Less,
                 (None, Some(_)) => std::cmp::Ordering::Greater,
                 (Some(old), Some(new)) => old.path.cmp(&new.path),
@@ -56,6 +57,23 @@ impl Difference {
                 _ => {}
             }
         }
+        if !difference.changed.is_empty() {
+            difference.join(after);
+        }
+        difference
+    }
+
+    /// Of a file with several names all are in the layer once one of them is: they are one file there, too, and not a new one
+    /// beside that of the layers below.
+    fn join(&mut self, after: &[Seen]) {
+        // Names of one file differ in nothing but themselves; a number alone may be of something mounted.
+        let file = |seen: &Seen| (seen.kind != SeenKind::Directory).then_some((seen.inode, seen.ctime));
+        let is_changed = |seen: &Seen| self.changed.binary_search(&seen.path).is_ok();
+        let files: HashSet<_> = after.iter().filter(|seen| is_changed(seen)).filter_map(file).collect();
+        let belongs = |seen: &&Seen| {
+            counts(&seen.path) && (is_changed(seen) || file(seen).is_some_and(|file| files.contains(&file)))
+        };
+        self.changed = after.iter().filter(belongs).map(|seen| seen.path.clone()).collect();
     }
 
     /// Whether nothing has changed.
@@ -170,6 +188,16 @@ mod tests {
             .map(|entry| entry.unwrap().path().unwrap().display().to_string())
             .collect();
         assert_eq!(names, ["a/.wh.b", ".wh.d"]);
+    }
+
+    #[test]
+    fn all_names_of_a_file_are_in_the_layer_once_one_is() {
+        let link = |path, ctime, inode| Seen { inode, ..seen(path, File, ctime) };
+        let before = [link("a", 1, 7), link("b", 1, 8), link("c", 1, 7), seen("d", Directory, 1)];
+        // The clock may stand still, or be set back to where it was.
+        let mut after = before.to_vec();
+        after.extend([link("e", 1, 7), link("f", 2, 8), seen("run", Directory, 1), link("run/g", 1, 7)]);
+        assert_eq!(text(&Difference::of(&before, &after).changed), ["a", "c", "e", "f", "run"]);
     }
 
     /// Applies a difference to the old paths as whoever unpacks a layer does.
