@@ -6,16 +6,22 @@
 
 #[cfg(feature = "client")]
 pub mod client;
-pub mod data;
+pub mod daemon;
 pub mod error;
+pub mod image;
+pub mod operation;
 pub mod plugin;
 #[cfg(any(feature = "server", feature = "client"))]
 pub mod rpc;
+pub mod vm;
 pub mod workspace;
 
-pub use data::*;
+pub use daemon::*;
 pub use error::{ErrorKind, Problem};
+pub use image::*;
+pub use operation::*;
 pub use plugin::*;
+pub use vm::*;
 pub use workspace::*;
 
 /// Version of this interface; a client and a daemon whose majors differ do not talk.

@@ -5,7 +5,7 @@
 use jsonrpsee::core::RpcResult;
 use jsonrpsee::proc_macros::rpc;
 
-use crate::{data::*, plugin::*, workspace::*};
+use crate::{daemon::*, image::*, operation::*, plugin::*, vm::*, workspace::*};
 
 /// VMs.
 #[cfg_attr(

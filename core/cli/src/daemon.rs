@@ -156,7 +156,7 @@ impl DaemonError {
         Some(match self {
             Self::NotRunning { start, .. } => format!("start it: {start}"),
             Self::Forbidden { .. } => {
-                "join the daemon's group and log in anew: sudo usermod -aG vm \"$USER\"".to_owned()
+                "use sudo, or join the group that the daemon's config.toml names, and log in anew".to_owned()
             }
             Self::Connect { .. } => {
                 "look at its log and restart it: vm daemon stop; vm daemon start".to_owned()

@@ -272,7 +272,7 @@ impl Engine {
         let _catalogue = ctx.lock(&self.inner.catalogue).await;
         let known = self.inner.store.images().by_digest(built.digest.hex()).await?;
         // VMs may be using the file that is there; the same content need not replace it.
-        if known.is_none() || !path.exists() || path.is_symlink() {
+        if known.is_none() || !oci::is_own_file(&path) {
             staged.settle(&path)?;
         }
         let record = ImageRecord {

@@ -13,7 +13,11 @@ use vm_host::clock::unix_seconds;
 use vm_image::kernel;
 use vm_locks::{Ctx, Unlocked};
 use vm_oci::{ArtifactKind, ImageSource, Reference};
-use vm_types::{KernelId, OperationId, image::KernelRecord, operation::OperationKind};
+use vm_types::{
+    KernelId, OperationId,
+    image::{ImportKernel, KernelRecord},
+    operation::OperationKind,
+};
 
 use crate::{
     Engine, EngineError,
@@ -53,32 +57,6 @@ const KIND: ArtifactKind = ArtifactKind {
     ],
 };
 
-/// Where a kernel comes from.
-#[derive(Debug, Clone)]
-pub enum KernelSource {
-    /// Debian's cloud kernel package.
-    Debian,
-    /// Files of the host.
-    Files {
-        /// bzImage or vmlinux.
-        kernel: PathBuf,
-        /// Directory with `modules.dep`.
-        modules: Option<PathBuf>,
-    },
-    /// An artifact of a registry or an image layout, as `vm image pull` names images.
-    Artifact {
-        /// Reference, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`.
-        reference: String,
-    },
-    /// What a bundle has besides its root filesystem, or alone.
-    Bundle {
-        /// An absolute path, or an address.
-        source: String,
-        /// SHA-256 of the file; an address needs it.
-        sha256: Option<String>,
-    },
-}
-
 /// What a kernel is to VMs that name none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
@@ -88,7 +66,7 @@ pub(crate) enum Standing {
     OfImages,
 }
 
-/// The same as [`KernelSource`], looked at.
+/// The same as [`ImportKernel`], looked at.
 #[derive(Debug)]
 enum Wanted {
     Debian,
@@ -115,7 +93,7 @@ impl Engine {
     ///
     /// # Errors
     /// A path that does not fit.
-    pub fn import_kernel(&self, source: KernelSource) -> Result<OperationId, EngineError> {
+    pub fn import_kernel(&self, source: ImportKernel) -> Result<OperationId, EngineError> {
         let wanted = self.wanted_kernel(source)?;
         let engine = self.clone();
         let subject = match &wanted {
@@ -132,16 +110,16 @@ impl Engine {
             .map(|operation| operation.id())
     }
 
-    fn wanted_kernel(&self, source: KernelSource) -> Result<Wanted, EngineError> {
+    fn wanted_kernel(&self, source: ImportKernel) -> Result<Wanted, EngineError> {
         Ok(match source {
-            KernelSource::Debian => Wanted::Debian,
-            KernelSource::Files { kernel, modules } => {
+            ImportKernel::Debian => Wanted::Debian,
+            ImportKernel::Files { kernel, modules } => {
                 require_absolute(&kernel)?;
                 modules.as_deref().map_or(Ok(()), require_absolute)?;
                 Wanted::Files { kernel, modules }
             }
-            KernelSource::Artifact { reference } => Wanted::Artifact(self.source(&reference)?),
-            KernelSource::Bundle { source, sha256 } => {
+            ImportKernel::Artifact { reference } => Wanted::Artifact(self.source(&reference)?),
+            ImportKernel::Bundle { source, sha256 } => {
                 Wanted::Bundle(self.wanted_file(&source, sha256.as_deref())?)
             }
         })
@@ -154,7 +132,7 @@ impl Engine {
     pub(crate) async fn acquire_kernel(
         &self,
         ctx: &mut Ctx<Unlocked>,
-        source: KernelSource,
+        source: ImportKernel,
         context: &OpContext,
     ) -> Result<KernelRecord, EngineError> {
         let wanted = self.wanted_kernel(source)?;

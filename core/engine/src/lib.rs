@@ -35,10 +35,7 @@ pub use engine::{Engine, Parts, Settings, SubnetChoice};
 pub use error::EngineError;
 pub use images::{
     build::{BuildRequest, ContextError},
-    catalogue::CatalogueEntry,
     commit::CommitRequest,
-    give::{DiskUsage, PrunedImages},
     oci::Registries,
 };
-pub use kernels::KernelSource;
 pub use reconcile::Recovery;

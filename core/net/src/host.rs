@@ -2,10 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs::OpenOptions,
     io,
     net::SocketAddrV4,
-    os::fd::AsRawFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -13,7 +11,7 @@ use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::link::InfoKind;
 use serde_json::Value;
-use vm_host::{HostCommand, Runner};
+use vm_host::{HostCommand, Runner, tap::Tap};
 use vm_types::{Effect, Handle, InstanceId, Observed};
 
 use crate::{
@@ -476,32 +474,12 @@ async fn blocking<R: Send + 'static>(
         .map_err(|source| NetError::Died { name: name.to_owned(), source })?
 }
 
-/// Makes a tap that outlives its creator, which only the creator's user may attach to without privileges, with one queue and without
-/// a packet information header, as VMMs open it (Linux, Documentation/networking/tuntap.rst).
-#[expect(unsafe_code, reason = "nix wraps no TUNSETIFF")]
+/// Makes a tap that outlives its creator, which only the creator's user may attach to without privileges.
 fn create_tap(name: &str) -> Result<(), NetError> {
-    use nix::libc;
-    let failed = |source| NetError::Tap { name: name.to_owned(), source };
-    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(failed)?;
-    // SAFETY: ifreq is plain data for which zeros are valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The caller has checked the length; the last byte stays the final NUL.
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: the descriptor is open and `request` is an ifreq that lives through the call.
-    let set = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    if set < 0 {
-        return Err(failed(io::Error::last_os_error()));
-    }
-    let user = libc::c_ulong::from(nix::unistd::geteuid().as_raw());
-    // Without an owner it is anybody's who can open /dev/net/tun, as everybody can.
-    // SAFETY: TUNSETOWNER takes an integer.
-    if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOWNER, user) } < 0 {
-        return Err(failed(io::Error::last_os_error()));
-    }
-    // SAFETY: TUNSETPERSIST takes an integer.
-    let kept = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_ulong) };
-    if kept < 0 { Err(failed(io::Error::last_os_error())) } else { Ok(()) }
+    let make = || {
+        let tap = Tap::create(name)?;
+        tap.give_to(nix::unistd::geteuid().as_raw())?;
+        tap.keep()
+    };
+    make().map_err(|source| NetError::Tap { name: name.to_owned(), source })
 }

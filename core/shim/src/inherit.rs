@@ -1,7 +1,7 @@
 //! What the shim opens for its VMM: descriptors with numbers that the VMM's command line names.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use nix::libc;
+use vm_host::tap::Tap;
 use vm_types::{
     layout::SOCKET_PATH_MAX,
     shim::{FIRST_INHERITED, Inherited},
@@ -34,7 +34,7 @@ fn open_one(number: i32, wanted: &Inherited) -> Result<OwnedFd, StartError> {
             };
             listen().map_err(|source| StartError::Socket { path: path.clone(), source })
         }
-        Inherited::Tap { name } => attach(name)
+        Inherited::Tap { name } => Tap::attach(name)
             .and_then(|tap| at(number, tap.as_fd()))
             .map_err(|source| StartError::Tap { name: name.clone(), source }),
         Inherited::File { path } => OpenOptions::new()
@@ -62,23 +62,4 @@ pub(crate) fn pass_on(descriptors: &[OwnedFd]) -> io::Result<()> {
         rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
     }
     Ok(())
-}
-
-/// Attaches to a tap that is there, as QEMU does by itself: no packet information, and virtio's header before each frame
-/// (Linux, Documentation/networking/tuntap.rst).
-#[expect(unsafe_code, reason = "nix wraps no TUNSETIFF")]
-pub(crate) fn attach(name: &str) -> io::Result<File> {
-    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
-    // It would be made if it were not there, and go with the VMM unseen.
-    nix::net::if_::if_nametoindex(name)?;
-    // SAFETY: ifreq is plain data for which zeros are valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // There is no device whose name is too long; the last byte stays the final NUL.
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-    // SAFETY: the descriptor is open and `request` is an ifreq that lives through the call.
-    let set = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(tun) }
 }

@@ -44,6 +44,7 @@ use nix::{
     unistd::{self, Gid, Pid, Uid},
 };
 use rustix::thread::{CapabilitySet, CapabilitySets};
+use vm_host::tap::Tap;
 use vm_types::shim::{FIRST_INHERITED, Jail, JailAccess, JailFile, ShimFailed, ShimSpec};
 
 use crate::inherit;
@@ -238,13 +239,8 @@ pub(crate) fn take_back(taps: &[String]) {
 
 /// From then on only this user, or one who may configure the network, attaches to it. What it was set to before is of no matter, and what
 /// it is set to now not to the next jail.
-#[expect(unsafe_code, reason = "nix wraps no TUNSETOWNER")]
 fn give_tap(name: &str, user: u32) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let tap = inherit::attach(name)?;
-    // SAFETY: the descriptor is open, and TUNSETOWNER takes an integer.
-    let set = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOWNER, libc::c_ulong::from(user)) };
-    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    Tap::attach(name)?.give_to(user)
 }
 
 fn leave_namespaces(host_network: bool) -> Result<(), JailError> {

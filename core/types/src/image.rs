@@ -130,3 +130,72 @@ pub struct KernelRecord {
     #[serde(default)]
     pub of_image: bool,
 }
+
+/// An image that a catalogue has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CatalogueImage {
+    /// Its name there.
+    pub name: String,
+    /// What it is, for people.
+    pub description: String,
+    /// What it runs on, e.g. `linux/amd64`.
+    pub platform: String,
+    /// SHA-256 of its file, 64 hexadecimal digits.
+    pub sha256: String,
+    /// Where its file is, for people.
+    pub source: String,
+    /// The catalogue that has it.
+    pub catalogue: String,
+}
+
+/// What a prune has removed, or would.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PrunedImages {
+    /// The images.
+    pub images: Vec<ImageRecord>,
+    /// What they and their layers took on the disk.
+    pub bytes: u64,
+}
+
+/// What the state directory's parts take on the disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DiskUsage {
+    /// Root filesystems of images.
+    pub images: u64,
+    /// Of these, those that no VM uses.
+    pub images_unused: u64,
+    /// Layers and what else images are made of.
+    pub layers: u64,
+    /// Kernels with their modules.
+    pub kernels: u64,
+    /// VMs, with their disks.
+    pub vms: u64,
+}
+
+/// Where a kernel comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ImportKernel {
+    /// Debian's cloud kernel package.
+    Debian,
+    /// Files on the daemon's host.
+    Files {
+        /// Absolute path of a bzImage or vmlinux.
+        kernel: PathBuf,
+        /// Absolute path of its module directory (the one with `modules.dep`).
+        modules: Option<PathBuf>,
+    },
+    /// An artifact of a registry or an image layout.
+    Artifact {
+        /// `[REGISTRY/]NAME[:TAG][@DIGEST]`, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`, with absolute paths.
+        reference: String,
+    },
+    /// What a bundle has besides its root filesystem, or alone.
+    Bundle {
+        /// Absolute path on the daemon's host, or an https address.
+        source: String,
+        /// SHA-256 that the file must have, 64 hexadecimal digits; an address needs it.
+        #[serde(default)]
+        sha256: Option<String>,
+    },
+}

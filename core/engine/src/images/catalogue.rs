@@ -13,7 +13,7 @@ use serde::Deserialize;
 use vm_host::files;
 use vm_locks::{Ctx, Unlocked};
 use vm_oci::{Address, Platform};
-use vm_types::image::ImageRecord;
+use vm_types::image::{CatalogueImage, ImageRecord};
 
 use super::bundle::{WantedFile, digest};
 use crate::{Engine, EngineError, ops::OpContext};
@@ -26,23 +26,6 @@ const VERSION: u32 = 1;
 const MOST: u64 = 4 << 20;
 /// As long as a tag, which it becomes.
 const NAME_MAX: usize = 128;
-
-/// An image that can be pulled.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CatalogueEntry {
-    /// Its name in the catalogue.
-    pub name: String,
-    /// What it is, for people.
-    pub description: String,
-    /// What it runs on, e.g. `linux/amd64`.
-    pub platform: String,
-    /// SHA-256 of its file, 64 digits.
-    pub sha256: String,
-    /// Where its file is, for people.
-    pub source: String,
-    /// The catalogue that has it.
-    pub catalogue: String,
-}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -82,14 +65,14 @@ impl Engine {
     ///
     /// # Errors
     /// A catalogue that cannot be read.
-    pub async fn catalogue(&self) -> Result<Vec<CatalogueEntry>, EngineError> {
+    pub async fn catalogue(&self) -> Result<Vec<CatalogueImage>, EngineError> {
         let (mut entries, mut seen) = (Vec::new(), HashSet::new());
         for text in &self.inner.content.catalogues {
             let catalogue = self.read_catalogue(text).await?;
             for item in catalogue.items.iter().filter(|item| item.platform == host()) {
                 let (wanted, digest) = self.file_of(&catalogue, item)?;
                 if seen.insert(item.name.clone()) {
-                    entries.push(CatalogueEntry {
+                    entries.push(CatalogueImage {
                         name: item.name.clone(),
                         description: item.description.clone(),
                         platform: item.platform.clone(),

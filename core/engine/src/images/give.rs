@@ -5,34 +5,14 @@ use std::{os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
 use vm_locks::{Ctx, Unlocked};
 use vm_oci::{Form, ImageSource};
 use vm_store::StoreError;
-use vm_types::{OperationId, image::ImageRecord, operation::OperationKind};
+use vm_types::{
+    OperationId,
+    image::{DiskUsage, ImageRecord, PrunedImages},
+    operation::OperationKind,
+};
 
 use super::{oci::transfer, require_absolute};
 use crate::{Engine, EngineError};
-
-/// What a prune has removed, or would.
-#[derive(Debug, Clone, Default)]
-pub struct PrunedImages {
-    /// The images.
-    pub images: Vec<ImageRecord>,
-    /// What they and their layers took on the disk.
-    pub bytes: u64,
-}
-
-/// What the state directory's parts take on the disk, in bytes.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct DiskUsage {
-    /// Root filesystems of images.
-    pub images: u64,
-    /// Of these, those that no VM uses.
-    pub images_unused: u64,
-    /// Layers and what else images are made of.
-    pub layers: u64,
-    /// Kernels with their modules.
-    pub kernels: u64,
-    /// VMs, with their disks.
-    pub vms: u64,
-}
 
 impl Engine {
     /// Sends an image to a registry in an operation of its own: under the name it has, or another one.

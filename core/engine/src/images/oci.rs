@@ -135,21 +135,21 @@ impl Engine {
         let Arrived { pulled, references, source, kernel } = arrived;
         let digest = image_digest(&pulled.config_digest)?;
         let _flight = self.inner.flights.board(ctx, format!("image {}", digest.short())).await;
+        let images = self.inner.store.images();
+        let path = self.inner.layout.image_rootfs(&digest);
         let mut staged = None;
-        let _catalogue = loop {
+        let (_catalogue, known) = loop {
             if staged.is_none() && !self.is_whole(&digest).await? {
                 staged = Some(self.flatten(&pulled, &digest, prefix, context).await?);
             }
             let catalogue = ctx.lock(&self.inner.catalogue).await;
+            let known = images.by_digest(digest.hex()).await?;
             // It may have been deleted meanwhile.
-            if staged.is_some() || self.is_whole(&digest).await? {
-                break catalogue;
+            if staged.is_some() || (known.is_some() && is_own_file(&path)) {
+                break (catalogue, known);
             }
         };
         self.require_still(kernel.as_ref()).await?;
-        let images = self.inner.store.images();
-        let known = images.by_digest(digest.hex()).await?;
-        let path = self.inner.layout.image_rootfs(&digest);
         let origin = match staged {
             Some(staged) => {
                 staged.settle(&path)?;
@@ -182,9 +182,8 @@ impl Engine {
 
     /// Whether the store has the image's filesystem, and its record.
     pub(super) async fn is_whole(&self, digest: &ImageDigest) -> Result<bool, EngineError> {
-        let path = self.inner.layout.image_rootfs(digest);
         let known = self.inner.store.images().by_digest(digest.hex()).await?;
-        Ok(known.is_some() && path.exists() && !path.is_symlink())
+        Ok(known.is_some() && is_own_file(&self.inner.layout.image_rootfs(digest)))
     }
 
     async fn flatten(
@@ -340,6 +339,11 @@ impl Drop for Staged {
         // It is not there where it was moved.
         let _ = std::fs::remove_file(&self.0);
     }
+}
+
+/// Whether an image's filesystem is there as a file of the store's own, and not as a link to a registered one.
+pub(super) fn is_own_file(rootfs: &Path) -> bool {
+    rootfs.exists() && !rootfs.is_symlink()
 }
 
 fn image_digest(digest: &Digest) -> Result<ImageDigest, EngineError> {

@@ -10,18 +10,22 @@ use vm_image::registered;
 use vm_locks::{Ctx, Unlocked};
 use vm_types::{
     ImageDigest, OperationId,
-    image::{ImageRecord, RegisteredFile},
+    image::{ImageRecord, ImportKernel, RegisteredFile},
     operation::OperationKind,
 };
 
-use super::{not_there, oci::Staged, require_absolute, sink};
-use crate::{Engine, EngineError, kernels::KernelSource, ops::OpContext};
+use super::{
+    not_there,
+    oci::{Staged, is_own_file},
+    require_absolute, sink,
+};
+use crate::{Engine, EngineError, ops::OpContext};
 
 /// What VMs of a registered image boot.
 #[derive(Debug)]
 enum OwnKernel {
     Named(String),
-    File(KernelSource),
+    File(ImportKernel),
 }
 
 impl Engine {
@@ -42,7 +46,7 @@ impl Engine {
         let kernel = match (kernel, modules) {
             (Some(file), modules) if file.starts_with('/') => {
                 modules.as_deref().map_or(Ok(()), require_absolute)?;
-                Some(OwnKernel::File(KernelSource::Files { kernel: file.into(), modules }))
+                Some(OwnKernel::File(ImportKernel::Files { kernel: file.into(), modules }))
             }
             (_, Some(_)) => {
                 return Err(EngineError::InvalidArgument {
@@ -138,13 +142,13 @@ impl Engine {
         let staged = Staged::new(layout, context);
         let path = layout.image_rootfs(digest);
         // A crash may have come between the copy and its record.
-        if path.is_symlink() || !path.exists() {
+        if !is_own_file(&path) {
             registered::copy(&file, digest, &staged.0, sink(context, &format!("{name}: "))).await?;
         }
         let _catalogue = ctx.lock(&self.inner.catalogue).await;
         // It may have been deleted meanwhile.
         let image = images.by_digest(digest.hex()).await?.ok_or_else(|| not_there(name))?;
-        if path.is_symlink() || !path.exists() {
+        if !is_own_file(&path) {
             staged.settle(&path)?;
         }
         let used_bytes = std::fs::metadata(&path).map_or(image.used_bytes, |about| about.blocks() * 512);

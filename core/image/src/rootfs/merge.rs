@@ -12,12 +12,18 @@
 //! Layers of Docker's first years have files of aufs's own, which are left out, as others do. Among them are files that stand for
 //! those with several names: what is a hard link to one becomes a link to its content.
 
+mod node;
+mod path;
+
 use std::collections::HashMap;
 
+use self::{
+    node::{attributes, device, symlink, weight},
+    path::{components, shown},
+};
 use super::archive::{Entry, Kind as EntryKind};
 use crate::ext4::{
-    Attributes, Child, Directory, Extent, Extents, Filesystem, Kind, LINKS_MAX, LOST_FOUND, Node, NodeId,
-    Parsed, ROOT, Xattr, xattrs_fit,
+    Attributes, Child, Extent, Extents, Filesystem, Kind, LINKS_MAX, LOST_FOUND, Node, NodeId, ROOT,
 };
 
 /// Entries of all layers together. One takes some 300 bytes of memory until the image is written.
@@ -27,13 +33,6 @@ const WEIGHT_MAX: usize = 1 << 30;
 /// The longest path, in bytes (Linux's PATH_MAX counts a zero byte).
 const PATH_MAX: usize = 4095;
 const NAME_MAX: usize = 255;
-/// The longest target of a symbolic link on ext4, in bytes.
-const TARGET_MAX: usize = 4095;
-/// How deep directories are nested; a path has no more components.
-const DEPTH_MAX: u16 = 2048;
-/// How many symbolic links one path passes through (path_resolution(7)), and how many names it comes to with them.
-const FOLLOWED_MAX: usize = 40;
-const STEPS_MAX: usize = 8192;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// What aufs kept its own files under.
@@ -57,29 +56,6 @@ pub(super) struct Tree {
     dead: Vec<Extent>,
     /// The layer's files of [`AUFS_LINKS`]; each counts as one name.
     aufs: HashMap<Box<[u8]>, NodeId>,
-}
-
-/// Splits a name, which starts at the root and whose ".." takes away what stands before it; an error says in words why
-/// it must not be used.
-fn components(path: &[u8]) -> Result<Vec<&[u8]>, &'static str> {
-    if path.contains(&0) {
-        return Err("contains a zero byte");
-    }
-    let mut parts = Vec::new();
-    for part in path.split(|&b| b == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => {
-                parts.pop().ok_or("leads out of the archive with \"..\"")?;
-            }
-            name => parts.push(name),
-        }
-    }
-    Ok(parts)
-}
-
-fn shown(name: &[u8]) -> String {
-    format!("{:?}", String::from_utf8_lossy(name))
 }
 
 impl Tree {
@@ -278,107 +254,6 @@ impl Tree {
         Ok(())
     }
 
-    /// The directory that components lead to. With `create` missing ones are made (root's, mode 0755), also where a link
-    /// says so, and all of them count as this layer's.
-    fn resolve(&mut self, parts: &[&[u8]], create: bool) -> Result<NodeId, Refusal> {
-        let mut at = ROOT;
-        let (mut followed, mut steps) = (0, 0);
-        // What is still to go, the next one last, and whether a link says so.
-        let mut ahead: Vec<(Box<[u8]>, bool)> =
-            parts.iter().rev().map(|part| ((*part).into(), false)).collect();
-        let mut link = String::new();
-        // Directories below `at` that are not there; a ".." behind them takes one away before it is made.
-        let mut missing: Vec<(Box<[u8]>, bool)> = Vec::new();
-        while let Some((part, by_link)) = ahead.pop() {
-            steps += 1;
-            let Some(directory) = self.filesystem.directory(at) else {
-                return Err("lies below no directory".into());
-            };
-            if &*part == b".." {
-                if missing.pop().is_none() {
-                    // The root is its own parent.
-                    at = directory.parent;
-                }
-                continue;
-            }
-            let child = match directory.children.get(&part) {
-                Some(child) if missing.is_empty() => child.node,
-                _ => {
-                    missing.push((part, by_link));
-                    continue;
-                }
-            };
-            match &self.filesystem.node(child).kind {
-                Kind::Directory(_) => {
-                    if create {
-                        self.touch(at, &part);
-                    }
-                    at = child;
-                }
-                Kind::Symlink(target) => {
-                    followed += 1;
-                    if !by_link {
-                        link = shown(&part);
-                    }
-                    if followed > FOLLOWED_MAX || steps > STEPS_MAX {
-                        return Err(format!(
-                            "passes through the symbolic link {link}, which leads in circles"
-                        ));
-                    }
-                    if target.starts_with(b"/") {
-                        at = ROOT;
-                    }
-                    let names =
-                        target.rsplit(|&b| b == b'/').filter(|name| !name.is_empty() && *name != b".");
-                    ahead.extend(names.map(|name| (name.into(), true)));
-                }
-                _ => return Err(format!("lies below {}, which is no directory", shown(&part))),
-            }
-        }
-        if !create && !missing.is_empty() {
-            return Err("is not there".into());
-        }
-        for (name, by_link) in missing {
-            at = self.sub_directory(at, &name)?;
-            if by_link {
-                // The entry's own path is weighed already.
-                self.weight += name.len();
-            }
-        }
-        Ok(at)
-    }
-
-    /// The directory of this name in another, made if it is not there or something else is.
-    fn sub_directory(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, Refusal> {
-        let Some(directory) = self.filesystem.directory(parent) else {
-            return Err("lies below no directory".into());
-        };
-        let depth = directory.depth + 1;
-        if let Some(&Child { node, .. }) = directory.children.get(name)
-            && self.filesystem.directory(node).is_some()
-        {
-            self.touch(parent, name);
-            return Ok(node);
-        }
-        if depth > DEPTH_MAX {
-            return Err(format!("lies deeper than {DEPTH_MAX} directories"));
-        }
-        let directory = Directory { parent, depth, hidden: 0, children: Default::default() };
-        let kind = Kind::Directory(Box::new(directory));
-        let id = self.push(Node { attributes: Attributes::implied(), kind, links: 1 })?;
-        self.insert(parent, name, id);
-        Ok(id)
-    }
-
-    /// Marks a name as one of this layer's.
-    fn touch(&mut self, parent: NodeId, name: &[u8]) {
-        let layer = self.layer;
-        let directory = self.filesystem.directory_mut(parent);
-        if let Some(child) = directory.and_then(|directory| directory.children.get_mut(name)) {
-            child.layer = layer;
-        }
-    }
-
     fn push(&mut self, node: Node) -> Result<NodeId, Refusal> {
         let id = self.filesystem.nodes.len() as NodeId;
         // One path can ask for a thousand directories that no entry names.
@@ -442,72 +317,6 @@ fn not_lost_found(parent: NodeId, name: &[u8]) -> Result<(), Refusal> {
         return Err("takes the place of a directory that each ext4 filesystem has".into());
     }
     Ok(())
-}
-
-/// What an entry takes beside its node. A whole path: each part of it may be a directory that nothing else names.
-fn weight(entry: &Entry) -> usize {
-    let target = match &entry.kind {
-        EntryKind::Symlink(target) => target.len(),
-        _ => 0,
-    };
-    let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
-    entry.path.len() + target + xattrs
-}
-
-fn symlink(target: &[u8]) -> Result<Kind, Refusal> {
-    if target.is_empty() {
-        return Err("is a symbolic link to nothing".into());
-    }
-    if target.len() > TARGET_MAX || target.contains(&0) {
-        return Err(format!("is a symbolic link with a target of {} bytes", target.len()));
-    }
-    Ok(Kind::Symlink(target.into()))
-}
-
-/// Linux has 12 bits of major and 20 of minor numbers.
-fn device(block: bool, major: u32, minor: u32) -> Result<Kind, Refusal> {
-    if major >= 1 << 12 || minor >= 1 << 20 {
-        return Err(format!("is device {major}:{minor}, which Linux cannot have"));
-    }
-    Ok(Kind::Device { block, major, minor })
-}
-
-fn attributes(entry: &Entry) -> Result<Attributes, Refusal> {
-    let symlink = matches!(entry.kind, EntryKind::Symlink(_));
-    let mut mode = if symlink { 0o777 } else { entry.mode as u16 };
-    let mut xattrs = Vec::new();
-    for (name, value) in &entry.xattrs {
-        match Xattr::parse(name, value, mode) {
-            Parsed::Refused(reason) => return Err(reason.into()),
-            // What cannot be set there, or means nothing to Linux, other tools leave out as well.
-            Parsed::Unknown => {}
-            Parsed::Kept(_, Some(_)) if symlink => {}
-            Parsed::Kept(Some(kept), _)
-                if kept.is_user() && !matches!(entry.kind, EntryKind::File | EntryKind::Directory) => {}
-            Parsed::Kept(kept, bits) => {
-                mode = bits.unwrap_or(mode);
-                xattrs.extend(kept);
-            }
-        }
-    }
-    xattrs.sort_unstable();
-    if !xattrs_fit(&xattrs) {
-        let bytes: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
-        return Err(format!("has {bytes} bytes of extended attributes; ext4 holds one block of them"));
-    }
-    Ok(Attributes {
-        mode,
-        uid: entry.uid,
-        gid: entry.gid,
-        mtime: representable(entry.mtime),
-        xattrs: xattrs.into(),
-    })
-}
-
-/// ext4 counts 34 bits of seconds from 1901 on.
-fn representable((seconds, nanos): (i64, u32)) -> (i64, u32) {
-    let range = i64::from(i32::MIN)..(1 << 34) + i64::from(i32::MIN);
-    if range.contains(&seconds) { (seconds, nanos) } else { (seconds.clamp(range.start, range.end - 1), 0) }
 }
 
 #[cfg(test)]

@@ -213,16 +213,25 @@ impl Blob for Fetched {
     }
 
     async fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, PluginError> {
-        let rest = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let file = self.file.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let mut bytes = vec![0; length.min(rest)];
-            file.read_exact_at(&mut bytes, offset)?;
-            Ok(bytes)
-        });
-        let failed = |error: io::Error| PluginError::new("blob.unreadable", error.to_string());
-        read.await.map_err(io::Error::other).flatten().map_err(failed)
+        read_part(self.file.clone(), self.size, offset, length).await
     }
+}
+
+/// A part of a blob that is kept in a file of `size` bytes: `length` bytes from `offset` on, fewer where it ends.
+pub(super) async fn read_part(
+    file: Arc<File>,
+    size: u64,
+    offset: u64,
+    length: usize,
+) -> Result<Vec<u8>, PluginError> {
+    let rest = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+    let read = tokio::task::spawn_blocking(move || {
+        let mut bytes = vec![0; length.min(rest)];
+        file.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
+    });
+    let failed = |error: io::Error| PluginError::new("blob.unreadable", error.to_string());
+    read.await.map_err(io::Error::other).flatten().map_err(failed)
 }
 
 #[async_trait]

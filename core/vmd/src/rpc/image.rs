@@ -5,7 +5,7 @@ use vm_api::{
     Begun, BuildImage, CatalogueImage, CommitImage, DiskUsage, ExportImage, ImageFormat, ImageRecord,
     ImportImage, Login, PruneImages, PrunedImages, RegisterImage, rpc::ImageServer,
 };
-use vm_engine::{BuildRequest, CatalogueEntry, CommitRequest};
+use vm_engine::{BuildRequest, CommitRequest};
 use vm_oci::Form;
 
 use super::{server::Context, vm::wire};
@@ -58,14 +58,11 @@ impl ImageServer for Context {
     async fn prune(&self, params: PruneImages) -> RpcResult<PrunedImages> {
         let engine = self.engine.clone();
         let work = async move |mut ctx| engine.prune_images(&mut ctx, params.all, params.dry_run).await;
-        let pruned = self.engine.locks().root("request image.prune", work).await.map_err(wire)?;
-        Ok(PrunedImages { images: pruned.images, bytes: pruned.bytes })
+        self.engine.locks().root("request image.prune", work).await.map_err(wire)
     }
 
     async fn disk_usage(&self) -> RpcResult<DiskUsage> {
-        let vm_engine::DiskUsage { images, images_unused, layers, kernels, vms } =
-            self.engine.disk_usage().await.map_err(wire)?;
-        Ok(DiskUsage { images, images_unused, layers, kernels, vms })
+        self.engine.disk_usage().await.map_err(wire)
     }
 
     async fn import(&self, params: ImportImage) -> RpcResult<Begun> {
@@ -75,11 +72,7 @@ impl ImageServer for Context {
     }
 
     async fn catalogue(&self) -> RpcResult<Vec<CatalogueImage>> {
-        let entry = |entry: CatalogueEntry| {
-            let CatalogueEntry { name, description, platform, sha256, source, catalogue } = entry;
-            CatalogueImage { name, description, platform, sha256, source, catalogue }
-        };
-        Ok(self.engine.catalogue().await.map_err(wire)?.into_iter().map(entry).collect())
+        self.engine.catalogue().await.map_err(wire)
     }
 
     async fn register(&self, params: RegisterImage) -> RpcResult<Begun> {

@@ -2,20 +2,13 @@
 
 use jsonrpsee::core::{RpcResult, async_trait};
 use vm_api::{Begun, ImportKernel, KernelRecord, rpc::KernelServer};
-use vm_engine::KernelSource;
 
 use super::{server::Context, vm::wire};
 
 #[async_trait]
 impl KernelServer for Context {
     async fn import(&self, params: ImportKernel) -> RpcResult<Begun> {
-        let source = match params {
-            ImportKernel::Debian => KernelSource::Debian,
-            ImportKernel::Files { kernel, modules } => KernelSource::Files { kernel, modules },
-            ImportKernel::Artifact { reference } => KernelSource::Artifact { reference },
-            ImportKernel::Bundle { source, sha256 } => KernelSource::Bundle { source, sha256 },
-        };
-        Ok(Begun { operation: self.engine.import_kernel(source).map_err(wire)? })
+        Ok(Begun { operation: self.engine.import_kernel(params).map_err(wire)? })
     }
 
     async fn list(&self) -> RpcResult<Vec<KernelRecord>> {

@@ -63,10 +63,6 @@ impl FirecrackerDriver {
         self
     }
 
-    fn locking(&self, program: &Path) -> Result<Locking<'_>, VmmError> {
-        Locking::of(self.jailing.as_ref(), KIND, program)
-    }
-
     /// The same, wherever it is: for what needs no guest to run.
     #[must_use]
     pub fn whatever_the_cpu(mut self) -> Self {
@@ -97,7 +93,7 @@ impl Vmm for FirecrackerDriver {
     async fn availability(&self) -> Result<Availability, VmmError> {
         let program = program::locate(KIND, &self.program)?;
         let version = self.version(&program).await?.to_string();
-        let jail_obstacle = self.locking(&program)?.obstacle();
+        let jail_obstacle = Locking::of(self.jailing.as_ref(), KIND, &program)?.obstacle();
         match (self.kvm)() {
             Verdict::Hardware { reason } => {
                 Ok(Availability { version, accelerator: Accelerator::Kvm, reason, jail_obstacle })
@@ -113,7 +109,7 @@ impl Vmm for FirecrackerDriver {
 
     async fn plan(&self, machine: &MachineSpec, paths: &VmPaths) -> Result<LaunchPlan, VmmError> {
         let program = program::locate(KIND, &self.program)?;
-        let jailing = self.locking(&program)?.jailing();
+        let jailing = Locking::of(self.jailing.as_ref(), KIND, &program)?.jailing();
         let version = self.version(&program).await?;
         let setup = requests::setup(machine, paths, version)?;
         if !self.unpacks_kernels() && !is_elf(&machine.kernel) {

@@ -1,11 +1,6 @@
 //! The driver: what QEMU and this host offer.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{env, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use vm_host::Runner;
@@ -55,10 +50,6 @@ impl QemuDriver {
         self
     }
 
-    fn locking(&self, program: &Path) -> Result<Locking<'_>, VmmError> {
-        Locking::of(self.jailing.as_ref(), KIND, program)
-    }
-
     fn accelerator(&self) -> (Accelerator, String) {
         match (self.accelerator, kvm::probe()) {
             (Some(Accelerator::Kvm), Verdict::Missing { reason }) => {
@@ -86,14 +77,14 @@ impl Vmm for QemuDriver {
         let text = program::ask_version(&*self.runner, &program).await?;
         let version = parse_version(&text).ok_or_else(|| program::no_version(&program, &text))?;
         let (accelerator, reason) = self.accelerator();
-        let jail_obstacle = self.locking(&program)?.obstacle();
+        let jail_obstacle = Locking::of(self.jailing.as_ref(), KIND, &program)?.obstacle();
         Ok(Availability { version: version.to_owned(), accelerator, reason, jail_obstacle })
     }
 
     async fn plan(&self, machine: &MachineSpec, paths: &VmPaths) -> Result<LaunchPlan, VmmError> {
         let (accelerator, _) = self.accelerator();
         let program = self.program()?;
-        let jailing = self.locking(&program)?.jailing();
+        let jailing = Locking::of(self.jailing.as_ref(), KIND, &program)?.jailing();
         let host = Host { accelerator, vhost_net: opens(super::VHOST_NET), jailed: jailing.is_some() };
         let (args, inherited) = command_line::arguments(machine, paths, host)?;
         Ok(LaunchPlan {

@@ -22,7 +22,7 @@ use vm_plugin::{
     ports::{Blob, Stream},
 };
 
-use super::meter::Meter;
+use super::{super::sandbox::read_part, meter::Meter};
 
 /// Bytes that are handed on at once.
 const PIECE: usize = 256 << 10;
@@ -129,14 +129,7 @@ impl Blob for Made {
 
     async fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, PluginError> {
         let Whole { file, size, .. } = self.whole().await?.clone();
-        let rest = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let read = tokio::task::spawn_blocking(move || {
-            let mut bytes = vec![0; length.min(rest)];
-            file.read_exact_at(&mut bytes, offset)?;
-            Ok(bytes)
-        });
-        let failed = |error: io::Error| PluginError::new("blob.unreadable", error.to_string());
-        read.await.map_err(io::Error::other).flatten().map_err(failed)
+        read_part(file, size, offset, length).await
     }
 
     fn stream(&self) -> Option<Stream> {
