@@ -8,7 +8,8 @@
 #   make bench      what `vm run` costs above the bare VMM, and the daemon with 1,000 VMs
 #   make fuzz       archives of layers that no tool would write, for FUZZ_SECONDS (600)
 #   make lint       format and lints
-#   make build      release binaries in target/dist/bin
+#   make build      release binaries in target/dist/bin (what a bare make does)
+#   make install    puts them into PREFIX (/usr/local); make uninstall removes them
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -25,6 +26,7 @@ DIST := $(TARGET)/dist/bin
 # small, optimised one, for its size is boot time.
 DEV := $(TARGET)/dist/dev
 BENCH := $(TARGET)/dist/bench
+PREFIX ?= /usr/local
 # Test binaries that are run in the nested host too; see tests/nested.
 SUITES := $(TARGET)/suites
 
@@ -39,7 +41,7 @@ put = cmp -s "$(1)" "$(2)/$(notdir $(1))" || install -D -m 755 -t "$(2)" "$(1)"
 # The fake VMM and the failpoints are for tests; release builds do not have them.
 workspace := --locked --workspace --features vmd/fake,vmd/failpoints,vm-vmm/fake
 
-.PHONY: setup demo test test-plugins test-full test-nested suites e2e fuzz bench bench-disks bench-nested lint build agent dev
+.PHONY: setup demo test test-plugins test-full test-nested suites e2e fuzz bench bench-disks bench-nested lint build install uninstall agent dev
 # $(call plugins,DIRECTORY): the plugins that come with the daemon, which looks for them beside itself.
 plugins = PLUGINS_TARGET="$(TARGET)/plugins" plugins/build "$(1)/plugins"
 
@@ -63,6 +65,19 @@ build: agent
 	@for file in vm vmd vm-plugin-compile; do $(call put,$(TARGET)/release/$$file,$(DIST)); done
 	@$(call put,$(GUEST)/vm-agent,$(DIST))
 	@$(call plugins,$(DIST))
+
+# What `make` has built, in one directory: the programs and plugins find each other by being side by side. Run by root, it builds nothing.
+install:
+	@[[ -x "$(DIST)/vmd" && -d "$(DIST)/plugins" ]] || { echo "install: there is no build in $(DIST); run make first" >&2; exit 1; }
+	@install -D -m 755 -t "$(DESTDIR)$(PREFIX)/lib/vmd" $(addprefix $(DIST)/,vm vmd vm-agent vm-plugin-compile)
+	@rm -rf "$(DESTDIR)$(PREFIX)/lib/vmd/plugins"
+	@cp -r --no-preserve=ownership "$(DIST)/plugins" "$(DESTDIR)$(PREFIX)/lib/vmd/plugins"
+	@mkdir -p "$(DESTDIR)$(PREFIX)/bin"
+	@ln -sf ../lib/vmd/vm ../lib/vmd/vmd "$(DESTDIR)$(PREFIX)/bin"
+
+uninstall:
+	@rm -rf "$(DESTDIR)$(PREFIX)/lib/vmd"
+	@rm -f "$(DESTDIR)$(PREFIX)/bin/vm" "$(DESTDIR)$(PREFIX)/bin/vmd"
 
 demo: dev
 	@tests/demo.sh "$(DEV)"
