@@ -1,6 +1,10 @@
 //! The nested host: a VM of ours that is a whole machine for what is run in it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use vm_tests::{Output, World, wait_until};
 
@@ -23,9 +27,44 @@ pub(crate) const E2E: &str = "vm-tests.e2e";
 /// Those that nothing inside asks for by itself.
 const MODULES: &str = "kvm-amd loop dm-snapshot";
 
+/// How often a host that runs guests is given something to do; see [`Nudges`].
+const NUDGE: Duration = Duration::from_millis(200);
+
 /// A host that is up.
 pub(crate) struct Host {
+    // Ends before the host does.
+    nudges: Option<Nudges>,
     world: World,
+}
+
+/// Interrupts from outside. While a guest runs, QEMU's emulated SVM (7.2) now and then loses the host's timer: with one processor
+/// the host then stands still, its clock too (a quarter of an hour was seen), until any other interrupt comes.
+struct Nudges {
+    end: mpsc::Sender<()>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Nudges {
+    fn begin(world: &World) -> Self {
+        let mut stream = world.vm(&["ssh", NAME, "exec cat >/dev/null"]).open_stdin().start();
+        let (end, ended) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            while ended.recv_timeout(NUDGE) == Err(mpsc::RecvTimeoutError::Timeout) && stream.runs() {
+                stream.type_in("\n");
+            }
+        });
+        Self { end, thread: Some(thread) }
+    }
+}
+
+impl Drop for Nudges {
+    fn drop(&mut self) {
+        // Fails where the thread has ended, with the host.
+        let _ = self.end.send(());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Host {
@@ -39,7 +78,9 @@ impl Host {
     /// and then reset or fall silent, under whatever VMM.
     #[track_caller]
     pub(crate) fn boot_for_guests() -> Self {
-        Self::with_processors("1")
+        let mut this = Self::with_processors("1");
+        this.nudges = Some(Nudges::begin(&this.world));
+        this
     }
 
     #[track_caller]
@@ -50,7 +91,7 @@ impl Host {
         let machine = ["--cpus", cpus, "--memory", "4G", "--disk", "24G", "--net", "none", "--start"];
         let arguments = ["create", "--name", NAME, "--image", image::IMAGE];
         world.vm(&[&arguments[..], &machine].concat()).within(LONG).run().exits(0);
-        let this = Self { world };
+        let this = Self { nudges: None, world };
         this.settle(began);
         // A daemon's state directory that has images already.
         this.run(&format!("cp -a {} /var/lib/vmd", image::SEED));
@@ -162,6 +203,7 @@ impl Host {
     /// Ends it; nothing may be left of it outside.
     #[track_caller]
     pub(crate) fn end(self) {
+        drop(self.nudges);
         self.world.leaves_nothing();
     }
 }

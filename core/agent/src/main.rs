@@ -32,7 +32,17 @@ mod vsock;
 
 use std::{os::unix::ffi::OsStrExt, process::ExitCode};
 
+/// musl's own allocator gives every larger buffer back to the kernel at once: each packet would cost page faults, and those are
+/// most of what a transfer takes where the guest is emulated.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
+    #[expect(unsafe_code, reason = "dlmalloc registers its lock with fork only when told")]
+    // SAFETY: there is one thread, and nothing is being allocated.
+    unsafe {
+        dlmalloc::enable_alloc_after_fork();
+    }
     let arguments: Vec<_> = std::env::args_os().collect();
     let name =
         arguments.first().map(|name| name.as_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default());

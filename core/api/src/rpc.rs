@@ -234,6 +234,11 @@ pub trait Workspaces {
     /// Tells what would be done with a directory; the result is a [`WorkspacePlan`].
     #[method(name = "plan", with_extensions)]
     async fn plan(&self, params: PrepareWorkspace) -> RpcResult<Begun>;
+    /// Sees beforehand whether a directory could be brought into a VM that is still to be made, and the work in it back: the operation
+    /// fails as [`Self::prepare`] and [`Self::export`] would, as far as the host's side tells. Changes nothing; the result is a
+    /// [`WorkspacePlan`].
+    #[method(name = "check", with_extensions)]
+    async fn check(&self, params: PrepareWorkspace, export: Option<ExportAs>) -> RpcResult<Begun>;
     /// Brings a directory into a running VM; the result is a [`PreparedWorkspace`].
     #[method(name = "prepare", with_extensions)]
     async fn prepare(&self, params: PrepareWorkspace) -> RpcResult<Begun>;
