@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use vm_types::workspace::{
-    ExportOutcome, PreparedWorkspace, WorkspaceChange, WorkspaceChangeKind, WorkspaceExport, WorkspaceFacts,
-    WorkspaceOffer, WorkspacePlan, WorkspaceRecord, WorkspaceState, WorkspaceStatus,
+    ExportOutcome, PreparedWorkspace, SubmoduleBranch, WorkspaceChange, WorkspaceChangeKind, WorkspaceExport,
+    WorkspaceFacts, WorkspaceOffer, WorkspacePlan, WorkspaceRecord, WorkspaceState, WorkspaceStatus,
 };
 
 /// A workspace to bring into a VM. What is left out is taken from the workspace's own `vm.toml`, then from what importers

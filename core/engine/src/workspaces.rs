@@ -12,6 +12,7 @@
 //! VM just does, and whoever holds the lock sees it ([`Cell::down`]) and gives up. What blocks (git, files) has threads and a
 //! [`Cancel`] that goes with its operation.
 
+mod check;
 mod choose;
 mod error;
 mod export;
@@ -33,6 +34,7 @@ use vm_workspace::{Baseline, Cancel, Identity, Workspace, WorkspaceError, export
 
 pub(crate) use self::patches::Patches;
 pub use self::{
+    check::CheckRequest,
     error::{ImportError, WorkspacesError},
     export::{ExportRequest, ExportTo},
     plan::PlanRequest,

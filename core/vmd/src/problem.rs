@@ -130,7 +130,7 @@ fn export(error: &ExportError) -> ErrorKind {
         | ExportError::Host { source, .. }
         | ExportError::Output { source } => io(source),
         ExportError::BranchName { .. } => ErrorKind::InvalidArgument,
-        ExportError::BranchDiverged { .. } => ErrorKind::AlreadyExists,
+        ExportError::BranchDiverged { .. } | ExportError::BranchInTheWay { .. } => ErrorKind::AlreadyExists,
         ExportError::BranchCheckedOut { .. } => ErrorKind::InUse,
     }
 }

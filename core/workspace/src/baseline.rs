@@ -171,13 +171,22 @@ impl Baseline {
         struct Any {
             version: u32,
         }
-        let Some(any) = vm_host::files::read_json::<Any>(path).map_err(failed(path))? else {
-            return Ok(None);
+        let content = match std::fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            content => content.map_err(failed(path))?,
         };
-        if any.version != VERSION {
-            return Err(WorkspaceError::BaselineVersion { path: path.to_owned(), version: any.version });
+        let damaged = |error| failed(path)(io::Error::new(io::ErrorKind::InvalidData, error));
+        // It is large, so it is read through once unless something is wrong with it.
+        match serde_json::from_slice::<Self>(&content) {
+            Ok(baseline) if baseline.version == VERSION => Ok(Some(baseline)),
+            read => {
+                let Any { version } = serde_json::from_slice(&content).map_err(damaged)?;
+                if version != VERSION {
+                    return Err(WorkspaceError::BaselineVersion { path: path.to_owned(), version });
+                }
+                read.map(Some).map_err(damaged)
+            }
         }
-        vm_host::files::read_json(path).map_err(failed(path))
     }
 
     /// What is to be done in the guest so that it has what the host has now. `survey` is what is in the guest now; the guest

@@ -19,7 +19,7 @@ use vm_types::guest::{EXEC_ARGV_ENV, EXEC_CWD_ENV};
 use super::{
     machine::MachineArgs,
     session::{Finished, Session, environment, quote},
-    workspace::{ExportTo, Exported, ImportArgs, bring},
+    workspace::{ExportTo, Exported, ImportArgs, bring, check},
 };
 use crate::{
     context::Context,
@@ -116,11 +116,14 @@ impl RunArgs {
             (None, false) => None,
         };
         if let Some(to) = &self.export {
-            // A path that cannot be sent is told before anything is made.
-            to.request(String::new(), None, false)?;
+            to.beforehand()?;
         }
 
         let (client, mut interrupts) = context.client_and_interrupts().await?;
+        if let Some(request) = &workspace {
+            let request = PrepareWorkspace { user: self.user.clone(), ..request.clone() };
+            check(context, &client, request, self.export.as_ref(), &mut interrupts).await?;
+        }
         let begun = client.create(self.machine.into_request(ephemeral, true)).await?;
         let Done { result: vm, interrupted } = follow::<VmInfo>(
             &client,

@@ -12,7 +12,7 @@ use vm_api::PrepareWorkspace;
 
 pub(crate) use self::{
     export::{ExportTo, Exported},
-    prepare::bring,
+    prepare::{bring, check},
 };
 use crate::{context::Context, errors::CliError};
 

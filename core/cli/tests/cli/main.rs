@@ -10,3 +10,4 @@ mod scaffold;
 mod stub;
 mod terminal;
 mod watching;
+mod workspaces;

@@ -1,6 +1,7 @@
 //! A daemon that does nothing: it notes what it is asked and answers as it was told to.
 
 mod plugins;
+mod workspaces;
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +17,7 @@ use serde::Serialize;
 use serde_json::{Value, json, value::to_raw_value};
 use tokio::{net::UnixListener, runtime::Runtime, sync::watch};
 use vm_api::{
-    rpc::{DaemonServer, EventsServer, OperationServer, PluginsServer, VmServer},
+    rpc::{DaemonServer, EventsServer, OperationServer, PluginsServer, VmServer, WorkspacesServer},
     *,
 };
 
@@ -130,6 +131,7 @@ impl Daemon {
         module.merge(DaemonServer::into_rpc(self.clone())).unwrap();
         module.merge(EventsServer::into_rpc(self.clone())).unwrap();
         module.merge(PluginsServer::into_rpc(self.clone())).unwrap();
+        module.merge(WorkspacesServer::into_rpc(self.clone())).unwrap();
         module
     }
 

@@ -35,10 +35,10 @@ pub(super) fn choose(
     settings: Option<&Settings>,
     probed: &Probed,
 ) -> Result<Chosen, WorkspacesError> {
-    let own = settings.and_then(|settings| settings.importer.as_deref());
+    let own = settings.and_then(|settings| Some((settings, settings.importer.as_ref()?)));
     let (wanted, by) = match (asked.importer, own) {
         (Some(importer), _) => (Some(importer), "it was asked for"),
-        (None, Some(importer)) => (Some(importer), "the workspace's vm.toml says so"),
+        (None, Some((_, said))) => (Some(said.value.as_str()), "the workspace's vm.toml says so"),
         (None, None) => (None, "it fits best"),
     };
     let (name, strategy) = match wanted.map(|wanted| wanted.split_once('/').ok_or(wanted)) {
@@ -70,7 +70,17 @@ pub(super) fn choose(
                 if asked.full { format!("{by}, and all of the history was asked for") } else { by.into() };
             Ok(Chosen { offer: offer.clone(), why })
         }
-        None => Err(nothing(name, strategy, probed)),
+        None => {
+            let error = nothing(name, strategy, probed);
+            // Whoever wrote it is to find the place.
+            Err(match (asked.importer, own, error) {
+                (None, Some((settings, said)), WorkspacesError::NoOffer { message, hint }) => {
+                    let place = settings.refused("importer", said, &message);
+                    WorkspacesError::NoOffer { message: place.to_string(), hint }
+                }
+                (_, _, error) => error,
+            })
+        }
     }
 }
 
@@ -111,33 +121,38 @@ pub(super) fn shown(offer: &ImportOffer) -> WorkspaceOffer {
 /// The directory in the guest: what was asked for, what the workspace says, or one named after it.
 ///
 /// # Errors
-/// [`WorkspacesError::Destination`].
+/// [`WorkspacesError::Destination`], [`WorkspacesError::Settings`].
 pub(super) fn destination(
     asked: Option<&str>,
     settings: Option<&Settings>,
     name: &str,
 ) -> Result<String, WorkspacesError> {
-    match asked.or(settings.and_then(|settings| settings.to.as_deref())) {
-        Some(path) => checked(path),
-        None => Ok(format!("{BASE}/{}", tame(name))),
+    let own = settings.and_then(|settings| Some((settings, settings.to.as_ref()?)));
+    match (asked, own) {
+        (Some(path), _) => {
+            checked(path).map_err(|reason| WorkspacesError::Destination { path: path.to_owned(), reason })
+        }
+        (None, Some((settings, said))) => {
+            checked(&said.value).map_err(|reason| settings.refused("to", said, reason))
+        }
+        (None, None) => Ok(format!("{BASE}/{}", tame(name))),
     }
 }
 
-/// An absolute path without detours, as it is recorded.
-fn checked(path: &str) -> Result<String, WorkspacesError> {
-    let refused = |reason| WorkspacesError::Destination { path: path.to_owned(), reason };
+/// An absolute path without detours, as it is recorded; or why it is none.
+fn checked(path: &str) -> Result<String, &'static str> {
     if !path.starts_with('/') {
-        return Err(refused("it is not absolute"));
+        return Err("it is not absolute");
     }
     if path.chars().any(char::is_control) {
-        return Err(refused("it has control characters"));
+        return Err("it has control characters");
     }
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     if parts.contains(&"..") {
-        return Err(refused("it has .. in it"));
+        return Err("it has .. in it");
     }
     if parts.is_empty() {
-        return Err(refused("it is the guest's root"));
+        return Err("it is the guest's root");
     }
     Ok(format!("/{}", parts.join("/")))
 }
@@ -155,7 +170,7 @@ fn tame(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::settings::tests::said, *};
     use crate::ports::ImportFailure;
 
     fn probed(offers: &[(&str, &str, u32)]) -> Probed {
@@ -170,8 +185,7 @@ mod tests {
     }
 
     fn chosen(asked: Asked<'_>, settings: Option<&str>, probed: &Probed) -> Result<String, String> {
-        let settings =
-            settings.map(|importer| Settings { importer: Some(importer.into()), ..Settings::default() });
+        let settings = settings.map(|importer| said(&format!("[workspace]\nimporter = {importer:?}")));
         choose(asked, settings.as_ref(), probed)
             .map(|chosen| format!("{}/{}", chosen.offer.plugin, chosen.offer.strategy))
             .map_err(|error| format!("{error}; {}", error.hint().unwrap_or_default()))
@@ -195,6 +209,9 @@ mod tests {
         );
         let none = chosen(asked("rsync"), None, &there).unwrap_err();
         assert!(none.contains("rsync") && none.contains("git/shallow, git/full, copy/files"), "{none}");
+        let none = chosen(Asked::default(), Some("rsync"), &there).unwrap_err();
+        let place = "/src/vm.toml, line 2: `importer` is \"rsync\": rsync does not offer";
+        assert!(none.starts_with(place) && none.contains("git/shallow"), "{none}");
     }
 
     #[test]
@@ -227,8 +244,10 @@ mod tests {
         for wrong in ["srv", "", "/", "/.", "/a/../b", "/a\nb"] {
             assert!(to(wrong).is_err(), "{wrong:?}");
         }
-        let settings = Settings { to: Some("/srv/x".into()), ..Settings::default() };
+        let settings = said("[workspace]\nto = \"/srv/x\"");
         assert_eq!(destination(None, Some(&settings), "x").unwrap(), "/srv/x");
         assert_eq!(destination(Some("/y"), Some(&settings), "x").unwrap(), "/y");
+        let wrong = destination(None, Some(&said("[workspace]\nto = \"x/y\"")), "x").unwrap_err();
+        assert!(wrong.to_string().starts_with("/src/vm.toml, line 2: `to`"), "{wrong}");
     }
 }

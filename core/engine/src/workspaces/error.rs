@@ -43,11 +43,13 @@ pub enum WorkspacesError {
         hint: String,
     },
     /// The workspace's own settings.
-    #[error("{} does not fit: {message}", path.display())]
+    #[error("{}{}: {message}", path.display(), line.map(|line| format!(", line {line}")).unwrap_or_default())]
     Settings {
         /// The file.
         path: PathBuf,
-        /// What does not.
+        /// Where in it, the first line being 1; none where it is all of it.
+        line: Option<usize>,
+        /// What does not fit.
         message: String,
     },
     /// A directory of the guest that cannot be one of a workspace.
@@ -150,7 +152,9 @@ impl WorkspacesError {
             Self::Down { vm, .. } => Some(format!("start it with `vm start {vm}` and try again")),
             Self::NoOffer { hint, .. } => Some(hint.clone()),
             Self::Settings { .. } => Some(
-                "it may have one table, [workspace], with `importer`, `to` and `user`, each a text".into(),
+                "it may have one table, [workspace], with `importer`, `to` and `user`, each a text; --importer, --to and --user \
+                 count more"
+                    .into(),
             ),
             Self::Destination { .. } => Some("name another one with --to, for instance /work/project".into()),
             Self::Relative { .. } => Some("begin it with /".into()),

@@ -13,11 +13,11 @@ use vm_types::{
     OperationId,
     guest::files::Seen,
     operation::OperationKind,
-    workspace::{ExportOutcome, WorkspaceExport},
+    workspace::{ExportOutcome, SubmoduleBranch, WorkspaceExport},
 };
 use vm_workspace::{
     Baseline, Cancel, Difference, EntryKind, Selection, Workspace, WorkspaceError,
-    export::{ApplyReport, Export, ExportError, Wish},
+    export::{ApplyReport, Export, ExportError, SubmoduleReport, Wish},
 };
 
 use super::{
@@ -207,10 +207,16 @@ async fn branch(
             commits: report.commits,
             uncommitted: report.uncommitted,
             continues: report.continues,
+            submodules: report.submodules.into_iter().map(submodule).collect(),
         };
         Ok::<_, ExportError>((outcome, export.warnings()))
     })
     .await
+}
+
+fn submodule(report: SubmoduleReport) -> SubmoduleBranch {
+    let SubmoduleReport { path, commit, before, commits } = report;
+    SubmoduleBranch { path: text(&path), commit, before, commits }
 }
 
 /// Writes files below a directory. What was done, and which paths both sides now have alike.

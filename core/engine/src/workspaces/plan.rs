@@ -19,6 +19,7 @@ use crate::{
     Engine, EngineError,
     ops::{OpContext, Outcome},
     ports::{ImportSource, Probed},
+    vm::cell::Cell,
 };
 
 /// What to plan for.
@@ -49,8 +50,17 @@ pub(super) struct Opened {
 impl Opened {
     /// The guest's user, where one is named.
     pub(super) fn user(&self, asked: Option<&String>) -> Option<String> {
-        asked.or_else(|| self.settings.as_ref()?.user.as_ref()).cloned()
+        let own = || Some(self.settings.as_ref()?.user.as_ref()?.value.clone());
+        asked.cloned().or_else(own)
     }
+}
+
+/// What would be done.
+pub(super) struct Planned {
+    pub(super) plan: WorkspacePlan,
+    /// Why no importer would be taken.
+    pub(super) refused: Option<WorkspacesError>,
+    pub(super) workspace: Arc<Workspace>,
 }
 
 impl From<WorkspacePlan> for Outcome {
@@ -74,38 +84,51 @@ impl Engine {
                 let planned = async {
                     let cancel = Cancel::default();
                     let _ends = cancel.on_drop();
-                    let opened = engine.look_at(&request.path, request.caller, &cancel, &context).await?;
-                    let settings = opened.settings.as_ref();
-                    let facts = opened.workspace.facts().clone();
-                    let to = choose::destination(request.to.as_deref(), settings, &facts.name)?;
-                    let former = match &cell {
-                        Some(cell) => match engine.inner.store.workspaces().get(cell.id(), &to).await? {
-                            Some(record) => engine.baseline_of(cell, &record).await?,
-                            None => None,
-                        },
-                        None => None,
-                    };
-                    let probed = engine.offers(&opened, former, &context).await;
-                    let asked = Asked { importer: request.importer.as_deref(), full: request.full };
-                    let (chosen, why) = match choose::choose(asked, settings, &probed) {
-                        Ok(Chosen { offer, why }) => (Some(choose::shown(&offer).way()), why),
-                        Err(error) => (None, error.to_string()),
-                    };
-                    let offers: Vec<WorkspaceOffer> = probed.offers.iter().map(choose::shown).collect();
-                    Ok(WorkspacePlan {
-                        user: opened.user(request.user.as_ref()),
-                        settings: settings.map(|_| facts.path.join(settings::FILE)),
-                        facts,
-                        to,
-                        offers,
-                        chosen,
-                        why,
-                        failures: probed.failures.iter().map(ToString::to_string).collect(),
-                    })
+                    Ok(engine.planned(&request, cell.as_ref(), &cancel, &context).await?.plan)
                 };
                 context.cancellable(planned).await
             })
             .map(|operation| operation.id())
+    }
+
+    /// Looks at a workspace and asks importers; `cell` is a VM that may have it already.
+    pub(super) async fn planned(
+        &self,
+        request: &PlanRequest,
+        cell: Option<&Arc<Cell>>,
+        cancel: &Cancel,
+        context: &OpContext,
+    ) -> Result<Planned, EngineError> {
+        let opened = self.look_at(&request.path, request.caller, cancel, context).await?;
+        let settings = opened.settings.as_ref();
+        let facts = opened.workspace.facts().clone();
+        let to = choose::destination(request.to.as_deref(), settings, &facts.name)?;
+        let former = match cell {
+            Some(cell) => match self.inner.store.workspaces().get(cell.id(), &to).await? {
+                Some(record) => self.baseline_of(cell, &record).await?,
+                None => None,
+            },
+            None => None,
+        };
+        let probed = self.offers(&opened, former, context).await;
+        let asked = Asked { importer: request.importer.as_deref(), full: request.full };
+        let (chosen, why, refused) = match choose::choose(asked, settings, &probed) {
+            Ok(Chosen { offer, why }) => (Some(choose::shown(&offer).way()), why, None),
+            Err(error) => (None, error.to_string(), Some(error)),
+        };
+        let offers: Vec<WorkspaceOffer> = probed.offers.iter().map(choose::shown).collect();
+        let plan = WorkspacePlan {
+            user: opened.user(request.user.as_ref()),
+            settings: settings.map(|settings| settings.file.clone()),
+            facts,
+            to,
+            offers,
+            chosen,
+            why,
+            failures: probed.failures.iter().map(ToString::to_string).collect(),
+            warnings: Vec::new(),
+        };
+        Ok(Planned { plan, refused, workspace: opened.workspace })
     }
 
     /// Opens a directory of the host, and reads what it says of itself.

@@ -10,7 +10,7 @@ use vm_types::{
     workspace::{WorkspaceChange, WorkspaceChangeKind, WorkspaceRecord, WorkspaceState, WorkspaceStatus},
 };
 use vm_workspace::{
-    Baseline, Cancel,
+    Baseline, Cancel, Difference,
     export::{Change, ChangeKind, ExportError, Wish},
 };
 
@@ -18,7 +18,7 @@ use super::{Caller, WorkspacesError, fetch::Reached, on_host, up};
 use crate::{
     Engine, EngineError,
     ops::{OpContext, Outcome},
-    vm::cell::Cell,
+    vm::cell::{Cell, Live},
 };
 
 const DOING: &str = "looking at the workspace";
@@ -98,6 +98,7 @@ impl Engine {
             })
             .await?;
             reached.close().await;
+            self.remember(cell, live, &record, &baseline, &difference).await;
             Ok(WorkspaceStatus {
                 guest: changes.into_iter().map(shown).collect(),
                 host: texts(difference.send),
@@ -109,6 +110,27 @@ impl Engine {
             })
         };
         Box::pin(self.while_up(cell, live, DOING, context, looked)).await
+    }
+
+    /// Writes down the times of files that have others on the host and are the same all the same, so that the next one who looks need
+    /// not read them: those that were sent right after they had been made, or that somebody has only touched.
+    async fn remember(
+        &self,
+        cell: &Arc<Cell>,
+        live: Live,
+        record: &WorkspaceRecord,
+        baseline: &Baseline,
+        difference: &Difference,
+    ) {
+        if !difference.touched.entries.values().any(|entry| entry.stat.inode != 0) {
+            return;
+        }
+        let mut baseline = baseline.clone();
+        baseline.sent.extend(difference.touched.clone());
+        // It is as right as it was if that fails.
+        if let Err(error) = self.save_baseline(cell, live, &record.path, baseline, DOING).await {
+            tracing::debug!(vm = %cell.name(), error = %error.chain(), "the times of files could not be written down");
+        }
     }
 
     /// What was sent of a workspace that has to be whole.

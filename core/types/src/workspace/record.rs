@@ -87,7 +87,7 @@ impl WorkspaceOffer {
     }
 }
 
-/// What would be done with a workspace: the result of `workspace.plan`.
+/// What would be done with a workspace: the result of `workspace.plan` and `workspace.check`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkspacePlan {
     /// The workspace.
@@ -107,6 +107,9 @@ pub struct WorkspacePlan {
     /// Importers that could not say what they would do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<String>,
+    /// What people should know beforehand of bringing the work back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A workspace that was brought into a VM: the result of `workspace.prepare`.
@@ -206,6 +209,9 @@ pub enum ExportOutcome {
         uncommitted: bool,
         /// Whether the guest's history goes on from where it started, which it does not after, say, a rebase.
         continues: bool,
+        /// The same branch of submodules' repositories, where the guest has commits in them that the host had not.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        submodules: Vec<SubmoduleBranch>,
     },
     /// Files of the host, of a directory or of the workspace itself.
     Files {
@@ -222,6 +228,19 @@ pub enum ExportOutcome {
         /// Paths that the host's system did not let be written or removed, with the reason.
         failed: Vec<(String, String)>,
     },
+}
+
+/// A branch of a submodule's repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SubmoduleBranch {
+    /// Where the submodule is in the workspace.
+    pub path: String,
+    /// The commit that the branch has now, or would have.
+    pub commit: String,
+    /// The one it had, if it was there.
+    pub before: Option<String>,
+    /// Commits since the workspace was brought.
+    pub commits: u64,
 }
 
 impl ExportOutcome {

@@ -9,7 +9,9 @@ use vm_api::{
     Begun, ErrorKind, ExportAs, ExportWorkspace, LookAtWorkspace, OperationId, PatchPiece, PrepareWorkspace,
     Problem, WorkspaceRecord, rpc::WorkspacesServer,
 };
-use vm_engine::workspaces::{Caller, ExportRequest, ExportTo, PlanRequest, PrepareRequest, StatusRequest};
+use vm_engine::workspaces::{
+    Caller, CheckRequest, ExportRequest, ExportTo, PlanRequest, PrepareRequest, StatusRequest,
+};
 
 use super::{
     server::{Context, Peer},
@@ -23,6 +25,15 @@ fn caller(extensions: &Extensions) -> RpcResult<Caller> {
     Ok(peer.map(|peer| Caller { uid: peer.uid, gid: peer.gid }).ok_or_else(unknown)?)
 }
 
+fn export_to(to: ExportAs) -> ExportTo {
+    match to {
+        ExportAs::Patch => ExportTo::Patch,
+        ExportAs::Branch { name, message } => ExportTo::Branch { name, message },
+        ExportAs::Files { directory, ignored } => ExportTo::Files { directory, ignored },
+        ExportAs::Apply => ExportTo::Apply,
+    }
+}
+
 #[async_trait]
 impl WorkspacesServer for Context {
     async fn plan(&self, extensions: &Extensions, params: PrepareWorkspace) -> RpcResult<Begun> {
@@ -30,6 +41,19 @@ impl WorkspacesServer for Context {
         let PrepareWorkspace { path, vm, to, importer, full, user, replace: _ } = params;
         let request = PlanRequest { path, vm, to, importer, full, user, caller };
         Ok(Begun { operation: self.engine.plan_workspace(request).map_err(wire)? })
+    }
+
+    async fn check(
+        &self,
+        extensions: &Extensions,
+        params: PrepareWorkspace,
+        export: Option<ExportAs>,
+    ) -> RpcResult<Begun> {
+        let caller = caller(extensions)?;
+        let PrepareWorkspace { path, vm: _, to, importer, full, user, replace: _ } = params;
+        let plan = PlanRequest { path, vm: None, to, importer, full, user, caller };
+        let request = CheckRequest { plan, export: export.map(export_to) };
+        Ok(Begun { operation: self.engine.check_workspace(request).map_err(wire)? })
     }
 
     async fn prepare(&self, extensions: &Extensions, params: PrepareWorkspace) -> RpcResult<Begun> {
@@ -57,13 +81,7 @@ impl WorkspacesServer for Context {
     async fn export(&self, extensions: &Extensions, params: ExportWorkspace) -> RpcResult<Begun> {
         let caller = caller(extensions)?;
         let ExportWorkspace { vm, at, to, dry_run } = params;
-        let to = match to {
-            ExportAs::Patch => ExportTo::Patch,
-            ExportAs::Branch { name, message } => ExportTo::Branch { name, message },
-            ExportAs::Files { directory, ignored } => ExportTo::Files { directory, ignored },
-            ExportAs::Apply => ExportTo::Apply,
-        };
-        let request = ExportRequest { vm, at, to, dry_run, caller };
+        let request = ExportRequest { vm, at, to: export_to(to), dry_run, caller };
         Ok(Begun { operation: self.engine.export_workspace(request).map_err(wire)? })
     }
 

@@ -1,25 +1,29 @@
 //! A guest's commits as a branch of the host's.
 
-use crate::{Git, GitError, WorkspaceError, export::ExportError, text::shown};
+use std::path::Path;
+
+use crate::{Git, GitCommand, GitError, WorkspaceError, export::ExportError, text::shown};
 
 use super::{
     quarantine::{Host, Quarantine, unusable},
     refs::Head,
     report::BranchReport,
-    session::Export,
+    session::{Export, act},
 };
 
 /// Where the quarantine has what is to go to the host.
 const TIP: &str = "refs/heads/export";
+/// Where branches are.
+const HEADS: &str = "refs/heads/";
 
 /// Whether git takes a name for a branch.
-pub(super) fn check_name(quarantine: &Quarantine, name: &str) -> Result<(), ExportError> {
+pub(super) fn check_name(git: GitCommand<'_>, name: &str) -> Result<(), ExportError> {
     let refused = || ExportError::BranchName { name: shown(name.as_bytes()) };
     // Git has these for itself where it reads names from people.
     if name.starts_with('-') || name == "HEAD" || name.contains('\0') {
         return Err(refused());
     }
-    let checked = quarantine.command().args(["check-ref-format", &reference(name)]).find();
+    let checked = git.args(["check-ref-format", &reference(name)]).find();
     match checked.map_err(WorkspaceError::git("looking at the branch's name"))? {
         Some(_) => Ok(()),
         None => Err(refused()),
@@ -27,7 +31,7 @@ pub(super) fn check_name(quarantine: &Quarantine, name: &str) -> Result<(), Expo
 }
 
 fn reference(name: &str) -> String {
-    format!("refs/heads/{name}")
+    format!("{HEADS}{name}")
 }
 
 /// Makes or moves the branch.
@@ -51,7 +55,7 @@ pub(super) fn branch(
     }
     let parent = head.or(base);
     let committed = parent.map(|parent| tree_of(quarantine, parent)).transpose()?;
-    let before = existing(&export.git, host, name)?;
+    let before = existing(&export.git, &host.top, name)?;
     let (commit, uncommitted) = match (parent, committed) {
         (Some(parent), Some(committed)) if committed == tree => (parent.to_owned(), false),
         _ => match &before {
@@ -64,31 +68,56 @@ pub(super) fn branch(
         (Some(head), Some(base)) => is_ancestor(quarantine, base, head)?,
         _ => true,
     };
-    let mut count = quarantine.command().args(["rev-list", "--count", &commit]);
-    if let Some(base) = base {
-        count = count.args(["--not", base]);
-    }
-    let count = text(count.line().map_err(unusable)?);
-    if let Some(before) = &before
-        && !is_ancestor(quarantine, before, &commit)?
-    {
-        return Err(ExportError::BranchDiverged { name: shown(name.as_bytes()) });
-    }
-    if before.as_ref() != Some(&commit) && !dry_run {
-        bring(&export.git, quarantine, host, name, &commit, base)?;
+    let commits = count(quarantine, &commit, base)?;
+    goes_on(quarantine, before.as_deref(), &commit, name)?;
+    let submodules = export.submodules.iter().map(|submodule| {
+        act(&export.identity, || submodule.plan(&export.git, &export.guest, &export.fetched, name))
+    });
+    let submodules: Vec<_> = submodules.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+    if !dry_run {
+        submodules.iter().try_for_each(|submodule| submodule.bring(name))?;
+        if before.as_ref() != Some(&commit) {
+            let target = Target { git: &export.git, quarantine, top: &host.top, base };
+            target.bring(name, &commit)?;
+        }
     }
     Ok(BranchReport {
         commit,
         before,
         base: base.map(str::to_owned),
-        commits: count.parse().unwrap_or_default(),
+        commits,
         uncommitted,
         continues,
+        submodules: submodules.into_iter().map(|submodule| submodule.report).collect(),
     })
 }
 
+/// How many commits are new.
+pub(super) fn count(quarantine: &Quarantine, commit: &str, base: Option<&str>) -> Result<u64, ExportError> {
+    let mut count = quarantine.command().args(["rev-list", "--count", commit]);
+    if let Some(base) = base {
+        count = count.args(["--not", base]);
+    }
+    Ok(text(count.line().map_err(unusable)?).parse().unwrap_or_default())
+}
+
+/// Whether the branch would move forward, if it is there.
+pub(super) fn goes_on(
+    quarantine: &Quarantine,
+    before: Option<&str>,
+    commit: &str,
+    name: &str,
+) -> Result<(), ExportError> {
+    match before {
+        Some(before) if !is_ancestor(quarantine, before, commit)? => {
+            Err(ExportError::BranchDiverged { name: shown(name.as_bytes()) })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// All that a commit of the guest stands on must be there, here or on the host.
-fn whole(quarantine: &Quarantine, head: &str, base: Option<&str>) -> Result<(), ExportError> {
+pub(super) fn whole(quarantine: &Quarantine, head: &str, base: Option<&str>) -> Result<(), ExportError> {
     if !quarantine.has_commit(head)? {
         return Err(ExportError::History { reason: format!("its commit {head} is not among its objects") });
     }
@@ -155,74 +184,103 @@ fn setting(git: &Git, host: &Host, name: &str) -> Result<Option<String>, ExportE
     Ok(value.map(text).filter(|value| !value.trim().is_empty()))
 }
 
-/// The commit that a branch of the host's has.
-fn existing(git: &Git, host: &Host, name: &str) -> Result<Option<String>, ExportError> {
-    let reference = reference(name);
-    let list =
-        git.at(&host.top).args(["for-each-ref", "--format=%(objectname)%00%(refname)%00%(worktreepath)"]);
-    let list = list.arg(&reference).output().map_err(WorkspaceError::git("looking for the branch"))?;
-    // The pattern takes what is below such a name as well.
+/// The commit that a branch of a repository of the host's has.
+///
+/// # Errors
+/// It is checked out, or cannot be there beside another one: git keeps branches in files and directories.
+pub(super) fn existing(git: &Git, top: &Path, name: &str) -> Result<Option<String>, ExportError> {
+    let wanted = reference(name);
+    let above = name.match_indices('/').map(|(at, _)| reference(&name[..at]));
+    let list = git
+        .at(top)
+        .args(["for-each-ref", "--format=%(objectname)%00%(refname)%00%(worktreepath)"])
+        .arg(&wanted)
+        .args(above.clone())
+        .output()
+        .map_err(WorkspaceError::git("looking for the branch"))?;
+    let mut existing = None;
+    // A pattern takes what is below such a name as well.
     for line in text(list).lines() {
         let mut fields = line.split('\0');
-        if let (Some(commit), Some(found), worktree) = (fields.next(), fields.next(), fields.next())
-            && found == reference
-        {
-            return match worktree {
-                Some(worktree) if !worktree.is_empty() => Err(ExportError::BranchCheckedOut {
+        let (Some(commit), Some(found), worktree) = (fields.next(), fields.next(), fields.next()) else {
+            continue;
+        };
+        if found == wanted {
+            if let Some(worktree) = worktree.filter(|worktree| !worktree.is_empty()) {
+                return Err(ExportError::BranchCheckedOut {
                     name: shown(name.as_bytes()),
                     worktree: shown(worktree.as_bytes()),
-                }),
-                _ => Ok(Some(commit.to_owned())),
-            };
+                });
+            }
+            existing = Some(commit.to_owned());
+        } else if found.strip_prefix(&wanted).is_some_and(|rest| rest.starts_with('/'))
+            || above.clone().any(|above| above == found)
+        {
+            let other = found.strip_prefix(HEADS).unwrap_or(found);
+            return Err(ExportError::BranchInTheWay {
+                name: shown(name.as_bytes()),
+                other: shown(other.as_bytes()),
+            });
         }
     }
-    Ok(None)
+    Ok(existing)
 }
 
-/// Brings the commit to the host. Git looks through all objects that come; it moves a branch only forward, and none that
-/// is checked out.
-fn bring(
-    git: &Git,
-    quarantine: &Quarantine,
-    host: &Host,
-    name: &str,
-    commit: &str,
-    base: Option<&str>,
-) -> Result<(), ExportError> {
-    let doing = "bringing the guest's commits to the host";
-    quarantine.command().args(["update-ref", TIP, commit]).output().map_err(WorkspaceError::git(doing))?;
-    let mut fetch = git.at(&host.top).args([
-        "-c",
-        "protocol.file.allow=always",
-        "-c",
-        "transfer.fsckObjects=true",
-        "-c",
-        "fetch.fsckObjects=true",
-        "-c",
-        "core.logAllRefUpdates=true",
-        "fetch",
-        "--quiet",
-        "--no-tags",
-        "--no-prune",
-        // Without it git does not look whether a branch moves backward.
-        "--show-forced-updates",
-        "--no-write-fetch-head",
-        "--no-recurse-submodules",
-        "--no-auto-maintenance",
-    ]);
-    if let Some(base) = base {
-        fetch = fetch.arg(format!("--negotiation-tip={base}"));
-    }
-    let fetched = fetch.arg(quarantine.directory()).arg(format!("{TIP}:{}", reference(name))).output();
-    match fetched {
-        Ok(_) => Ok(()),
-        Err(GitError::Failed { stderr, .. }) if stderr.contains("non-fast-forward") => {
-            Err(ExportError::BranchDiverged { name: shown(name.as_bytes()) })
+/// A repository of the host's that gets a branch.
+pub(super) struct Target<'a> {
+    pub(super) git: &'a Git,
+    /// Has the commit.
+    pub(super) quarantine: &'a Quarantine,
+    /// Its working tree.
+    pub(super) top: &'a Path,
+    /// A commit that it has.
+    pub(super) base: Option<&'a str>,
+}
+
+impl Target<'_> {
+    /// Brings the commit to the host. Git looks through all objects that come; it moves a branch only forward, and none that
+    /// is checked out.
+    pub(super) fn bring(&self, name: &str, commit: &str) -> Result<(), ExportError> {
+        let Self { git, quarantine, top, base } = self;
+        let doing = "bringing the guest's commits to the host";
+        quarantine
+            .command()
+            .args(["update-ref", TIP, commit])
+            .output()
+            .map_err(WorkspaceError::git(doing))?;
+        let mut fetch = git.at(top).args([
+            "-c",
+            "protocol.file.allow=always",
+            "-c",
+            "transfer.fsckObjects=true",
+            "-c",
+            "fetch.fsckObjects=true",
+            "-c",
+            "core.logAllRefUpdates=true",
+            "fetch",
+            "--quiet",
+            "--no-tags",
+            "--no-prune",
+            // Without it git does not look whether a branch moves backward.
+            "--show-forced-updates",
+            "--no-write-fetch-head",
+            "--no-recurse-submodules",
+            "--no-auto-maintenance",
+        ]);
+        if let Some(base) = base {
+            fetch = fetch.arg(format!("--negotiation-tip={base}"));
         }
-        Err(GitError::Failed { stderr, .. }) => {
-            Err(ExportError::Refused { reason: shown(stderr.as_bytes()) })
+        let fetched = fetch.arg(quarantine.directory()).arg(format!("{TIP}:{}", reference(name))).output();
+        match fetched {
+            Ok(_) => Ok(()),
+            Err(GitError::Failed { stderr, .. }) if stderr.contains("non-fast-forward") => {
+                Err(ExportError::BranchDiverged { name: shown(name.as_bytes()) })
+            }
+            Err(GitError::Failed { stderr, .. }) => {
+                Err(ExportError::Refused { reason: shown(stderr.as_bytes()) })
+            }
+            Err(error) => Err(WorkspaceError::git(doing)(error).into()),
         }
-        Err(error) => Err(WorkspaceError::git(doing)(error).into()),
     }
 }
 

@@ -56,10 +56,8 @@ pub enum ExportError {
         source: io::Error,
     },
     /// What is to be fetched would fill the disk.
-    #[error("{bytes} bytes are to be fetched from the guest, more than {path} has room for")]
+    #[error("the disk of {} has no room for what the guest has changed", path.display())]
     Room {
-        /// How many, by the guest's word.
-        bytes: u64,
         /// Where they would be kept meanwhile.
         path: PathBuf,
         /// Why not.
@@ -101,6 +99,14 @@ pub enum ExportError {
         /// Where.
         worktree: String,
     },
+    /// Git has no place for it.
+    #[error("the branch {name} cannot be beside the branch {other}")]
+    BranchInTheWay {
+        /// Its name.
+        name: String,
+        /// The one that is there.
+        other: String,
+    },
     /// Git did not let the guest's commits into the host's repository.
     #[error("git refused the guest's commits: {reason}")]
     Refused {
@@ -139,7 +145,8 @@ impl ExportError {
             }
             Self::Scratch { .. } => "check vmd's state directory",
             Self::Host { .. } => {
-                "files are read and written with your rights: check those of the file and its directory"
+                "files are read and written with your rights, for root with those of the workspace's owner: check those of the \
+                 file and its directory"
             }
             Self::History { .. } => {
                 "export the files without commits (--patch, --files or --apply); or mend it in the guest with git fsck"
@@ -148,6 +155,9 @@ impl ExportError {
             Self::BranchDiverged { .. } => "name a new branch, and merge it with git",
             Self::BranchCheckedOut { .. } => {
                 "name another branch and merge it with git, or export with --apply"
+            }
+            Self::BranchInTheWay { .. } => {
+                "name another branch: git keeps them as files, and a/b needs a to be a directory"
             }
             Self::Refused { .. } => "export the files without commits (--patch, --files or --apply)",
             Self::Output { .. } => return None,

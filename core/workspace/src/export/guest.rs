@@ -59,7 +59,10 @@ impl Guest {
     }
 
     /// Files below a directory, with the rest of their paths.
-    pub(super) fn below<'a>(&'a self, directory: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a Seen)> {
+    pub(super) fn below<'a, 'd>(
+        &'a self,
+        directory: &'d [u8],
+    ) -> impl Iterator<Item = (&'a [u8], &'a Seen)> + use<'a, 'd> {
         let from = self.now.partition_point(|seen| seen.path.as_slice() < directory);
         let rest = self.now.get(from..).unwrap_or_default().iter();
         rest.take_while(move |seen| seen.path.starts_with(directory))
@@ -74,14 +77,20 @@ impl Guest {
         self.now.get(from).is_none_or(|seen| !seen.path.starts_with(&below))
     }
 
-    /// Directories of git's own, but for the top's and those of `submodules`. Each is named once.
-    pub(super) fn repositories(&self, submodules: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    /// Files by which git finds a repository of its own elsewhere, with the directories that they are in. The top's is none of them.
+    pub(super) fn links(&self) -> impl Iterator<Item = (&[u8], &Seen)> {
+        let files = self.now.iter().filter(|seen| seen.kind == SeenKind::File);
+        let links = files.filter_map(|seen| Some((seen.path.strip_suffix(b"/.git")?, seen)));
+        links.filter(|(top, _)| git_directory(top).is_none())
+    }
+
+    /// Directories of git's own, but for the top's and those of submodules. Each is named once.
+    pub(super) fn repositories(&self, is_submodule: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
         let mut found: Vec<Vec<u8>> = Vec::new();
         for seen in &self.now {
             let Some(end) = git_directory(&seen.path) else { continue };
             let own = seen.path.get(..end).unwrap_or_default();
-            let of_submodule =
-                submodules.iter().any(|top| own.strip_prefix(top.as_slice()) == Some(b"/.git"));
+            let of_submodule = own.strip_suffix(b"/.git").is_some_and(&is_submodule);
             if own != b".git" && !of_submodule && found.last().is_none_or(|last| last != own) {
                 found.push(own.to_vec());
             }
@@ -187,7 +196,7 @@ mod tests {
             seen("sub/.git", File),
         ];
         let guest = Guest::new(list, Vec::new()).unwrap();
-        assert_eq!(guest.repositories(&[b"sub".to_vec()]), [b"a/.git".to_vec()]);
+        assert_eq!(guest.repositories(|path| path == b"sub"), [b"a/.git".to_vec()]);
         assert_eq!(guest.files().map(|seen| seen.path.clone()).collect::<Vec<_>>(), [b"a/x".to_vec()]);
     }
 }

@@ -7,12 +7,12 @@
 //! The host goes on working meanwhile. Nothing is written that is not, at that moment, as it was when it was sent.
 
 mod apply;
+pub mod beforehand;
 mod branch;
 mod compare;
 mod error;
 mod fetch;
 mod guest;
-mod member;
 mod names;
 mod patch;
 mod place;
@@ -20,9 +20,10 @@ mod quarantine;
 mod refs;
 mod report;
 mod session;
+mod submodules;
 mod tree;
 mod view;
 
 pub use error::ExportError;
-pub use report::{ApplyReport, BranchReport, Change, ChangeKind, PatchReport, Wish};
+pub use report::{ApplyReport, BranchReport, Change, ChangeKind, PatchReport, SubmoduleReport, Wish};
 pub use session::Export;

@@ -33,7 +33,11 @@ pub(super) fn git_directory(path: &[u8]) -> Option<usize> {
 
 /// Whether a filesystem somewhere takes a name for `.git`.
 fn is_dot_git(name: &[u8]) -> bool {
-    let plain = without_ignorable(name);
+    // All paths of a tree are looked at, many times, and nearly all of them need no copy.
+    if name.is_ascii() { is_plain_dot_git(name) } else { is_plain_dot_git(&without_ignorable(name)) }
+}
+
+fn is_plain_dot_git(plain: &[u8]) -> bool {
     // NTFS knows short names and streams, and drops dots and spaces at the end.
     let stem = plain.split(|byte| matches!(byte, b':' | b'\\')).next().unwrap_or_default();
     let length = stem.iter().rposition(|byte| !matches!(byte, b'.' | b' ')).map_or(0, |last| last + 1);
@@ -41,7 +45,7 @@ fn is_dot_git(name: &[u8]) -> bool {
     // A backslash separates there.
     let behind = plain.iter().position(|byte| *byte == b'\\').and_then(|at| plain.get(at + 1..));
     [&b".git"[..], b"git~1"].iter().any(|own| stem.eq_ignore_ascii_case(own))
-        || behind.is_some_and(is_dot_git)
+        || behind.is_some_and(is_plain_dot_git)
 }
 
 /// A name as HFS+ compares it: it does not see these code points.

@@ -65,13 +65,14 @@ impl Host {
             let value = value.map_err(WorkspaceError::git("reading the repository's configuration"))?;
             settings.extend(value.map(|value| format!("{key}={}", String::from_utf8_lossy(&value))));
         }
-        Ok(Some(Self {
-            top: workspace.top().to_owned(),
-            format: format.to_owned(),
-            objects: common.join("objects"),
-            shallow: read_small(&common.join("shallow"), true).ok().filter(|list| is_list(list)),
-            settings,
-        }))
+        Ok(Some(Self { settings, ..Self::plain(workspace.top().to_owned(), format, common) }))
+    }
+
+    /// A repository of which only the objects count.
+    pub(super) fn plain(top: PathBuf, format: &str, common: &Path) -> Self {
+        let shallow = read_small(&common.join("shallow"), true).ok().filter(|list| is_list(list));
+        let objects = common.join("objects");
+        Self { top, format: format.to_owned(), objects, shallow, settings: Vec::new() }
     }
 
     /// How many digits the name of an object has.

@@ -64,6 +64,21 @@ pub struct BranchReport {
     pub uncommitted: bool,
     /// Whether the guest's history goes on from where it started. It does not after, say, a rebase.
     pub continues: bool,
+    /// The branch of the same name in submodules of which the guest has commits that the host did not have.
+    pub submodules: Vec<SubmoduleReport>,
+}
+
+/// What became of a submodule's branch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubmoduleReport {
+    /// Where the submodule is, relative to the workspace's top.
+    pub path: Vec<u8>,
+    /// The commit that the branch has now; in a dry run the one it would have.
+    pub commit: String,
+    /// The one it had, if it was there.
+    pub before: Option<String>,
+    /// Commits that are new since the guest started.
+    pub commits: u64,
 }
 
 /// What became of files.

@@ -21,6 +21,7 @@ use super::{
     quarantine::{Host, Quarantine, fetched},
     refs::Head,
     report::{ApplyReport, BranchReport, Change, PatchReport, Wish},
+    submodules::{self, Submodule},
     tree::{self, Made},
     view::{Base, View, first},
 };
@@ -49,6 +50,8 @@ pub struct Export {
     pub(super) base: Base,
     /// What the guest's git says, once it is known; always known where there is no git.
     pub(super) view: Option<View>,
+    /// Submodules that both sides have.
+    pub(super) submodules: Vec<Submodule>,
     /// Directories of git's own that are left where they are.
     repositories: Vec<Vec<u8>>,
     /// The tree that git would make of the guest's working tree.
@@ -72,12 +75,13 @@ impl Export {
     ) -> Result<Self, ExportError> {
         let guest = Guest::new(survey, std::mem::take(&mut baseline.guest))?;
         let scratch = workspace.scratch()?;
-        let (host, quarantine, fetched, base) = act(workspace.identity(), || {
+        let (host, quarantine, fetched, submodules, base) = act(workspace.identity(), || {
             let host = Host::of(workspace)?;
             let quarantine = Quarantine::make(workspace.git(), scratch.path(), host.as_ref())?;
-            Ok((host, quarantine, fetched(scratch.path())?))
+            let submodules = submodules::of(workspace, &baseline);
+            Ok((host, quarantine, fetched(scratch.path())?, submodules))
         })
-        .and_then(|(host, quarantine, fetched)| {
+        .and_then(|(host, quarantine, fetched, submodules)| {
             let base = match &host {
                 Some(_) => match Base::read(workspace, &quarantine, &baseline) {
                     // Files are brought back by what was sent; so the work is not lost with the commit.
@@ -90,7 +94,7 @@ impl Export {
                 },
                 None => Base::default(),
             };
-            Ok((host, quarantine, fetched, base))
+            Ok((host, quarantine, fetched, submodules, base))
         })?;
         Ok(Self {
             identity: workspace.identity().clone(),
@@ -105,6 +109,7 @@ impl Export {
             quarantine,
             base,
             view: None,
+            submodules,
             repositories: Vec::new(),
             tree: None,
             objects: false,
@@ -137,12 +142,6 @@ impl Export {
     /// scratch directory's.
     pub fn take(&mut self, archive: impl Read + Send) -> Result<(), ExportError> {
         let wanted = self.outstanding()?;
-        let bytes = wanted.values().fold(0_u64, |sum, size| sum.saturating_add(*size));
-        vm_host::files::room(self.scratch.path(), bytes).map_err(|source| ExportError::Room {
-            bytes,
-            path: self.scratch.path().to_owned(),
-            source,
-        })?;
         let (fetched, cancel) = (&mut self.fetched, &self.cancel);
         act(&self.identity, || fetched.take(archive, &wanted, cancel))
     }
@@ -170,11 +169,19 @@ impl Export {
             });
             warnings.extend(touched.map(|top| {
                 format!(
-                    "what changed in the submodule {} is in no patch or branch: apply brings its files",
+                    "what is not committed in the submodule {} is in no patch or branch: apply brings its files",
                     shown(top)
                 )
             }));
         }
+        if self.wish != Wish::Branch {
+            warnings.extend(self.submodules.iter().filter(|one| one.has_work()).map(submodules::stays));
+        }
+        let unknown = self.view.iter().flat_map(View::submodules_in_guest).filter(|path| {
+            // Of those that were not sent all is there, if the host has them at all.
+            !self.submodules.iter().any(|one| one.path == *path)
+        });
+        warnings.extend(unknown.map(submodules::unknown));
         warnings.extend(
             self.repositories.iter().map(|path| {
                 format!("{} stays in the guest: it is a repository's own directory", shown(path))
@@ -228,7 +235,7 @@ impl Export {
             return Err(ExportError::NotWished { what: "branch" });
         }
         self.complete()?;
-        branch::check_name(&self.quarantine, name)?;
+        branch::check_name(self.quarantine.command(), name)?;
         let tree = self.tree()?;
         branch::branch(self, &host, name, message, &tree, dry_run)
     }
@@ -319,13 +326,14 @@ impl Export {
                 return Ok(wanted);
             }
             let view = act(&self.identity, || {
-                View::read(&self.guest, &self.base, &self.fetched, &self.quarantine, host.digits())
+                let (guest, fetched) = (&self.guest, &self.fetched);
+                submodules::look(&mut self.submodules, &self.git, guest, fetched, self.scratch.path())?;
+                View::read(guest, &self.base, fetched, &self.quarantine, host.digits())
             })?;
             self.view = Some(view);
         }
-        let submodules: Vec<Vec<u8>> =
-            self.view.iter().flat_map(|view| view.submodules.keys().cloned()).collect();
-        self.repositories = self.guest.repositories(&submodules);
+        let view = self.view.as_ref();
+        self.repositories = self.guest.repositories(|path| view.is_some_and(|view| view.is_submodule(path)));
         let mut wanted: BTreeMap<_, _> = self
             .guest
             .files()
@@ -336,6 +344,10 @@ impl Export {
             && self.view.as_ref().is_some_and(|view| view.lacks_staged);
         if staged || self.wish == Wish::Branch && self.has_commits()? {
             wanted.extend(self.objects().map(|(_, seen)| (seen.path.clone(), seen.size)));
+        }
+        if self.wish == Wish::Branch {
+            let objects = self.submodules.iter().flat_map(|submodule| submodule.objects(&self.guest));
+            wanted.extend(objects.map(|(_, seen)| (seen.path.clone(), seen.size)));
         }
         Ok(unsettled(wanted, &self.fetched))
     }
@@ -366,10 +378,7 @@ impl Export {
 
     /// Files with objects that came into the guest's repository, by their paths in `objects/`.
     fn objects(&self) -> impl Iterator<Item = (&[u8], &Seen)> {
-        let digits = self.host.as_ref().map_or(40, Host::digits);
-        self.guest.below(b".git/objects").filter(move |(name, seen)| {
-            is_object(name, digits) && is_path(name) && !self.guest.is_unchanged(&seen.path)
-        })
+        objects(&self.guest, b".git/objects", self.host.as_ref().map_or(40, Host::digits))
     }
 
     /// Puts the guest's objects where its commits can be read.
@@ -400,6 +409,17 @@ impl Export {
         self.tree = Some(made);
         Ok(tree)
     }
+}
+
+/// The files with objects that came into a repository of the guest's, by their paths in its `objects/`.
+pub(super) fn objects<'a, 'd>(
+    guest: &'a Guest,
+    directory: &'d [u8],
+    digits: usize,
+) -> impl Iterator<Item = (&'a [u8], &'a Seen)> + use<'a, 'd> {
+    guest.below(directory).filter(move |(name, seen)| {
+        is_object(name, digits) && is_path(name) && !guest.is_unchanged(&seen.path)
+    })
 }
 
 /// Whether a file in `objects/` is an object or a pack of them. All else there is made of these, or leads elsewhere.

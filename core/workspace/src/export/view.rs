@@ -24,7 +24,7 @@ use super::{
 /// Of the small files of a guest's `.git`, the most that is read, in bytes.
 const SMALL: u64 = 64 << 10;
 /// The same for those with a line or record for each branch or file.
-const LIST: u64 = 256 << 20;
+pub(super) const LIST: u64 = 256 << 20;
 /// A submodule's commit.
 pub(super) const COMMIT: u32 = 0o160_000;
 
@@ -162,18 +162,13 @@ pub(super) fn first(guest: &Guest, base: &Base) -> BTreeMap<Vec<u8>, u64> {
             || rest.starts_with(b"refs/heads/")
             || module && (name(rest) == b"HEAD" || heads(rest));
         let list = matches!(rest, b"index" | b"packed-refs" | b"info/exclude")
-            || module && name(rest) == b"packed-refs";
+            || module && (name(rest) == b"packed-refs" || rest.ends_with(b"/info/exclude"));
         if small && seen.size <= SMALL || list && seen.size <= LIST {
             wanted.insert(seen.path.clone(), seen.size);
         }
     }
-    for (path, _) in base.submodules() {
-        let link = [path, b"/.git"].concat();
-        if let Some(seen) = guest.get(&link).filter(|seen| seen.kind == SeenKind::File && seen.size <= SMALL)
-        {
-            wanted.insert(link, seen.size);
-        }
-    }
+    let links = guest.links().filter(|(_, seen)| seen.size <= SMALL);
+    wanted.extend(links.map(|(_, seen)| (seen.path.clone(), seen.size)));
     wanted
 }
 
@@ -188,8 +183,10 @@ pub(super) struct View {
     pub(super) head: Head,
     /// What its index has, if that can be read; with true for what is not in the working tree on purpose.
     index: Option<BTreeMap<Vec<u8>, Staged>>,
-    /// The submodules' commits.
+    /// The commits of the workspace's own submodules.
     pub(super) submodules: BTreeMap<Vec<u8>, String>,
+    /// Where git has its own files of submodules that are checked out, those in other submodules included.
+    own: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Files that it ignores.
     ignored: HashSet<Vec<u8>>,
     /// Whether an object of [`Self::staged_only`] is the guest's alone, or was when it was looked at.
@@ -212,6 +209,7 @@ impl View {
             head: refs::head(file, digits),
             index: None,
             submodules: BTreeMap::new(),
+            own: guest.links().filter_map(|(top, seen)| own(top, &seen.path, fetched)).collect(),
             ignored: HashSet::new(),
             lacks_staged: false,
             warnings: Vec::new(),
@@ -239,6 +237,11 @@ impl View {
         for (path, commit) in links {
             view.submodule(path, commit, guest, fetched, digits);
         }
+        // Other repositories are nothing to git but files.
+        let submodules = &view.submodules;
+        view.own.retain(|path, _| {
+            submodules.contains_key(path) || slashes(path).any(|above| submodules.contains_key(above))
+        });
         view.ignore(guest, base, fetched, quarantine)?;
         let objects: BTreeSet<&str> = view.staged_only(base).map(|(_, _, object)| object).collect();
         let found = quarantine.contents(objects.iter().copied())?;
@@ -268,28 +271,13 @@ impl View {
             }
             return;
         }
-        let link = fetched.read(&[&path, &b"/.git"[..]].concat(), SMALL);
-        let own = link.as_deref().and_then(|link| {
-            let link = link.strip_prefix(b"gitdir:")?.trim_ascii();
-            let marker = b".git/modules/";
-            let at = link.windows(marker.len()).position(|part| part == marker)?;
-            Some([b".git/modules/", link.get(at + marker.len()..)?, b"/"].concat())
-        });
-        let head = own.map(|own| refs::head(|name| fetched.read(&[&own, name].concat(), LIST), digits));
-        match head {
-            Some(Head::At(head)) => {
-                if head != commit {
-                    self.warnings.push(format!(
-                        "the submodule {} is at its commit {head}, which stays in the guest: push it from there",
-                        shown(&path)
-                    ));
-                }
-                self.submodules.insert(path, head);
-            }
-            _ => {
-                self.submodules.insert(path, commit);
-            }
-        }
+        let head =
+            self.own.get(&path).map(|own| refs::head(|name| fetched.read(&within(own, name), LIST), digits));
+        let commit = match head {
+            Some(Head::At(head)) => head,
+            _ => commit,
+        };
+        self.submodules.insert(path, commit);
     }
 
     /// Asks git which files the guest's lists name.
@@ -300,9 +288,6 @@ impl View {
         fetched: &Fetched,
         quarantine: &Quarantine,
     ) -> Result<(), ExportError> {
-        if let Some(exclude) = fetched.read(b".git/info/exclude", LIST) {
-            quarantine.write("info/exclude", &exclude)?;
-        }
         let work = quarantine.index("ignore", base.commit.as_deref())?;
         let lists =
             guest.files().filter(|seen| seen.kind == SeenKind::File && name(&seen.path) == b".gitignore");
@@ -316,15 +301,18 @@ impl View {
         }
         work.check_out(&from_base)?;
         let unkept = guest.files().map(|seen| seen.path.as_slice()).filter(|path| !self.keeps(path, base));
-        // What a repository ignores is nothing to the submodules in it.
+        // What a repository ignores is nothing to the submodules in it, nor what they ignore to those in them.
         let mut asked: BTreeMap<&[u8], Vec<&[u8]>> = BTreeMap::new();
         for path in unkept {
-            let top = slashes(path).find(|above| self.submodules.contains_key(*above)).unwrap_or_default();
+            let top = slashes(path).filter(|above| self.is_submodule(above)).last().unwrap_or_default();
             let rest = path.strip_prefix(top).unwrap_or(path);
             asked.entry(top).or_default().push(rest.strip_prefix(b"/").unwrap_or(rest));
         }
         let mut ignored = HashSet::new();
         for (top, names) in asked {
+            let own = if top.is_empty() { Some(&b".git"[..]) } else { self.own.get(top).map(Vec::as_slice) };
+            let list = own.and_then(|own| fetched.read(&within(own, b"info/exclude"), LIST));
+            quarantine.write("info/exclude", &list.unwrap_or_default())?;
             ignored.extend(work.ignored(top, &names)?.into_iter().map(|name| within(top, &name)));
         }
         self.ignored = ignored;
@@ -352,10 +340,29 @@ impl View {
         }
     }
 
+    /// Whether a path is a submodule's, one in another submodule included.
+    pub(super) fn is_submodule(&self, path: &[u8]) -> bool {
+        self.submodules.contains_key(path) || self.own.contains_key(path)
+    }
+
+    /// Submodules that the guest has a history of.
+    pub(super) fn submodules_in_guest(&self) -> impl Iterator<Item = &[u8]> {
+        self.own.keys().map(Vec::as_slice)
+    }
+
     /// Whether a path is one within a submodule.
     pub(super) fn in_submodule(&self, path: &[u8]) -> bool {
         slashes(path).any(|above| self.submodules.contains_key(above))
     }
+}
+
+/// A submodule, with the directory of git's own that its file `.git` names.
+fn own(top: &[u8], link: &[u8], fetched: &Fetched) -> Option<(Vec<u8>, Vec<u8>)> {
+    const MODULES: &[u8] = b".git/modules/";
+    let link = fetched.read(link, SMALL)?;
+    let link = link.strip_prefix(b"gitdir:")?.trim_ascii();
+    let at = link.windows(MODULES.len()).position(|part| part == MODULES)?;
+    Some((top.to_vec(), link.get(at..)?.to_vec()))
 }
 
 fn slashes(path: &[u8]) -> impl Iterator<Item = &[u8]> {

@@ -3,12 +3,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic; clippy knows no helper as part of one")]
 
+mod beforehand;
 mod branch;
 mod files;
 mod generated;
 mod hostile;
 mod patch;
+mod programs;
 #[path = "../common/seed.rs"]
 mod seed;
+mod submodules;
 mod within;
 mod world;

@@ -14,3 +14,4 @@ mod packing;
 mod repo;
 #[path = "../common/seed.rs"]
 mod seed;
+mod submodules;

@@ -10,8 +10,10 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::Args;
 use jsonrpsee::core::client::Client;
+use nix::unistd::{AccessFlags, access};
 use vm_api::{
-    ErrorKind, ExportAs, ExportOutcome, ExportWorkspace, OperationId, WorkspaceExport, rpc::WorkspacesClient,
+    ErrorKind, ExportAs, ExportOutcome, ExportWorkspace, OperationId, SubmoduleBranch, WorkspaceExport,
+    rpc::WorkspacesClient,
 };
 
 use super::{count, whole};
@@ -156,7 +158,12 @@ impl ExportTo {
         at: Option<String>,
         dry_run: bool,
     ) -> Result<ExportWorkspace, CliError> {
-        let to = match self {
+        Ok(ExportWorkspace { vm, at, to: self.as_request()?, dry_run })
+    }
+
+    /// The same in a request.
+    pub(crate) fn as_request(&self) -> Result<ExportAs, CliError> {
+        Ok(match self {
             Self::Patch { .. } => ExportAs::Patch,
             Self::Branch { name, message } => {
                 ExportAs::Branch { name: name.clone(), message: message.clone() }
@@ -165,9 +172,32 @@ impl ExportTo {
                 ExportAs::Files { directory: whole(directory)?, ignored: *ignored }
             }
             Self::Apply => ExportAs::Apply,
-        };
-        Ok(ExportWorkspace { vm, at, to, dry_run })
+        })
     }
+
+    /// Sees, before there is anything to bring back, what only this process can see: whether it can write the patch. Nothing is
+    /// written.
+    pub(crate) fn beforehand(&self) -> Result<(), CliError> {
+        self.as_request()?;
+        match self {
+            Self::Patch { file: Some(file) } => {
+                takes_patch(file).map_err(|source| CliError::WriteFile { path: file.clone(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a patch can be written to a path.
+fn takes_patch(file: &Path) -> io::Result<()> {
+    let flags = match file.metadata() {
+        Ok(about) if about.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+        Ok(_) => return Ok(access(file, AccessFlags::W_OK)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => AccessFlags::W_OK | AccessFlags::X_OK,
+        Err(error) => return Err(error),
+    };
+    let directory = file.parent().filter(|directory| !directory.as_os_str().is_empty());
+    Ok(access(directory.unwrap_or(Path::new(".")), flags)?)
 }
 
 /// A guest's work that was brought back.
@@ -279,20 +309,25 @@ impl Exported {
                 _ => format!("a patch of {}\n", human(*size)),
             },
             ExportOutcome::Branch { branch, .. } if quiet => format!("{branch}\n"),
-            ExportOutcome::Branch { branch, commit, before, commits, uncommitted, continues } => {
-                let done = match before {
-                    None => "made",
-                    Some(before) if before == commit => "left as it is",
-                    Some(_) => "moved",
-                };
+            ExportOutcome::Branch { branch, commit, before, commits, uncommitted, continues, submodules } => {
+                let done = what_became(before.as_ref(), commit);
                 let last = if *uncommitted { ", the last one for what was not committed" } else { "" };
                 let astray =
                     if *continues { "" } else { "; its history does not go on from where it started" };
-                let short = commit.get(..12).unwrap_or(commit);
-                format!(
-                    "branch {branch} {would}{done}: {short}, {}{last}{astray}\n",
+                let mut text = format!(
+                    "branch {branch} {would}{done}: {}, {}{last}{astray}\n",
+                    short(commit),
                     count(*commits, "commit")
-                )
+                );
+                text.extend(submodules.iter().map(|SubmoduleBranch { path, commit, before, commits }| {
+                    let done = what_became(before.as_ref(), commit);
+                    let commits = count(*commits, "commit");
+                    format!(
+                        "branch {branch} of submodule {path} {would}{done}: {}, {commits}\n",
+                        short(commit)
+                    )
+                }));
+                text
             }
             ExportOutcome::Files { directory, written, removed, unchanged, conflicts, failed } => {
                 let lines = |mark: char, paths: &[String]| -> String {
@@ -355,9 +390,44 @@ impl Exported {
     }
 }
 
+/// What an export has done with a branch.
+fn what_became(before: Option<&String>, commit: &String) -> &'static str {
+    match before {
+        None => "made",
+        Some(before) if before == commit => "left as it is",
+        Some(_) => "moved",
+    }
+}
+
+/// A commit's name, for people.
+fn short(commit: &str) -> &str {
+    commit.get(..12).unwrap_or(commit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_patch_that_cannot_be_written_is_told_before_there_is_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let to = |path: &str| ExportTo::Patch { file: Some(directory.path().join(path)) }.beforehand();
+        to("new").unwrap();
+        std::fs::write(directory.path().join("there"), "old").unwrap();
+        to("there").unwrap();
+        assert!(!directory.path().join("new").exists(), "it only looks");
+        assert_eq!(std::fs::read(directory.path().join("there")).unwrap(), b"old");
+        for (path, kind) in [
+            ("", io::ErrorKind::IsADirectory),
+            ("none/x", io::ErrorKind::NotFound),
+            ("there/x", io::ErrorKind::NotADirectory),
+        ] {
+            match to(path) {
+                Err(CliError::WriteFile { source, .. }) => assert_eq!(source.kind(), kind, "{path:?}"),
+                other => panic!("{path:?}: {other:?}"),
+            }
+        }
+    }
 
     #[test]
     fn exports_of_a_run_are_said_in_one_word() {

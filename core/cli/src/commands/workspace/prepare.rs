@@ -4,15 +4,15 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use jsonrpsee::core::client::Client;
-use vm_api::{PrepareWorkspace, PreparedWorkspace, WorkspaceState, rpc::WorkspacesClient};
+use vm_api::{PrepareWorkspace, PreparedWorkspace, WorkspacePlan, WorkspaceState, rpc::WorkspacesClient};
 
-use super::{ImportArgs, count};
+use super::{ExportTo, ImportArgs, count};
 use crate::{
     context::Context,
     errors::CliError,
     interrupts::Interrupts,
     operations::{Done, OnSignal, follow},
-    progress::PATIENCE,
+    progress::{PATIENCE, SESSION_PATIENCE},
     size::human,
 };
 
@@ -80,6 +80,34 @@ pub(crate) async fn bring(
         done.result.warnings.iter().for_each(|warning| context.output.note(&format!("warning: {warning}")));
     }
     Ok(done)
+}
+
+/// Sees whether a workspace could be brought into a VM that is still to be made, and its work back; tells what is to be known of that.
+pub(crate) async fn check(
+    context: &Context,
+    client: &Client,
+    request: PrepareWorkspace,
+    export: Option<&ExportTo>,
+    interrupts: &mut Interrupts,
+) -> Result<(), CliError> {
+    let export = export.map(ExportTo::as_request).transpose()?;
+    let begun = WorkspacesClient::check(client, request, export).await?;
+    let Done { result: plan, interrupted } = follow::<WorkspacePlan>(
+        client,
+        begun,
+        context.output,
+        SESSION_PATIENCE,
+        OnSignal::CancelAsOurs,
+        interrupts,
+    )
+    .await?;
+    if let Some(signal) = interrupted {
+        return Err(CliError::Interrupted { signal, what: "cancelled".to_owned() });
+    }
+    if !context.output.json {
+        plan.warnings.iter().for_each(|warning| context.output.note(&format!("warning: {warning}")));
+    }
+    Ok(())
 }
 
 fn shown(prepared: &PreparedWorkspace) -> String {
