@@ -1,4 +1,4 @@
-//! Generated repositories and work: whatever was done, what comes back is what git makes of it in the guest.
+//! Generated repositories of all kinds and work: whatever was done, what comes back is what git makes of it in the guest.
 
 use std::{
     fs,
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use proptest::{collection::vec, prelude::*, test_runner::Config};
+use proptest::{collection::vec, prelude::*, sample::select, test_runner::Config};
 use vm_workspace::export::Wish;
 
 use crate::world::{World, differing, files_of, git, git_with, path, snapshot, tree_of, write};
@@ -134,6 +134,59 @@ impl Act {
     }
 }
 
+/// What the host has.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Plain,
+    /// A working tree beside the one that the repository was made with.
+    Linked,
+    /// A part of the files is not checked out.
+    Sparse,
+    /// No more than the last commits.
+    Shallow,
+    /// Files that Git LFS keeps, where there is no Git LFS.
+    Lfs,
+    /// No branch.
+    Detached,
+}
+
+impl Kind {
+    const ALL: [Self; 6] =
+        [Self::Plain, Self::Linked, Self::Sparse, Self::Shallow, Self::Lfs, Self::Detached];
+
+    fn make(self) -> World {
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+        let world =
+            World::with(&[("first", "1\n"), ("out/x", "1\n"), ("out/deep/y", "1\n"), ("kept.bin", pointer)]);
+        let host = world.host();
+        // Instead of that one.
+        let another = |make: &[&str]| {
+            let first = world.beside("first");
+            fs::rename(&host, &first).unwrap();
+            git(&first, &["commit", "--quiet", "--allow-empty", "-m", "second"]);
+            let words: Vec<_> = make.iter().chain(&[host.to_str().unwrap()]).copied().collect();
+            git(&first, &words);
+            for (key, value) in [("user.name", "A B"), ("user.email", "a@b.example")] {
+                git(&host, &["config", key, value]);
+            }
+        };
+        match self {
+            Self::Plain => {}
+            Self::Linked => another(&["worktree", "add", "--quiet", "-b", "side"]),
+            Self::Shallow => another(&["clone", "--quiet", "--no-local", "--depth=1", "."]),
+            Self::Sparse => drop(git(&host, &["sparse-checkout", "set", "--no-cone", "/*", "!/out/"])),
+            Self::Lfs => {
+                write(
+                    &host.join(".git/info/attributes"),
+                    b"kept.bin filter=lfs -text\nwith* filter=lfs -text\n",
+                );
+            }
+            Self::Detached => drop(git(&host, &["checkout", "--quiet", "--detach"])),
+        }
+        world
+    }
+}
+
 fn run(acts: &[Act], top: &Path) {
     for act in acts {
         act.run(top);
@@ -142,17 +195,18 @@ fn run(acts: &[Act], top: &Path) {
 
 proptest! {
     // The same cases each time, so that a change is what fails; PROPTEST_RNG_SEED has others.
-    #![proptest_config(Config { cases: 24, failure_persistence: None, rng_seed: crate::seed::seed(), ..Config::default() })]
+    #![proptest_config(Config { cases: 36, failure_persistence: None, rng_seed: crate::seed::seed(), ..Config::default() })]
 
     #[test]
     fn what_comes_back_is_what_the_guest_has(
+        kind in select(&Kind::ALL[..]),
         attributes in 0..3usize,
         start in vec(act(), 1..20),
         dirty in vec(act(), 0..8),
         work in vec(act(), 0..20),
         history in prop::bool::weighted(0.8),
     ) {
-        let mut world = World::with(&[]);
+        let mut world = kind.make();
         let (host, guest) = (world.host(), world.guest());
         // They stay as they are: what git makes of a file whose attributes alone have changed depends on when it looked last.
         write(&host.join(".gitattributes"), [&b""[..], b"*.txt text\n", b"a binary\nwith* eol=crlf\n"][attributes]);
@@ -217,7 +271,8 @@ proptest! {
         if history {
             // What the guest ignores is the only difference.
             let index = world.beside("applied");
-            fs::copy(guest.join(".git/index"), host.join(".git/index")).unwrap();
+            let own = host.join(git(&host, &["rev-parse", "--git-path", "index"]));
+            fs::copy(guest.join(".git/index"), own).unwrap();
             prop_assert_eq!(tree_of(&host, &index), tree);
         }
     }

@@ -4,7 +4,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    os::unix::{ffi::OsStrExt, fs::symlink},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{PermissionsExt, symlink},
+    },
+    path::Path,
 };
 
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -12,7 +16,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use crate::{
     guest::{Guest, said},
     history::assert_same,
-    repo::{Repo, Thing, path, things, things_of, try_git},
+    repo::{Repo, Thing, commit, path, things, things_of, try_git},
 };
 
 const NAMES: [&[u8]; 16] = [
@@ -35,7 +39,7 @@ const NAMES: [&[u8]; 16] = [
 ];
 
 #[derive(Debug, Clone)]
-enum Act {
+pub(crate) enum Act {
     Write(usize, Vec<u8>),
     Large(usize),
     Link(usize, usize),
@@ -51,7 +55,28 @@ enum Act {
     Merge,
 }
 
-fn act() -> impl Strategy<Value = Act> {
+impl Act {
+    /// Whether it is about files alone, and git has no part in it.
+    pub(crate) fn is_of_files(&self) -> bool {
+        match self {
+            Self::Write(..)
+            | Self::Large(_)
+            | Self::Link(..)
+            | Self::Executable(..)
+            | Self::Remove(_)
+            | Self::Rename(..) => true,
+            Self::Stage(_)
+            | Self::Intend(_)
+            | Self::Commit
+            | Self::Amend
+            | Self::Branch(_)
+            | Self::Detach
+            | Self::Merge => false,
+        }
+    }
+}
+
+pub(crate) fn act() -> impl Strategy<Value = Act> {
     let name = || 0..NAMES.len();
     prop_oneof![
         6 => (name(), vec(select(&b"ab\n\r\0\xff"[..]), 0..20)).prop_map(|(name, content)| Act::Write(name, content)),
@@ -71,13 +96,12 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 /// Does it as far as it is possible.
-fn perform(repo: &Repo, act: &Act) {
-    let top = repo.top();
+pub(crate) fn perform(top: &Path, act: &Act) {
     let at = |name: &usize| top.join(path(NAMES[*name]));
     let room = |name: &usize| {
         let file = at(name);
         // What is in the way goes.
-        for above in file.ancestors().skip(1).take_while(|above| above.starts_with(&top) && **above != top) {
+        for above in file.ancestors().skip(1).take_while(|above| above.starts_with(top) && **above != *top) {
             if fs::symlink_metadata(above).is_ok_and(|about| !about.is_dir()) {
                 fs::remove_file(above).unwrap();
             }
@@ -97,36 +121,37 @@ fn perform(repo: &Repo, act: &Act) {
         }
         Act::Executable(name, on) => {
             if fs::symlink_metadata(at(name)).is_ok_and(|about| about.is_file()) {
-                repo.mode(NAMES[*name], if *on { 0o755 } else { 0o644 });
+                let mode = if *on { 0o755 } else { 0o644 };
+                fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).unwrap();
             }
         }
         Act::Remove(name) => remove(&at(name)),
         Act::Rename(from, to) => {
             if from != to && fs::symlink_metadata(at(from)).is_ok_and(|about| !about.is_dir()) {
-                let kept = repo.home().join("kept");
+                let kept = top.with_file_name("kept");
                 fs::rename(at(from), &kept).unwrap();
                 fs::rename(&kept, room(to)).unwrap();
             }
         }
         Act::Stage(name) => {
-            _ = text(name).map(|name| try_git(&top, &["--literal-pathspecs", "add", "-A", "--", name]))
+            _ = text(name).map(|name| try_git(top, &["--literal-pathspecs", "add", "-A", "--", name]))
         }
         Act::Intend(name) => {
-            _ = text(name).map(|name| try_git(&top, &["--literal-pathspecs", "add", "-N", "--", name]))
+            _ = text(name).map(|name| try_git(top, &["--literal-pathspecs", "add", "-N", "--", name]))
         }
-        Act::Commit => _ = repo.commit(),
-        Act::Amend => _ = try_git(&top, &["commit", "-q", "--amend", "--allow-empty", "-m", "amended"]),
+        Act::Commit => _ = commit(top),
+        Act::Amend => _ = try_git(top, &["commit", "-q", "--amend", "--allow-empty", "-m", "amended"]),
         Act::Branch(new) => {
             let args: &[&str] =
                 if *new { &["checkout", "-q", "-B", "feature/x"] } else { &["checkout", "-q", "main"] };
-            try_git(&top, args);
+            try_git(top, args);
         }
-        Act::Detach => _ = try_git(&top, &["checkout", "-q", "--detach", "HEAD~1"]),
-        Act::Merge => _ = try_git(&top, &["merge", "-q", "-m", "merged", "main"]),
+        Act::Detach => _ = try_git(top, &["checkout", "-q", "--detach", "HEAD~1"]),
+        Act::Merge => _ = try_git(top, &["merge", "-q", "-m", "merged", "main"]),
     }
 }
 
-fn remove(file: &std::path::Path) {
+fn remove(file: &Path) {
     match fs::symlink_metadata(file) {
         Ok(about) if about.is_dir() => fs::remove_dir_all(file).unwrap(),
         Ok(_) => fs::remove_file(file).unwrap(),
@@ -191,12 +216,12 @@ proptest! {
         format in select(vec!["sha1", "sha1", "sha256"]),
     ) {
         let repo = started(format);
-        first.iter().for_each(|act| perform(&repo, act));
+        first.iter().for_each(|act| perform(&repo.top(), act));
         let guest = Guest::new();
         let workspace = repo.open();
         let baseline = guest.prepare(&workspace, depth);
         assert_same(&repo, &guest);
-        second.iter().for_each(|act| perform(&repo, act));
+        second.iter().for_each(|act| perform(&repo.top(), act));
         let (difference, after) = guest.catch_up(&repo.open(), &baseline);
         prop_assert_eq!(&difference.guest_changed, &Vec::<Vec<u8>>::new());
         assert_same(&repo, &guest);
@@ -213,12 +238,12 @@ proptest! {
         work in vec((0..99_usize, 0..NAMES.len()), 0..8),
     ) {
         let repo = started("sha1");
-        first.iter().for_each(|act| perform(&repo, act));
+        first.iter().for_each(|act| perform(&repo.top(), act));
         let guest = Guest::new();
         let workspace = repo.open();
         let then = things_of(&workspace);
         let baseline = guest.prepare(&workspace, Some(1));
-        second.iter().for_each(|act| perform(&repo, act));
+        second.iter().for_each(|act| perform(&repo.top(), act));
         work.iter().for_each(|(number, name)| guest_work(&guest, *number, *name));
         let workspace = repo.open();
         let (now, theirs) = (things_of(&workspace), things(&guest.top()));

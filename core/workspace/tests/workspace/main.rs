@@ -11,6 +11,7 @@ mod history;
 mod identity;
 mod inspection;
 mod packing;
+mod places;
 mod repo;
 #[path = "../common/seed.rs"]
 mod seed;

@@ -18,10 +18,10 @@ use crate::{
 };
 
 /// Does something when so many bytes have come, then takes the rest.
-struct Interfering<F: FnMut()> {
-    bytes: Vec<u8>,
-    at: usize,
-    act: F,
+pub(crate) struct Interfering<F: FnMut()> {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) at: usize,
+    pub(crate) act: F,
 }
 
 impl<F: FnMut()> Write for Interfering<F> {

@@ -51,6 +51,13 @@ pub(crate) fn try_git(directory: &Path, args: &[&str]) -> std::process::Output {
     command.output().unwrap()
 }
 
+/// Commits all that is there.
+pub(crate) fn commit(directory: &Path) -> String {
+    git_in(directory, &["add", "-A"]);
+    git_in(directory, &["commit", "-q", "--allow-empty", "-m", "work"]);
+    git_in(directory, &["rev-parse", "HEAD"])
+}
+
 impl Repo {
     pub(crate) fn plain() -> Self {
         let home = tempfile::tempdir().unwrap();
@@ -96,9 +103,7 @@ impl Repo {
     }
 
     pub(crate) fn commit(&self) -> String {
-        self.git(&["add", "-A"]);
-        self.git(&["commit", "-q", "--allow-empty", "-m", "work"]);
-        self.git(&["rev-parse", "HEAD"])
+        commit(&self.top())
     }
 
     pub(crate) fn open(&self) -> Workspace {
