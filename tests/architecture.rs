@@ -29,7 +29,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("vm-shim", &["vm-types", "vm-host", "vm-channel"]),
     ("vm-plugin", &["vm-types", "vm-host"]),
     ("vm-guest", &["vm-types"]),
-    ("vm-workspace", &["vm-types", "vm-host"]),
+    ("vm-workspace", &["vm-types", "vm-host", "vm-archive"]),
     // What joins them.
     (
         "vm-engine",

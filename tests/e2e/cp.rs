@@ -50,6 +50,11 @@ fn described(top: &Path) -> Vec<String> {
 fn oddities(top: &Path) {
     let at = |name: &[u8]| top.join(OsStr::from_bytes(name));
     fs::create_dir_all(at(b"deep/er")).unwrap();
+    // Longer than headers of archives have room for, and of several lines.
+    let long = [b"-long\n", b"l".repeat(120).as_slice()].concat();
+    let far = [b"deep/", b"d".repeat(200).as_slice(), b"/\n", b"e".repeat(200).as_slice()].concat();
+    fs::create_dir_all(at(&far)).unwrap();
+    symlink(OsStr::from_bytes(&b"../x\n".repeat(40)), at(b"far link")).unwrap();
     fs::create_dir(at(b"empty")).unwrap();
     for (name, content) in [
         (&b"plain"[..], &b"plain"[..]),
@@ -58,6 +63,8 @@ fn oddities(top: &Path) {
         (b"\xff\xfe", b"\x00\x01"),
         (b"deep/er/run", b"#!/bin/sh\n"),
         (b"\x1f\x8b\x08", b"no gzip"),
+        (&long, b"long"),
+        (&[far.as_slice(), b"/-f\xff "].concat(), b"far"),
     ] {
         fs::write(at(name), content).unwrap();
     }
@@ -71,6 +78,15 @@ fn oddities(top: &Path) {
     for name in [&b"plain"[..], b"\x1f\x8b\x08", b"deep", b"empty"] {
         File::open(at(name)).unwrap().set_modified(old).unwrap();
     }
+}
+
+/// Whether a process has a file open that is, or is to be, in a directory.
+fn writes_in(pid: i32, directory: &Path) -> bool {
+    let files = fs::read_dir(format!("/proc/{pid}/fd"));
+    files.is_ok_and(|files| {
+        let mut files = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+        files.any(|file| file.starts_with(directory) && file != directory)
+    })
 }
 
 #[test]
@@ -100,7 +116,7 @@ fn trees_come_back_as_they_went() {
     // Somebody else's, from where they are at home.
     world.vm(&["ssh", "a", "useradd -m -s /bin/sh dev"]).run().exits(0);
     let summary = world.ask(&["cp", "--user", "dev", &text(&tree), &text(&tree.join("plain")), "a:"]);
-    assert_eq!((summary["files"].as_u64(), summary["bytes"].as_u64()), (Some(7), Some(33)), "{summary}");
+    assert_eq!((summary["files"].as_u64(), summary["bytes"].as_u64()), (Some(9), Some(40)), "{summary}");
     let command = "cd ~dev && stat -c '%U %a' plain tree tree/deep/er/run";
     world.vm(&["ssh", "a", command]).run().exits(0).says("dev 644\ndev 755\ndev 751\n");
 
@@ -146,22 +162,41 @@ fn streams_and_large_files() {
     // Ctrl-C leaves no half file on either side.
     let mut sending = world.vm(&["cp", "-", "a:/root/half"]).open_stdin().start();
     sending.type_in("half of it");
-    let drafts = || world.vm(&["ssh", "a", "ls -A | grep -c vmd-new"]).run().text().trim().to_owned();
+    // What is being made has no name there, and shows among what the agent has open.
+    let drafts = || {
+        let command = "find /proc/[0-9]*/fd -lname '/root/#*' 2>/dev/null | wc -l; ls -A | grep half";
+        world.vm(&["ssh", "a", command]).run().text().trim().to_owned()
+    };
     wait_until("the file is begun", SHORT, || drafts() == "1");
     sending.signal(Signal::SIGINT);
     sending.finish(SHORT).exits(130);
     wait_until("what was begun is gone", SHORT, || drafts() == "0");
-    world.vm(&["ssh", "a", "test ! -e half"]).run().exits(0);
 
     let directory = world.directory().join("receiving");
     fs::create_dir(&directory).unwrap();
+    let directory = directory.canonicalize().unwrap();
     world.vm(&["ssh", "a", "truncate -s 100G endless"]).run().exits(0);
     let mut receiving = world.vm(&["cp", "a:endless", directory.to_str().unwrap()]).start();
-    let count = || fs::read_dir(&directory).unwrap().count();
-    wait_until("the file is begun", SHORT, || count() == 1);
+    let pid = receiving.pid();
+    wait_until("the file is begun", SHORT, || writes_in(pid, &directory));
     receiving.signal(Signal::SIGINT);
     receiving.finish(SHORT).exits(130);
-    assert_eq!(count(), 0);
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
+
+    // Nor does a guest that dies, even if somebody else's rest is there: the next copy removes it.
+    world.vm(&["ssh", "a", "rm endless large; mkdir d2; echo rest >d2/.vmd-new-1-1; sync"]).run().exits(0);
+    let mut sending = world.vm(&["cp", "-", "a:/root/d2/half"]).open_stdin().start();
+    sending.type_in("half of it");
+    let begun = "find /proc/[0-9]*/fd -lname '/root/d2/#*' 2>/dev/null | wc -l";
+    wait_until("the file is begun", SHORT, || world.vm(&["ssh", "a", begun]).run().text().trim() == "1");
+    world.vm(&["kill", "a"]).run().exits(0);
+    sending.finish(SHORT).must("the copy fails", |ended| !ended.status.success());
+    world.vm(&["start", "a"]).run().exits(0);
+    world.vm(&["ssh", "a", "echo rest >d2/.vmd-new-1-2"]).run().exits(0);
+    world.vm(&["cp", "a:d2", directory.to_str().unwrap()]).run().exits(0);
+    assert_eq!(fs::read_dir(directory.join("d2")).unwrap().count(), 0);
+    world.vm(&["cp", file.to_str().unwrap(), "a:d2"]).run().exits(0);
+    world.vm(&["ssh", "a", "ls -A d2"]).run().exits(0).says("large\n");
     world.leaves_nothing();
 }
 

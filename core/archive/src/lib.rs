@@ -7,13 +7,19 @@
 //! Used by the agent in the guest and by `vm cp` on the host. Everything goes by descriptors; nothing outside of the tree is read
 //! or written. All of it blocks.
 
+#[cfg(test)]
+mod bench;
 mod draft;
+#[cfg(test)]
+mod generated;
 pub mod look;
 mod pack;
-mod pax;
+pub mod pax;
+pub mod read;
 #[cfg(test)]
 mod tests;
 mod unpack;
+mod wire;
 
 use std::io::{self, Read, Write};
 
@@ -22,7 +28,7 @@ use nix::errno::Errno;
 use tokio::sync::mpsc;
 use vm_types::guest::files::code;
 
-pub use draft::Draft;
+pub use draft::{Draft, is_draft};
 pub use pack::{Replaced, pack, pack_selected};
 pub use unpack::{Unpacking, unpack};
 
@@ -55,6 +61,9 @@ impl Failure {
     pub fn of(path: &str, error: &io::Error) -> Self {
         if error.get_ref().is_some_and(|inner| inner.is::<Gone>()) {
             return Self::Gone;
+        }
+        if error.get_ref().is_some_and(|inner| inner.is::<read::Truncated>()) {
+            return Self::new(code::TRUNCATED, format!("{path}: {error}"));
         }
         let code = match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOENT) => code::NOT_FOUND,

@@ -25,8 +25,10 @@ use vm_types::guest::files::{FileError, PackOptions, PackReport, code};
 
 use crate::{
     Failure, Output,
+    draft::is_draft,
     look::{Mount, about, below, by_descriptor, kind_of, look, mount_of},
-    pax::{Archive, BLOCK, CopyError, Entry, Xattrs, storable},
+    pax::{BLOCK, Entry, Xattrs, storable},
+    wire::{Archive, CopyError},
 };
 
 /// Contents by path, nothing for files that are left out.
@@ -344,7 +346,19 @@ impl<'a> Packer<'a> {
             self.report.files += 1;
             self.report.content += sparse.unwrap_or(size);
         }
-        self.archive.entry(&Entry { name: &self.name, kind, about, link, size, xattrs, sparse })
+        self.archive.entry(&Entry {
+            name: &self.name,
+            kind,
+            mode: about.stx_mode.into(),
+            uid: about.stx_uid,
+            gid: about.stx_gid,
+            mtime: (about.stx_mtime.tv_sec, about.stx_mtime.tv_nsec),
+            link,
+            size,
+            device: (about.stx_rdev_major, about.stx_rdev_minor),
+            xattrs,
+            sparse,
+        })
     }
 
     /// The name under which the file is in the archive already. If it is not, it will be under the current one.
@@ -462,12 +476,14 @@ fn is_wanted(name: &CStr) -> bool {
     !name.starts_with(b"system.") || name.starts_with(b"system.posix_acl_")
 }
 
+/// Sorted, without files that are being made.
 fn names_in(directory: &OwnedFd) -> rustix::io::Result<Vec<CString>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            names.push(entry.file_name().to_owned());
+        let name = entry.file_name();
+        if !matches!(name.to_bytes(), b"." | b"..") && !is_draft(name.to_bytes()) {
+            names.push(name.to_owned());
         }
     }
     names.sort_unstable();

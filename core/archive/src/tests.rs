@@ -11,13 +11,19 @@ use std::{
 
 use tar::{Builder, EntryType, Header};
 use tokio::sync::mpsc;
-use vm_types::guest::files::{PackOptions, PackReport, code};
+use vm_types::guest::files::{PackOptions, PackReport, UnpackOptions, code};
 
 use crate::{Failure, Output, Replaced, Unpacking, pack, unpack};
 
 /// As `vm cp` unpacks on the host.
 fn careful(top: &Path, only: Option<&str>, archive: &[u8]) -> Result<PackReport, Failure> {
-    let how = Unpacking { owner: None, modes: 0o777, only: only.map(OsStr::new), careful: true };
+    let how = Unpacking {
+        owner: None,
+        modes: 0o777,
+        only: only.map(OsStr::new),
+        careful: true,
+        options: UnpackOptions::default(),
+    };
     unpack(top, how, archive)
 }
 
@@ -145,10 +151,37 @@ fn a_sender_that_goes_half_way_leaves_no_half_file() {
         archive(&[("one", EntryType::Regular, "", b"1"), ("two", EntryType::Regular, "", &[2; 5000])]);
     for cut in [3000, 512, 1024, 1700] {
         let top = tempfile::tempdir_in(scratch.path()).unwrap();
-        let how = Unpacking { owner: None, modes: 0o777, only: None, careful: true };
-        assert!(unpack(top.path(), how, whole.as_slice().take(cut)).is_err(), "{cut}");
+        let how = Unpacking {
+            owner: None,
+            modes: 0o777,
+            only: None,
+            careful: true,
+            options: UnpackOptions::default(),
+        };
+        assert_eq!(code_of(unpack(top.path(), how, whole.as_slice().take(cut))), code::TRUNCATED, "{cut}");
         let left: Vec<_> =
             fs::read_dir(top.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert!(left.iter().all(|name| name == "one"), "{cut}: {left:?}");
+    }
+}
+
+#[test]
+fn what_others_left_half_done_is_no_part_of_a_tree_and_goes() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    for directory in ["from/in", "to/new/in", "to/new/other"] {
+        fs::create_dir_all(at(directory)).unwrap();
+    }
+    let left = ".vmd-new-7-12";
+    for directory in ["from", "from/in", "to", "to/new/in", "to/new/other"] {
+        fs::write(at(directory).join(left), "half").unwrap();
+    }
+    fs::write(at("from/in/.vmd-new-file"), "whole").unwrap();
+    let archive = packed(&at("from"), "new");
+    let report = careful(&at("to"), Some("new"), &archive).unwrap();
+    assert_eq!((report.entries, report.files), (3, 1));
+    assert_eq!(fs::read(at("to/new/in/.vmd-new-file")).unwrap(), b"whole");
+    for (directory, there) in [("to", false), ("to/new/in", false), ("to/new/other", true)] {
+        assert_eq!(at(directory).join(left).exists(), there, "{directory}");
     }
 }

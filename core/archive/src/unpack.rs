@@ -5,13 +5,16 @@
 //! What has the name of a new entry is replaced and not written through, but for directories, which stay.
 
 use std::{
-    cell::Cell,
+    collections::HashSet,
     ffi::OsStr,
     fs,
-    io::{self, ErrorKind, Read},
+    io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::ffi::OsStrExt,
+        unix::{
+            ffi::OsStrExt,
+            fs::{PermissionsExt, lchown},
+        },
     },
     path::{Component, Path, PathBuf},
     rc::Rc,
@@ -21,24 +24,34 @@ use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2},
     sys::{
-        stat::{Mode, UtimensatFlags, fchmod, futimens, mkdirat, utimensat},
+        stat::{Mode, SFlag, UtimensatFlags, fchmod, fstatat, futimens, mkdirat, utimensat},
         time::TimeSpec,
     },
     unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, mkfifoat, symlinkat, unlinkat},
 };
+use rustix::fs::{XattrFlags, fsetxattr, lsetxattr};
 use tar::EntryType;
-use vm_types::guest::files::{FileError, PackReport, code};
+use vm_types::guest::files::{FileError, PackReport, UnpackOptions, code};
 
-use crate::{CHUNK, Draft, Failure, Gone, copy_by};
+use crate::{
+    Draft, Failure, Gone, copy_by,
+    draft::sweep,
+    look::{by_descriptor, look},
+    read::{Member, Members, Truncated},
+};
 
-/// The most that may describe one entry: its headers with names and attributes, in bytes. They are kept in memory.
-const HEADERS: u64 = 1 << 20;
+/// How much of an archive is read at once, in bytes: headers of many small files.
+const BUFFER: usize = 64 << 10;
+/// How much of a file is written at once, in bytes.
+const WRITE: usize = 256 << 10;
 /// How often openat2(2) is asked for one directory.
 const TRIES: usize = 16;
 /// Directories whose modes and times wait until they are filled. Each is open.
 const UNSETTLED: usize = 256;
 /// Warnings that are told of.
 const WARNINGS: usize = 100;
+/// Directories that are remembered to have no drafts of others.
+const SWEPT: usize = 1 << 16;
 
 /// How to unpack.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +66,8 @@ pub struct Unpacking<'a> {
     /// what is neither file, directory nor link is left out with a warning. Otherwise links that stay in the tree are followed,
     /// all but directories gives way, pipes are made and devices refused.
     pub careful: bool,
+    /// What else of the archive counts.
+    pub options: UnpackOptions,
 }
 
 /// Unpacks `archive` below `directory`, which is made with all above it. Tells what was unpacked.
@@ -62,67 +77,30 @@ pub struct Unpacking<'a> {
 pub fn unpack(directory: &Path, how: Unpacking<'_>, archive: impl Read) -> Result<PackReport, Failure> {
     let name = directory.display().to_string();
     let mut below = Below::make(directory, how).map_err(|error| Failure::of(&name, &error))?;
-    let state = Rc::<State>::default();
-    let mut archive = tar::Archive::new(Guarded { archive, state: Rc::clone(&state) });
+    let mut members = Members::new(BufReader::with_capacity(BUFFER, archive));
     let mut last = PathBuf::new();
-    let malformed = |error: io::Error, last: &Path| {
-        if error.get_ref().is_some_and(|inner| inner.is::<Gone>()) {
-            return Failure::Gone;
-        }
-        let place = if last.as_os_str().is_empty() {
-            "at its beginning".to_owned()
-        } else {
-            format!("behind {}", last.display())
-        };
-        Failure::new(code::MALFORMED, format!("not a tar archive, {place}: {error}"))
-    };
-    let mut entries = archive.entries().map_err(|error| malformed(error, &last))?;
-    loop {
-        state.headers.set(Some(HEADERS));
-        let Some(entry) = entries.next() else { break };
-        state.headers.set(None);
-        let mut entry = entry.map_err(|error| malformed(error, &last))?;
-        last = entry.path().map_err(|error| malformed(error, &last))?.into_owned();
-        below.put(&mut entry, &last)?;
-        // What an entry has beyond what was taken is passed over here, where it counts for nothing.
-        copy_by(&mut below.buffer, &mut entry, &mut io::sink()).map_err(|error| malformed(error, &last))?;
-    }
-    if state.ended.get() {
-        return Err(Failure::new(code::TRUNCATED, "the archive ends without its end mark"));
+    while let Some(member) = members.next().map_err(|error| malformed(&error, &last))? {
+        last = PathBuf::from(OsStr::from_bytes(&member.name));
+        below.put(&member, &last, &mut members)?;
     }
     below.settle(None)?;
     Ok(std::mem::take(&mut below.report))
 }
 
-/// What the reader below the archive knows.
-#[derive(Default)]
-struct State {
-    /// What headers may still have; no matter while content is read.
-    headers: Cell<Option<u64>>,
-    /// The input's end was met.
-    ended: Cell<bool>,
-}
-
-/// Keeps headers from filling the memory.
-struct Guarded<R> {
-    archive: R,
-    state: Rc<State>,
-}
-
-impl<R: Read> Read for Guarded<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.archive.read(buffer)?;
-        if let Some(left) = self.state.headers.get() {
-            let left = left.checked_sub(length as u64).ok_or_else(|| {
-                io::Error::new(ErrorKind::InvalidData, "a name is longer than any real one")
-            })?;
-            self.state.headers.set(Some(left));
-        }
-        if length == 0 && !buffer.is_empty() {
-            self.state.ended.set(true);
-        }
-        Ok(length)
+/// Of reading what is between contents.
+fn malformed(error: &io::Error, last: &Path) -> Failure {
+    if error.get_ref().is_some_and(|inner| inner.is::<Gone>()) {
+        return Failure::Gone;
     }
+    if error.get_ref().is_some_and(|inner| inner.is::<Truncated>()) {
+        return Failure::new(code::TRUNCATED, error.to_string());
+    }
+    let place = if last.as_os_str().is_empty() {
+        "at its beginning".to_owned()
+    } else {
+        format!("behind {}", last.display())
+    };
+    Failure::new(code::MALFORMED, format!("not a tar archive, {place}: {error}"))
 }
 
 /// A directory, and what becomes of what is put below it.
@@ -133,10 +111,15 @@ struct Below<'a> {
     last: Option<(PathBuf, Rc<OwnedFd>)>,
     /// Directories that were made and are being filled, each within the one before.
     unsettled: Vec<Unsettled>,
+    /// Directories in which nobody's drafts are left.
+    swept: HashSet<PathBuf>,
     report: PackReport,
     /// For content.
     buffer: Vec<u8>,
 }
+
+/// Numbers of user and group, if not those of whoever makes it.
+type Owner = Option<(u32, u32)>;
 
 /// A directory whose mode might forbid to fill it, and whose time changes as it is filled.
 struct Unsettled {
@@ -144,11 +127,16 @@ struct Unsettled {
     directory: OwnedFd,
     mode: Mode,
     modified: TimeSpec,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Unsettled {
     fn settle(&self) -> nix::Result<()> {
         fchmod(&self.directory, self.mode)?;
+        for (name, value) in &self.xattrs {
+            fsetxattr(&self.directory, name.as_slice(), value, XattrFlags::empty())
+                .map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
+        }
         futimens(&self.directory, &TimeSpec::UTIME_OMIT, &self.modified)
     }
 }
@@ -170,65 +158,75 @@ struct Place<'a> {
 
 impl<'a> Below<'a> {
     fn make(path: &Path, how: Unpacking<'a>) -> io::Result<Self> {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
+        // Those above it, too, belong to whom it is for.
+        let is_missing = |path: &&Path| !path.as_os_str().is_empty() && fs::symlink_metadata(path).is_err();
+        let missing: Vec<_> = path.ancestors().take_while(is_missing).collect();
+        for above in missing.into_iter().rev() {
+            match fs::create_dir(above) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+                Ok(()) => {
+                    if let Some((uid, gid)) = how.owner {
+                        lchown(above, Some(uid), Some(gid))?;
+                    }
+                }
+                Err(_) => {}
+            }
         }
-        let made = match fs::create_dir(path) {
-            Ok(()) => true,
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(error),
-        };
         let directory = open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
         let below = Self {
             directory: Rc::new(directory),
             how,
             last: None,
             unsettled: Vec::new(),
+            swept: HashSet::new(),
             report: PackReport::default(),
-            buffer: vec![0; CHUNK],
+            buffer: vec![0; WRITE],
         };
-        if made {
-            below.own_directory(&below.directory)?;
-        }
         Ok(below)
     }
 
     /// Puts one entry where it belongs.
-    fn put<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>, path: &Path) -> Result<(), Failure> {
+    fn put<R: Read>(
+        &mut self,
+        member: &Member,
+        path: &Path,
+        content: &mut Members<R>,
+    ) -> Result<(), Failure> {
         let text = path.display().to_string();
         let failed = |error: io::Error| Failure::of(&text, &error);
-        let kind = entry.header().entry_type();
-        // Describes the archive or others, and has no place of its own.
-        if kind.is_pax_global_extensions() {
-            return Ok(());
-        }
         let names = self.inside(path).ok_or_else(|| outside(&text, ""))?;
         let Some((name, above)) = names.split_last() else { return Ok(()) };
         let whole: PathBuf = names.iter().collect();
         self.settle(Some(&whole))?;
         let directory = self.parent(above).map_err(|error| refused(&text, error))?;
         let place = Place { directory, name };
-        let mode = entry.header().mode().map_err(failed)? & 0o7777 & self.how.modes;
-        let modified = modified(entry).map_err(failed)?;
+        let mode = self.how.options.mode.unwrap_or(member.mode) & self.how.modes;
+        let modified = member.modified;
+        let owner = if self.how.options.owners {
+            let nobody = || Failure::new(code::MALFORMED, format!("{text}: an owner that nobody can be"));
+            Some(member.owner.ok_or_else(nobody)?)
+        } else {
+            self.how.owner
+        };
         self.report.entries += 1;
-        match kind {
+        match member.kind {
             // A name that ends in a slash was a directory before directories had a type of their own.
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse
                 if !path.as_os_str().as_bytes().ends_with(b"/") =>
             {
-                self.file(place, entry, mode, modified).map_err(failed)
+                self.file(place, member, (mode, owner), content).map_err(failed)
             }
-            EntryType::Regular | EntryType::Directory => self
-                .folder(whole, &place, Mode::from_bits_truncate(mode), modified)
-                .map_err(|errno| refused(&text, errno)),
+            EntryType::Regular | EntryType::Directory => {
+                self.folder(whole, &place, member, (mode, owner)).map_err(|errno| refused(&text, errno))
+            }
             EntryType::Symlink => {
-                let target = link_target(entry).map_err(failed)?;
-                self.symlink(&place, &target, modified).map_err(|errno| failed(errno.into()))
+                let target = link_target(member).map_err(failed)?;
+                self.symlink(&place, target, member, owner).map_err(|errno| failed(errno.into()))
             }
             EntryType::Link => {
-                let target = link_target(entry).map_err(failed)?;
+                let target = link_target(member).map_err(failed)?;
                 let leads = || format!(", a link to {}", target.display());
-                let names = self.inside(&target).ok_or_else(|| outside(&text, &leads()))?;
+                let names = self.inside(target).ok_or_else(|| outside(&text, &leads()))?;
                 let (name, above) = names.split_last().ok_or_else(|| outside(&text, &leads()))?;
                 let from = self.enter(above, false).map_err(|errno| match errno {
                     Errno::EXDEV => outside(&text, &leads()),
@@ -245,9 +243,14 @@ impl<'a> Below<'a> {
             }
             EntryType::Fifo => {
                 place.clear().map_err(|errno| failed(errno.into()))?;
-                mkfifoat(&*place.directory, place.name, Mode::from_bits_truncate(mode))
-                    .and_then(|()| self.own(&place))
-                    .map_err(|errno| failed(errno.into()))
+                mkfifoat(&*place.directory, place.name, Mode::S_IRUSR)
+                    .and_then(|()| place.own(owner))
+                    .map_err(|errno| failed(errno.into()))?;
+                // By what was looked at: somebody may swap the name for a link.
+                let (pipe, _) = look(&*place.directory, place.name).map_err(|errno| failed(errno.into()))?;
+                fs::set_permissions(by_descriptor(&pipe), fs::Permissions::from_mode(mode))
+                    .map_err(failed)?;
+                place.set_modified(&modified).map_err(|errno| failed(errno.into()))
             }
             _ => Err(Failure::new(
                 code::UNSUPPORTED,
@@ -300,6 +303,9 @@ impl<'a> Below<'a> {
             return Ok(Rc::clone(directory));
         }
         let directory = Rc::new(self.enter(names, true)?);
+        if self.swept.len() < SWEPT && self.swept.insert(path.clone()) {
+            sweep(&directory);
+        }
         self.last = Some((path, Rc::clone(&directory)));
         Ok(directory)
     }
@@ -323,7 +329,7 @@ impl<'a> Below<'a> {
                         result => result?,
                     }
                     let made = self.beneath(&path)?;
-                    self.own_directory(&made)?;
+                    own_directory(&made, self.how.owner)?;
                     Ok(made)
                 }
                 result => result,
@@ -352,54 +358,63 @@ impl<'a> Below<'a> {
         Err(Errno::EAGAIN)
     }
 
-    fn own(&self, place: &Place<'_>) -> nix::Result<()> {
-        let Some((uid, gid)) = self.how.owner else { return Ok(()) };
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        fchownat(&*place.directory, place.name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
-    }
-
-    fn own_directory(&self, directory: impl AsFd) -> nix::Result<()> {
-        let Some((uid, gid)) = self.how.owner else { return Ok(()) };
-        fchown(directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+    /// Those that are to be set.
+    fn xattrs<'m>(&self, member: &'m Member) -> &'m [(Vec<u8>, Vec<u8>)] {
+        if self.how.options.xattrs { &member.xattrs } else { &[] }
     }
 
     /// A file appears when it is whole.
     fn file<R: Read>(
         &mut self,
         place: Place<'_>,
-        entry: &mut tar::Entry<'_, R>,
-        mode: u32,
-        modified: TimeSpec,
+        member: &Member,
+        (mode, owner): (u32, Owner),
+        content: &mut Members<R>,
     ) -> io::Result<()> {
         let mut draft = Draft::within(place.directory, place.name)?;
-        let size = entry.size();
-        if copy_by(&mut self.buffer, entry, &mut draft)? < size {
-            return Err(io::Error::new(ErrorKind::UnexpectedEof, "the archive ends within it"));
+        match &member.parts {
+            None => drop(copy_by(&mut self.buffer, content, &mut draft)?),
+            Some(parts) => {
+                for (offset, length) in parts {
+                    draft.seek(SeekFrom::Start(*offset))?;
+                    copy_by(&mut self.buffer, &mut content.take(*length), &mut draft)?;
+                }
+                draft.set_len(member.size)?;
+            }
         }
-        draft.set_modified(&modified)?;
-        draft.commit(mode, self.how.owner)?;
+        draft.set_modified(&member.modified)?;
+        draft.commit_with(mode, owner, self.xattrs(member))?;
         self.report.files += 1;
-        self.report.content += size;
+        self.report.content += member.size;
         Ok(())
     }
 
-    /// A directory that is there stays as it is, also behind a link that is followed.
+    /// A directory that is there stays as it is, if it is not to become as the archive has it. Behind a link it always does.
     fn folder(
         &mut self,
         path: PathBuf,
         place: &Place<'_>,
-        mode: Mode,
-        modified: TimeSpec,
+        member: &Member,
+        (mode, owner): (u32, Owner),
     ) -> Result<(), Errno> {
         match self.beneath(&path) {
-            Err(Errno::ENOENT) => place.clear()?,
-            Err(Errno::ENOTDIR) if !self.how.careful => place.clear()?,
-            result => return result.map(drop),
+            Ok(_) if self.how.options.overlay && place.is_directory()? => {}
+            result => {
+                match result {
+                    Err(Errno::ENOENT) => place.clear()?,
+                    Err(Errno::ENOTDIR) if !self.how.careful => place.clear()?,
+                    result => return result.map(drop),
+                }
+                mkdirat(&*place.directory, place.name, Mode::S_IRWXU)?;
+                if self.swept.len() < SWEPT {
+                    self.swept.insert(path.clone());
+                }
+            }
         }
-        mkdirat(&*place.directory, place.name, Mode::S_IRWXU)?;
         let directory = self.beneath(&path)?;
-        self.own_directory(&directory)?;
-        let made = Unsettled { path, directory, mode, modified };
+        own_directory(&directory, owner)?;
+        let (mode, modified) = (Mode::from_bits_truncate(mode), member.modified);
+        let made = Unsettled { path, directory, mode, modified, xattrs: self.xattrs(member).to_vec() };
         if self.unsettled.len() == UNSETTLED {
             return made.settle();
         }
@@ -407,23 +422,41 @@ impl<'a> Below<'a> {
         Ok(())
     }
 
-    fn symlink(&self, place: &Place<'_>, target: &Path, modified: TimeSpec) -> nix::Result<()> {
+    fn symlink(&self, place: &Place<'_>, target: &Path, member: &Member, owner: Owner) -> nix::Result<()> {
         place.clear()?;
         symlinkat(target, &*place.directory, place.name)?;
-        self.own(place)?;
+        place.own(owner)?;
+        for (name, value) in self.xattrs(member) {
+            let path = Path::new(&by_descriptor(&place.directory)).join(place.name);
+            lsetxattr(path, name.as_slice(), value, XattrFlags::empty())
+                .map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
+        }
         // Not all filesystems have times of links.
-        let _ = utimensat(
-            &*place.directory,
-            place.name,
-            &TimeSpec::UTIME_OMIT,
-            &modified,
-            UtimensatFlags::NoFollowSymlink,
-        );
+        let _ = place.set_modified(&member.modified);
         Ok(())
     }
 }
 
 impl Place<'_> {
+    /// Whether what has the name is a directory itself, and no link to one.
+    fn is_directory(&self) -> nix::Result<bool> {
+        let about = fstatat(&*self.directory, self.name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        Ok(SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR)
+    }
+
+    /// Gives what has the name, or the link that has it, to somebody.
+    fn own(&self, owner: Owner) -> nix::Result<()> {
+        let Some((uid, gid)) = owner else { return Ok(()) };
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        fchownat(&*self.directory, self.name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+    }
+
+    /// Of what has the name, if that is a link of the link.
+    fn set_modified(&self, time: &TimeSpec) -> nix::Result<()> {
+        let flags = UtimensatFlags::NoFollowSymlink;
+        utimensat(&*self.directory, self.name, &TimeSpec::UTIME_OMIT, time, flags)
+    }
+
     /// Removes what has the name, but no directory.
     fn clear(&self) -> nix::Result<()> {
         match unlinkat(&*self.directory, self.name, UnlinkatFlags::NoRemoveDir) {
@@ -431,6 +464,11 @@ impl Place<'_> {
             Err(error) => Err(error),
         }
     }
+}
+
+fn own_directory(directory: impl AsFd, owner: Owner) -> nix::Result<()> {
+    let Some((uid, gid)) = owner else { return Ok(()) };
+    fchown(directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
 }
 
 fn outside(name: &str, how: &str) -> Failure {
@@ -448,64 +486,9 @@ fn refused(name: &str, errno: Errno) -> Failure {
     }
 }
 
-fn link_target<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<PathBuf> {
-    let target = entry.link_name()?.map(std::borrow::Cow::into_owned);
-    target.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "a link without a target"))
-}
-
-/// When an entry was modified: to the nanosecond where a record says so, else to the second.
-fn modified<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<TimeSpec> {
-    if let Some(records) = entry.pax_extensions()? {
-        for record in records.flatten() {
-            if record.key_bytes() == b"mtime"
-                && let Some(time) = record.value().ok().and_then(time)
-            {
-                return Ok(time);
-            }
-        }
-    }
-    Ok(TimeSpec::new(i64::try_from(entry.header().mtime().unwrap_or(0)).unwrap_or(i64::MAX), 0))
-}
-
-/// A decimal number of seconds, see POSIX.1-2008, pax, "pax Extended Header".
-fn time(text: &str) -> Option<TimeSpec> {
-    let (before, text) = match text.strip_prefix('-') {
-        Some(text) => (true, text),
-        None => (false, text),
-    };
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let seconds: i64 = seconds.parse().ok().filter(|seconds| *seconds >= 0)?;
-    // What is finer than the kernel's times is cut off.
-    let nanos: i64 = format!("{:0<9}", &fraction[..fraction.len().min(9)]).parse().ok()?;
-    Some(match (before, nanos) {
-        (false, _) => TimeSpec::new(seconds, nanos),
-        (true, 0) => TimeSpec::new(-seconds, 0),
-        (true, _) => TimeSpec::new(-seconds - 1, 1_000_000_000 - nanos),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_have_their_nanoseconds() {
-        for (text, seconds, nanos) in [
-            ("12", 12, 0),
-            ("12.5", 12, 500_000_000),
-            ("12.000000005", 12, 5),
-            ("12.0000000059", 12, 5),
-            ("-0.5", -1, 500_000_000),
-            ("-2.75", -3, 250_000_000),
-            ("-3", -3, 0),
-        ] {
-            assert_eq!(time(text), Some(TimeSpec::new(seconds, nanos)), "{text}");
-        }
-        for text in ["", "x", "1.x", "--1", "1.-5", "99999999999999999999"] {
-            assert_eq!(time(text), None, "{text}");
-        }
+fn link_target(member: &Member) -> io::Result<&Path> {
+    match member.link.as_slice() {
+        [] => Err(io::Error::new(ErrorKind::InvalidData, "a link without a target")),
+        link => Ok(Path::new(OsStr::from_bytes(link))),
     }
 }

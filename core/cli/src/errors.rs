@@ -158,8 +158,8 @@ impl CliError {
             Self::Refused(problem) => problem.kind,
             Self::Daemon(error) => error.kind(),
             Self::Ssh(error) => error.kind(),
-            Self::Guest { source, .. } => guest_kind(source),
-            Self::Archive { source: Failure::Told { code, .. }, .. } => file_kind(code),
+            Self::Guest { source, .. } => source.kind(),
+            Self::Archive { source: Failure::Told { code, .. }, .. } => code::kind(code),
             Self::Archive { source: Failure::Gone, .. } => ErrorKind::Internal,
             Self::VmLost { .. } => ErrorKind::VmmDied,
             Self::Usage { .. } => ErrorKind::InvalidArgument,
@@ -225,53 +225,6 @@ impl CliError {
             Self::Daemon(error) => error.exit_code(),
             _ => exit_code(self.kind()),
         }
-    }
-}
-
-fn guest_kind(error: &GuestError) -> ErrorKind {
-    match error {
-        GuestError::File { code, .. } => file_kind(code),
-        GuestError::Connect { source, .. } | GuestError::ReadKey { source, .. }
-            if source.kind() == io::ErrorKind::PermissionDenied =>
-        {
-            ErrorKind::PermissionDenied
-        }
-        GuestError::Source { source } | GuestError::Sink { source }
-            if source.kind() == io::ErrorKind::StorageFull =>
-        {
-            ErrorKind::NoSpace
-        }
-        GuestError::Source { .. } | GuestError::Sink { .. } | GuestError::ReadKey { .. } => {
-            ErrorKind::HostFailure
-        }
-        GuestError::Command { .. } | GuestError::Path { .. } | GuestError::TooMany { .. } => {
-            ErrorKind::InvalidArgument
-        }
-        GuestError::LoginRefused { .. } | GuestError::ClientKey { .. } => ErrorKind::PermissionDenied,
-        GuestError::RecordedKey { .. } | GuestError::HostKey => ErrorKind::Internal,
-        GuestError::Connect { .. }
-        | GuestError::Handshake { .. }
-        | GuestError::Login { .. }
-        | GuestError::Begin { .. }
-        | GuestError::Refused { .. }
-        | GuestError::Lost { .. }
-        | GuestError::TimeLimit { .. }
-        | GuestError::Survey { .. }
-        | GuestError::Answer { .. } => ErrorKind::GuestUnresponsive,
-    }
-}
-
-/// Of a code of the file service, on either side.
-fn file_kind(file_code: &str) -> ErrorKind {
-    match file_code {
-        code::NOT_FOUND | code::NO_USER => ErrorKind::NotFound,
-        code::NO_SPACE => ErrorKind::NoSpace,
-        code::DENIED => ErrorKind::PermissionDenied,
-        code::IS_DIRECTORY | code::NOT_DIRECTORY | code::NOT_REGULAR | code::REQUEST => {
-            ErrorKind::InvalidArgument
-        }
-        code::OUTSIDE | code::UNSUPPORTED | code::MALFORMED | code::TRUNCATED => ErrorKind::BadImage,
-        _ => ErrorKind::HostFailure,
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use vm_types::guest::files::{SeenError, code};
+use vm_types::{
+    ErrorKind,
+    guest::files::{SeenError, code},
+};
 
 /// Why something was not done in a guest.
 #[derive(Debug, thiserror::Error)]
@@ -157,6 +160,36 @@ impl GuestError {
             Self::Source { .. } => "guest.source",
             Self::Sink { .. } => "guest.sink",
             Self::File { code, .. } => code,
+        }
+    }
+
+    /// The sort, for clients.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::File { code, .. } => code::kind(code),
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                ErrorKind::PermissionDenied
+            }
+            Self::ReadKey { source, .. } | Self::Source { source } | Self::Sink { source } => {
+                match source.kind() {
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+                    io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+                    _ => ErrorKind::HostFailure,
+                }
+            }
+            Self::Command { .. } | Self::Path { .. } | Self::TooMany { .. } => ErrorKind::InvalidArgument,
+            Self::LoginRefused { .. } => ErrorKind::PermissionDenied,
+            Self::RecordedKey { .. } | Self::ClientKey { .. } => ErrorKind::HostFailure,
+            Self::Connect { .. }
+            | Self::HostKey
+            | Self::Handshake { .. }
+            | Self::Login { .. }
+            | Self::Begin { .. }
+            | Self::Refused { .. }
+            | Self::Lost { .. }
+            | Self::TimeLimit { .. }
+            | Self::Survey { .. }
+            | Self::Answer { .. } => ErrorKind::GuestUnresponsive,
         }
     }
 

@@ -8,7 +8,10 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use vm_types::guest::{
     FILES_SUBSYSTEM,
-    files::{Account, FileError, FileRequest, Found, PackOptions, PackReport, Seen, SeenDecoder, is_within},
+    files::{
+        Account, FileError, FileRequest, Found, PackOptions, PackReport, Seen, SeenDecoder, UnpackOptions,
+        is_within,
+    },
 };
 
 use crate::{
@@ -334,7 +337,22 @@ impl Guest {
         uid: u32,
         gid: u32,
     ) -> Result<(), GuestError> {
-        let request = FileRequest::Unpack { directory: directory.to_owned(), uid, gid };
+        self.unpack_tar_as(archive, directory, (uid, gid), UnpackOptions::default()).await
+    }
+
+    /// As [`Guest::unpack_tar`], in another way: with owners and attributes of the archive's, over what is there, or with other
+    /// modes. An agent from before there were such ways unpacks without them.
+    ///
+    /// # Errors
+    /// As [`Guest::unpack`].
+    pub async fn unpack_tar_as(
+        &self,
+        archive: impl AsyncRead + Send,
+        directory: &str,
+        (uid, gid): (u32, u32),
+        options: UnpackOptions,
+    ) -> Result<(), GuestError> {
+        let request = FileRequest::Unpack { directory: directory.to_owned(), uid, gid, options };
         self.files(&request, archive, &mut Nothing).await.map(drop)
     }
 

@@ -9,6 +9,7 @@ pub mod guest;
 pub mod hook;
 pub mod id;
 pub mod image;
+mod kind;
 pub mod layout;
 pub mod machine;
 pub mod operation;
@@ -23,4 +24,5 @@ pub use effect::{Cgroup, Effect, EffectId, EffectKind, Handle, Layer, Observed, 
 pub use event::{Event, EventKind};
 pub use hook::Hook;
 pub use id::{ImageDigest, InstanceId, KernelId, OperationId, VmId, VmName};
+pub use kind::ErrorKind;
 pub use layout::{Layout, VmPaths};

@@ -3,7 +3,6 @@
 use vm_api::{ErrorKind, Problem};
 use vm_disk::DiskError;
 use vm_engine::{ContextError, EngineError, workspaces::WorkspacesError};
-use vm_guest::GuestError;
 use vm_image::ImageError;
 use vm_net::NetError;
 use vm_plugin::LoadError;
@@ -55,7 +54,7 @@ fn kind(error: &EngineError) -> ErrorKind {
         EngineError::BuildStep { source, .. } => kind(source),
         EngineError::BuildCommand { .. } => ErrorKind::CommandFailed,
         EngineError::Catalogue { .. } => ErrorKind::HostFailure,
-        EngineError::InGuest(error) => guest(error),
+        EngineError::InGuest(error) => error.kind(),
         EngineError::Workspace(error) => workspace(error),
         EngineError::Vmm(error) => vmm(error),
         EngineError::Shim(error) => shim(error),
@@ -147,36 +146,6 @@ fn build_context(error: &ContextError) -> ErrorKind {
         | ContextError::Pattern { .. }
         | ContextError::Kind { .. } => ErrorKind::InvalidArgument,
         ContextError::Changed { .. } => ErrorKind::InUse,
-    }
-}
-
-fn guest(error: &GuestError) -> ErrorKind {
-    match error {
-        GuestError::File { code, .. } => match code.as_str() {
-            code::NOT_FOUND => ErrorKind::NotFound,
-            code::NO_SPACE => ErrorKind::NoSpace,
-            code::NO_USER => ErrorKind::NotFound,
-            code::DENIED => ErrorKind::PermissionDenied,
-            _ => ErrorKind::GuestUnresponsive,
-        },
-        GuestError::Source { source } | GuestError::Sink { source } => io(source),
-        GuestError::RecordedKey { .. } | GuestError::ReadKey { .. } | GuestError::ClientKey { .. } => {
-            ErrorKind::HostFailure
-        }
-        GuestError::Command { .. } | GuestError::Path { .. } | GuestError::TooMany { .. } => {
-            ErrorKind::InvalidArgument
-        }
-        GuestError::Connect { .. }
-        | GuestError::HostKey
-        | GuestError::Handshake { .. }
-        | GuestError::Login { .. }
-        | GuestError::LoginRefused { .. }
-        | GuestError::Begin { .. }
-        | GuestError::Refused { .. }
-        | GuestError::Lost { .. }
-        | GuestError::TimeLimit { .. }
-        | GuestError::Survey { .. }
-        | GuestError::Answer { .. } => ErrorKind::GuestUnresponsive,
     }
 }
 

@@ -13,12 +13,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use vm_archive::pax::{Entry as Headers, EntryType};
 
 use crate::{
     Cancel, Entry, EntryKind, Tree, Workspace, WorkspaceError,
     facts::unreadable,
     listing::directories_above,
-    pax::{Archive, Item},
+    pax::Archive,
     text::{self, shown},
     tree::Look,
 };
@@ -27,6 +28,7 @@ use crate::{
 const SMALL: u64 = 1 << 20;
 /// Read at once, in bytes.
 const CHUNK: usize = 1 << 20;
+const SECOND: i128 = 1_000_000_000;
 /// How often a file is read that changes whenever it is read.
 const ATTEMPTS: usize = 4;
 /// A time that is not older than this when it is looked at may be that of the next change, too: so coarse are the clocks of
@@ -291,15 +293,7 @@ impl<'a, W: Write> Packer<'a, W> {
         before: Look,
     ) -> Result<Result<(), Unsteady>, WorkspaceError> {
         let failed = unreadable(path);
-        let item = Item {
-            path: name,
-            kind: EntryKind::File,
-            mode: before.mode,
-            size: before.size,
-            mtime: before.stat.mtime,
-            target: b"",
-        };
-        self.archive.item(&item).map_err(passing_on)?;
+        self.headers(name, EntryKind::File, &before, before.size, b"").map_err(passing_on)?;
         let mut hash = Sha256::new();
         let mut left = before.size;
         self.buffer.resize(CHUNK, 0);
@@ -334,19 +328,45 @@ impl<'a, W: Write> Packer<'a, W> {
         target: Option<Vec<u8>>,
         content: Option<&[u8]>,
     ) -> Result<(), WorkspaceError> {
-        let item = Item {
-            path: name,
-            kind,
-            mode: look.mode,
-            size: content.map_or(0, |content| content.len() as u64),
-            mtime: look.stat.mtime,
-            target: target.as_deref().unwrap_or_default(),
-        };
-        let written =
-            self.archive.item(&item).and_then(|()| self.archive.content(content.unwrap_or_default()));
-        written.and_then(|()| self.archive.fill()).map_err(passing_on)?;
+        let content_of = content.unwrap_or_default();
+        self.headers(name, kind, look, content_of.len() as u64, target.as_deref().unwrap_or_default())
+            .and_then(|()| self.archive.content(content_of))
+            .and_then(|()| self.archive.fill())
+            .map_err(passing_on)?;
         self.record(name, kind, look, target, content.map(|content| Sha256::digest(content).into()));
         Ok(())
+    }
+
+    /// Owners are not told: in the guest all belongs to one user.
+    fn headers(
+        &mut self,
+        name: &[u8],
+        kind: EntryKind,
+        look: &Look,
+        size: u64,
+        target: &[u8],
+    ) -> std::io::Result<()> {
+        let (kind, end) = match kind {
+            EntryKind::File => (EntryType::Regular, &b""[..]),
+            EntryKind::Directory => (EntryType::Directory, &b"/"[..]),
+            EntryKind::Symlink => (EntryType::Symlink, &b""[..]),
+        };
+        // Times of filesystems have no more seconds than that, and what is left of one fits.
+        let seconds = i64::try_from(look.stat.mtime.div_euclid(SECOND)).unwrap_or(i64::MAX);
+        let nanos = look.stat.mtime.rem_euclid(SECOND) as u32;
+        self.archive.entry(&Headers {
+            name: &[name, end].concat(),
+            kind,
+            mode: look.mode,
+            uid: 0,
+            gid: 0,
+            mtime: (seconds, nanos),
+            link: target,
+            size,
+            device: (0, 0),
+            xattrs: &[],
+            sparse: None,
+        })
     }
 
     fn record(

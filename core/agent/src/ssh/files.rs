@@ -9,6 +9,8 @@
 //! Files block, so a worker thread does the work. It sees a client that has gone as an error of reading, which is how
 //! nothing half written stays.
 
+#[cfg(test)]
+mod copy_tests;
 mod operations;
 #[cfg(test)]
 mod pack_tests;
@@ -30,8 +32,9 @@ use vm_types::guest::files::{FileError, FileRequest, REQUEST_LIMIT, code};
 
 use super::process::{Wire, finish, hang_up};
 
-/// Pieces, of an SSH packet at most, between the channel and the worker, each way.
-const PIECES: usize = 4;
+/// Pieces, of an SSH packet at most, between the channel and the worker, each way: so many that neither has to wait for each of
+/// the other's.
+const PIECES: usize = 16;
 
 /// From the client to the worker.
 enum Piece {

@@ -52,6 +52,9 @@ pub enum FileRequest {
         uid: u32,
         /// Group of all that is made.
         gid: u32,
+        /// How.
+        #[serde(flatten)]
+        options: UnpackOptions,
     },
     /// Sends a file, or a directory with all below it, as a tar archive in the PAX format (POSIX.1-2008, pax): a file under
     /// its own name, what is in a directory under names relative to it, after an entry `./` for itself. Names are sorted by
@@ -121,6 +124,23 @@ pub struct Account {
     pub home: String,
 }
 
+/// How [`FileRequest::Unpack`] unpacks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnpackOptions {
+    /// What is in the archive belongs to whom the archive says; only what is made for it, such as the directory, to the user and
+    /// group that are given.
+    pub owners: bool,
+    /// Extended attributes of the archive (`SCHILY.xattr.` records) are set.
+    pub xattrs: bool,
+    /// A directory of the archive that is there already gets mode, owner and time of the archive's, but for one behind a symbolic
+    /// link, and the one that it is unpacked to.
+    pub overlay: bool,
+    /// Permission bits, 12 of them, of all that is in the archive; symbolic links have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+}
+
 /// How [`FileRequest::Pack`] packs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -173,6 +193,8 @@ pub struct FileError {
 
 /// Codes of [`FileError`].
 pub mod code {
+    use crate::ErrorKind;
+
     /// There is no such file.
     pub const NOT_FOUND: &str = "file.not-found";
     /// A directory is where a file is meant.
@@ -205,4 +227,16 @@ pub mod code {
     pub const TRUNCATED: &str = "archive.truncated";
     /// The client does not keep to the protocol.
     pub const REQUEST: &str = "request.malformed";
+
+    /// What sort of error a code is, on whichever side it came to pass.
+    pub fn kind(code: &str) -> ErrorKind {
+        match code {
+            NOT_FOUND | NO_USER => ErrorKind::NotFound,
+            NO_SPACE => ErrorKind::NoSpace,
+            DENIED => ErrorKind::PermissionDenied,
+            IS_DIRECTORY | NOT_DIRECTORY | NOT_REGULAR | REQUEST => ErrorKind::InvalidArgument,
+            OUTSIDE | UNSUPPORTED | MALFORMED | TRUNCATED => ErrorKind::BadImage,
+            _ => ErrorKind::HostFailure,
+        }
+    }
 }

@@ -25,6 +25,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{Cancel, export::ExportError, text::shown};
 
+use super::fetch::copy_data;
+
 /// How often openat2(2) is asked for one directory while somebody renames others.
 const TRIES: usize = 16;
 /// How much is read at once, in bytes.
@@ -393,7 +395,7 @@ impl<'a> Temporary<'a> {
                 let file = openat(self.directory, self.name.as_str(), flags, Mode::from_raw_mode(0o600))?;
                 self.kept.set(false);
                 let mut file = File::from(file);
-                io::copy(&mut File::open(content)?, &mut file)?;
+                copy_data(&mut File::open(content)?, &mut file)?;
                 fchmod(&file, Mode::from_raw_mode(mode))?;
             }
         }

@@ -2,10 +2,10 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, symlink},
+    os::unix::fs::{MetadataExt, chown, symlink},
 };
 
-use vm_workspace::export::{ApplyReport, Change, ChangeKind, Wish};
+use vm_workspace::export::{ApplyReport, Change, ChangeKind, ExportError, Wish};
 
 use crate::world::{World, files_of, git, make_executable, snapshot, write};
 
@@ -317,4 +317,30 @@ fn times_alone_are_no_work() {
     let mut export = world.export(FILES);
     assert_eq!(export.changes().unwrap(), []);
     assert_eq!(export.apply(false).unwrap(), ApplyReport::default());
+}
+
+#[test]
+fn what_root_brings_back_belongs_to_the_owner_of_the_workspace() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    const USER: u32 = 31_337;
+    let mut world = World::with(&[("a", "1\n")]);
+    world.give_to(USER);
+    world.prepare(true);
+    write(&world.guest().join("new/b"), b"2\n");
+    // Where that user may not write nothing is written either.
+    let error = world.export(FILES).files(&world.beside("out"), false).unwrap_err();
+    assert!(matches!(error, ExportError::Host { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("the workspace's owner"));
+    assert!(!world.beside("out").exists());
+    let open = world.beside("open");
+    fs::create_dir(&open).unwrap();
+    chown(&open, Some(USER), Some(USER)).unwrap();
+    let report = world.export(FILES).files(&open.join("out/er"), false).unwrap();
+    assert_eq!(names(&report.written), ["new/b"]);
+    for name in ["out", "out/er", "out/er/new", "out/er/new/b"] {
+        let about = fs::metadata(open.join(name)).unwrap();
+        assert_eq!((about.uid(), about.gid()), (USER, USER), "{name}");
+    }
 }

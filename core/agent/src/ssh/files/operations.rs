@@ -26,8 +26,9 @@ pub(super) fn serve(mut input: Input, output: &Output) -> Result<Option<Vec<u8>>
     match input.request()? {
         FileRequest::Write { path, mode, uid, gid } => write(&path, mode, (uid, gid), &mut input)?,
         FileRequest::Read { path, limit } => read(&path, limit.unwrap_or(u64::MAX), output)?,
-        FileRequest::Unpack { directory, uid, gid } => {
-            let how = Unpacking { owner: Some((uid, gid)), modes: 0o7777, only: None, careful: false };
+        FileRequest::Unpack { directory, uid, gid, options } => {
+            let how =
+                Unpacking { owner: Some((uid, gid)), modes: 0o7777, only: None, careful: false, options };
             unpack(absolute(&directory)?, how, input)?;
         }
         FileRequest::Pack { path, options } => {

@@ -150,20 +150,31 @@ async fn nonsense_is_answered_with_an_error() {
     }
 }
 
-/// Waits until a directory has, or has no, entries that `test` holds for.
-async fn until(directory: &Path, test: impl Fn(usize) -> bool) {
+/// Waits until so many files are being made in a directory, whether they have names yet or not.
+async fn until_drafts(directory: &Path, count: usize) {
+    let drafts = || {
+        let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let open = open.filter_map(|file| fs::read_link(file.path()).ok());
+        open.filter(|file| file.starts_with(directory) && file != directory).count()
+    };
     let wait = async {
-        while !test(fs::read_dir(directory).map_or(0, Iterator::count)) {
+        while drafts() != count {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, wait).await.expect("the directory is as it should be in time");
+    timeout(PATIENCE, wait).await.expect("so many files are being made in time");
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 #[tokio::test]
 async fn a_client_that_goes_half_way_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    let old = directory.path().join("file");
+    let top = fs::canonicalize(directory.path()).unwrap();
+    let old = top.join("file");
     fs::write(&old, "old").unwrap();
     let begin = async |handle: &client::Handle<_>| {
         let channel = opened(handle).await;
@@ -172,19 +183,20 @@ async fn a_client_that_goes_half_way_leaves_nothing() {
             old.display()
         );
         channel.data(request.as_bytes()).await.unwrap();
-        until(directory.path(), |count| count == 2).await;
+        until_drafts(&top, 1).await;
         channel
     };
     // The channel goes.
     let handle = connect().await;
     let channel = begin(&handle).await;
     channel.close().await.unwrap();
-    until(directory.path(), |count| count == 1).await;
+    until_drafts(&top, 0).await;
     // The connection goes.
     let channel = begin(&handle).await;
     handle.disconnect(russh::Disconnect::ByApplication, "", "").await.unwrap();
-    until(directory.path(), |count| count == 1).await;
+    until_drafts(&top, 0).await;
     drop(channel);
+    assert_eq!(names(&top), ["file"]);
     assert_eq!(fs::read_to_string(&old).unwrap(), "old");
 }
 
@@ -193,6 +205,7 @@ async fn a_source_that_fails_and_a_dropped_future_leave_nothing() {
     let (guest, served) = guest().await;
     let directory = served.path("dir");
     fs::create_dir(&directory).unwrap();
+    let directory = fs::canonicalize(directory).unwrap();
     let path = directory.join("file");
     let broken = tokio_util::io::StreamReader::new(futures::stream::iter([
         Ok(bytes::Bytes::from_static(b"half of it")),
@@ -200,16 +213,17 @@ async fn a_source_that_fails_and_a_dropped_future_leave_nothing() {
     ]));
     let error = guest.write_file(text(&path), broken, 0o600, 0, 0).await.unwrap_err();
     assert!(matches!(&error, GuestError::Source { source } if source.to_string() == "torn"), "{error:?}");
-    until(&directory, |count| count == 0).await;
+    until_drafts(&directory, 0).await;
 
     let (mut feed, source) = tokio::io::duplex(100);
     tokio::io::AsyncWriteExt::write_all(&mut feed, b"half of it").await.unwrap();
     // Cancel-safe is what is tested: the write is dropped while it waits for more.
     tokio::select! {
         got = guest.write_file(text(&path), source, 0o600, 0, 0) => panic!("{got:?}"),
-        () = until(&directory, |count| count == 1) => {}
+        () = until_drafts(&directory, 1) => {}
     }
-    until(&directory, |count| count == 0).await;
+    until_drafts(&directory, 0).await;
+    assert!(names(&directory).is_empty());
 }
 
 /// An archive in the making, which refuses no name.

@@ -20,7 +20,7 @@ use rustix::{
 use vm_types::guest::files::{PATH_LIMIT, Seen, SeenKind, code, is_within};
 
 use vm_archive::{
-    CHUNK, Failure, Output,
+    CHUNK, Failure, Output, is_draft,
     look::{Mount, about, about_name, below, by_descriptor, kind_of, mount_of},
 };
 
@@ -243,7 +243,8 @@ fn names_in(directory: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
         let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
+        // What is being made is not there yet.
+        if matches!(name.to_bytes(), b"." | b"..") || is_draft(name.to_bytes()) {
             continue;
         }
         let kind = match entry.file_type() {

@@ -29,7 +29,7 @@ use tokio::{
 use tokio_util::io::SyncIoBridge;
 use vm_archive::{CHUNK, Failure, Output, Replaced, Unpacking, copy, pack, unpack};
 use vm_guest::GuestError;
-use vm_types::guest::files::{FileError, PackOptions, PackReport};
+use vm_types::guest::files::{FileError, PackOptions, PackReport, UnpackOptions};
 
 use super::place::{InGuest, Item, Side, Target};
 use crate::{errors::CliError, stdio::Descriptor};
@@ -148,7 +148,13 @@ impl Transfer<'_> {
         let (directory, name) = (target.directory.clone(), target.name.clone());
         let unpacking = self.tasks.spawn(move || {
             let mut archive = SyncIoBridge::new(far);
-            let how = Unpacking { owner: None, modes: MODES, only: name.as_deref(), careful: true };
+            let how = Unpacking {
+                owner: None,
+                modes: MODES,
+                only: name.as_deref(),
+                careful: true,
+                options: UnpackOptions::default(),
+            };
             let report = unpack(&directory, how, &mut archive)?;
             // Whoever sends is to come to its end.
             let _ = copy(&mut archive, &mut io::sink());
