@@ -139,6 +139,8 @@ impl Importer for Git {
         sandbox.unpack(&repo.history(depth)?, &destination, job.uid(), job.gid())?;
         let about = About::of(repo);
         report.progress(&format!("sending {} files", about.files));
+        // All of them, those of the commit too: no git need be in the guest that could take them out of the history, and they are
+        // to be what they are on the host, with their modes and times.
         sandbox.unpack(&repo.archive(&[])?, &destination, job.uid(), job.gid())?;
         let brought = about.describe(strategy, self.depth);
         info!("{} to {}: {brought}", repo.name(), vm.name());
