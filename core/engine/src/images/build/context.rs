@@ -320,22 +320,17 @@ impl Context {
         Ok(Item { name, content, mode: entry.mode, source: entry.path, modified: entry.modified })
     }
 
-    /// Writes items as a tar archive, all with these permission bits if there are some. Whoever unpacks it says whose they are.
+    /// Writes items as a tar archive. Whoever unpacks it says whose they are.
     ///
     /// # Errors
     /// What cannot be read, has changed since it was selected, or cannot be written.
-    pub(super) fn archive(
-        &self,
-        items: &[Item],
-        mode: Option<u32>,
-        to: impl Write,
-    ) -> Result<(), ContextError> {
+    pub(super) fn archive(&self, items: &[Item], to: impl Write) -> Result<(), ContextError> {
         let mut tar = tar::Builder::new(to);
         for item in items {
             let path = self.path.join(&item.source);
             let failed = |source| ContextError::Read { path: path.clone(), source };
             let mut header = tar::Header::new_gnu();
-            header.set_mode(mode.unwrap_or(item.mode));
+            header.set_mode(item.mode);
             header.set_mtime(item.modified);
             header.set_size(0);
             match &item.content {

@@ -125,7 +125,7 @@ fn an_archive_is_what_was_selected_or_fails() {
     symlink("x", inside.join("link")).unwrap();
     let items = context.select(&sources(&["d"]), None).unwrap();
     let mut bytes = Vec::new();
-    context.archive(&items, None, &mut bytes).unwrap();
+    context.archive(&items, &mut bytes).unwrap();
     let mut archive = tar::Archive::new(bytes.as_slice());
     let mut seen = Vec::new();
     for entry in archive.entries().unwrap() {
@@ -143,7 +143,7 @@ fn an_archive_is_what_was_selected_or_fails() {
     assert_eq!(about("run").1, 0o4755);
     assert_eq!((about("x").2.as_str(), about("link").2.as_str()), ("text", "x"));
     fs::write(inside.join("x"), "next").unwrap();
-    let error = context.archive(&items, None, &mut Vec::new()).unwrap_err();
+    let error = context.archive(&items, &mut Vec::new()).unwrap_err();
     assert!(matches!(error, ContextError::Changed { .. }), "{error}");
     let again = context.select(&sources(&["d"]), None).unwrap();
     assert_ne!(again, items, "other content is another copy");

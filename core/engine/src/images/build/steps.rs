@@ -21,7 +21,7 @@ use super::{
 use crate::EngineError;
 
 /// Bumped when the same steps make something else.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// What has to be done in a guest.
 enum Work {
@@ -135,12 +135,6 @@ impl Build<'_> {
             mode: mode.map(octal).transpose()?,
         };
         if let Some(from) = &copy.from {
-            if to.mode.is_some() {
-                return Err(refuse(
-                    "--chmod with --from is not supported".into(),
-                    "change modes by RUN chmod",
-                ));
-            }
             let stage = stage_named(sections, from, number).ok_or_else(|| {
                 let hint = "name a stage that comes before; of an image, make one: FROM IMAGE AS NAME";
                 refuse(format!("there is no stage {from} before this one"), hint)
@@ -179,8 +173,8 @@ impl Build<'_> {
                 let target = workshop.target(&to.path, to.slash, one_file).await?;
                 let owner = workshop.owner(to.chown.as_deref()).await?;
                 let (items, context) = (named(items, &target), self.context.clone());
-                let archive = move |writer| context.archive(&items, to.mode, writer);
-                workshop.put(&target.directory, owner, archive).await
+                let archive = move |writer| context.archive(&items, writer);
+                workshop.put(&target.directory, owner.unwrap_or_default(), to.mode, archive).await
             }
             Work::CopyFrom { to, stage, sources } => {
                 let other = self.benches.get(&stage).and_then(|bench| bench.workshop.as_ref());
@@ -305,7 +299,7 @@ async fn give(from: &Workshop, to: &Workshop, place: &To, sources: &[String]) ->
     let owner = to.owner(place.chown.as_deref()).await?;
     for Source { path, name, is_directory } in found {
         let name = (!is_directory).then(|| target.name.clone().unwrap_or(name));
-        from.give(&path, name, to, &target.directory, owner).await?;
+        from.give(&path, name, to, &target.directory, owner, place.mode).await?;
     }
     Ok(())
 }

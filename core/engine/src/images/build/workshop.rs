@@ -1,7 +1,7 @@
 //! The VM in which steps of a stage are done. It boots without the image's own init, so nothing changes in it but by the steps; its
 //! owner is the daemon, so it goes with it.
 
-use std::{collections::BTreeMap, io, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio_util::io::SyncIoBridge;
@@ -9,8 +9,12 @@ use vm_guest::{Command, Guest};
 use vm_host::process;
 use vm_locks::{Ctx, Unlocked};
 use vm_oci::{Layer, LayerDraft, Lease};
+use vm_shim::EndedProcesses;
 use vm_types::{
-    guest::files::{PackOptions, Seen, SeenKind},
+    guest::{
+        control::ENDED_NAMES,
+        files::{PackOptions, Seen, SeenKind, UnpackOptions},
+    },
     image::ImageRecord,
     vm::Owner,
 };
@@ -36,6 +40,11 @@ use crate::{
 
 /// How much of a command's output an error tells, in bytes.
 const TAIL: usize = 2048;
+
+/// What a command has left running gets so long between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long the agent may take to end all that.
+const ENDED: Duration = Duration::from_secs(90);
 
 /// A VM at work.
 #[derive(Debug)]
@@ -181,10 +190,11 @@ impl Workshop {
         Ok((Some(layer.finish(lease).await?), told(&self.cell, packed.report)))
     }
 
-    /// Runs a command, and says what it writes.
+    /// Runs a command, and says what it writes. What a command has left running is ended, and said to be: it is over with its
+    /// step, and its files do not change while they are looked at.
     ///
     /// # Errors
-    /// The guest.
+    /// The guest, or what cannot be ended.
     pub(super) async fn run(
         &self,
         runs: &Runs,
@@ -196,6 +206,7 @@ impl Workshop {
         command.env.extend(runs.env.clone());
         command.cwd = Some(runs.cwd.clone());
         command.user = Some(runs.user.clone());
+        command.alone = true;
         let mut tail = Vec::new();
         let each = |bytes: &[u8]| {
             context.say(bytes);
@@ -206,13 +217,27 @@ impl Workshop {
         };
         let ended = self.guest.stream(command, each).await?;
         let how = match (ended.code, ended.signal) {
-            (Some(0), _) => return Ok(Ok(())),
+            (Some(0), _) => return self.end_left(context).await.map(Ok),
             (Some(code), _) => format!("exit code {code}"),
             (None, Some(signal)) => format!("signal {signal}"),
             (None, None) => "no exit code".to_owned(),
         };
         let output = String::from_utf8_lossy(&tail[tail.len().saturating_sub(TAIL)..]).into_owned();
         Ok(Err(Failed { how, output }))
+    }
+
+    /// Ends all processes but the agent's.
+    async fn end_left(&self, context: &OpContext) -> Result<(), EngineError> {
+        let ended = async {
+            let (mut control, _) = vm_shim::connect_control(&self.cell.paths(), ENDED).await?;
+            control.end_processes(GRACE, ENDED).await
+        };
+        let what = "end what the command has left running";
+        let ended = ended.await.map_err(|source| EngineError::Guest { what, source })?;
+        if ended.count > 0 {
+            context.say(left(&ended).as_bytes());
+        }
+        Ok(())
     }
 
     /// Makes a directory, if it is not there.
@@ -245,33 +270,36 @@ impl Workshop {
         Ok(Target { directory: directory.to_owned(), name: Some(name.to_owned()) })
     }
 
-    /// Numbers of user and group.
+    /// Numbers of user and group, if somebody is named.
     ///
     /// # Errors
     /// No such user, or the guest.
-    pub(super) async fn owner(&self, chown: Option<&str>) -> Result<(u32, u32), EngineError> {
-        let Some(text) = chown.filter(|text| !text.is_empty()) else { return Ok((0, 0)) };
+    pub(super) async fn owner(&self, chown: Option<&str>) -> Result<Option<(u32, u32)>, EngineError> {
+        let Some(text) = chown.filter(|text| !text.is_empty()) else { return Ok(None) };
         let (user, group) = text.split_once(':').unwrap_or((text, text));
         if let (Ok(uid), Ok(gid)) = (user.parse(), group.parse()) {
-            return Ok((uid, gid));
+            return Ok(Some((uid, gid)));
         }
         let account = self.guest.account(text).await?;
-        Ok((account.uid, account.gid))
+        Ok(Some((account.uid, account.gid)))
     }
 
-    /// Puts files of the host into a directory. `archive` writes them as a tar archive, on a thread of its own.
+    /// Puts files of the host into a directory, with these permission bits if there are some. `archive` writes them as a tar
+    /// archive, on a thread of its own.
     ///
     /// # Errors
     /// Reading them, or the guest.
     pub(super) async fn put(
         &self,
         directory: &str,
-        (uid, gid): (u32, u32),
+        owner: (u32, u32),
+        mode: Option<u32>,
         archive: impl FnOnce(SyncIoBridge<tokio::io::DuplexStream>) -> Result<(), ContextError> + Send + 'static,
     ) -> Result<(), EngineError> {
         let (to, from) = tokio::io::duplex(PIPE);
         let archiving = tokio::task::spawn_blocking(move || archive(SyncIoBridge::new(to)));
-        let unpacked = self.guest.unpack(from, directory, uid, gid).await;
+        let options = UnpackOptions { overlay: true, mode, ..UnpackOptions::default() };
+        let unpacked = self.guest.unpack_tar_as(from, directory, owner, options).await;
         let archived =
             archiving.await.map_err(|error| EngineError::Panicked { detail: error.to_string() })?;
         match (archived, unpacked) {
@@ -324,7 +352,8 @@ impl Workshop {
         if found.is_empty() { Err(missing(source).into()) } else { Ok(found) }
     }
 
-    /// Copies a file, or what is in a directory, to another guest.
+    /// Copies a file, or what is in a directory, to another guest; with owners, modes and attributes that it has here, where
+    /// nobody says others.
     ///
     /// # Errors
     /// One of the guests.
@@ -334,13 +363,15 @@ impl Workshop {
         name: Option<String>,
         to: &Self,
         directory: &str,
-        (uid, gid): (u32, u32),
+        owner: Option<(u32, u32)>,
+        mode: Option<u32>,
     ) -> Result<(), EngineError> {
         let (writer, reader) = tokio::io::duplex(PIPE);
         let options = PackOptions { one_filesystem: true, name, ..PackOptions::default() };
         let packing = async { self.guest.pack(path, options, writer).await.map_err(EngineError::from) };
-        let unpacking =
-            async { to.guest.unpack(reader, directory, uid, gid).await.map_err(EngineError::from) };
+        let options = UnpackOptions { owners: owner.is_none(), xattrs: true, overlay: true, mode };
+        let unpacking = to.guest.unpack_tar_as(reader, directory, owner.unwrap_or_default(), options);
+        let unpacking = async { unpacking.await.map_err(EngineError::from) };
         tokio::try_join!(packing, unpacking).map(drop)
     }
 }
@@ -356,6 +387,13 @@ fn fitting<'a>(
         let below = if above.is_empty() { path } else { path.strip_prefix(above)?.strip_prefix('/')? };
         ignore::fits(pattern, Path::new(below)).then_some((path, seen.kind))
     })
+}
+
+/// What there is to say of what was ended.
+fn left(ended: &EndedProcesses) -> String {
+    let more = if ended.names.len() == ENDED_NAMES { ", …" } else { "" };
+    let processes = if ended.count == 1 { "1 process" } else { &format!("{} processes", ended.count) };
+    format!("      note: ended {processes} that it left running: {}{more}\n", ended.names.join(", "))
 }
 
 fn last(path: &str) -> &str {
@@ -379,6 +417,16 @@ async fn delete(engine: &Engine, ctx: &mut Ctx<Unlocked>, cell: &Arc<Cell>, cont
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_ended_is_named() {
+        let ended = |count, names: &[&str]| {
+            left(&EndedProcesses { count, names: names.iter().map(|name| (*name).to_owned()).collect() })
+        };
+        assert_eq!(ended(1, &["sleep"]), "      note: ended 1 process that it left running: sleep\n");
+        let all = ended(40, &["a"; ENDED_NAMES]);
+        assert!(all.contains("40 processes") && all.ends_with("a, a, …\n"), "{all}");
+    }
 
     #[test]
     fn a_pattern_is_asked_of_what_is_below_its_directory_as_that_is_really_called() {
