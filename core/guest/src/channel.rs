@@ -9,7 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::{
     GuestError,
-    connection::{Connection, PACKET},
+    connection::Connection,
+    ssh::{PACKET, signal_name},
 };
 
 /// Extended data that is stderr (RFC 4254, section 5.2).
@@ -132,22 +133,7 @@ async fn send(writer: &ChannelWriteHalf<Msg>, input: impl AsyncRead) -> Result<(
 
 /// A signal's number by its name on the wire (RFC 4254, section 6.10). The agent calls real-time ones `RT34@vmd`.
 fn number_of(signal: &Sig) -> u32 {
-    let name = match signal {
-        Sig::ABRT => "ABRT",
-        Sig::ALRM => "ALRM",
-        Sig::FPE => "FPE",
-        Sig::HUP => "HUP",
-        Sig::ILL => "ILL",
-        Sig::INT => "INT",
-        Sig::KILL => "KILL",
-        Sig::PIPE => "PIPE",
-        Sig::QUIT => "QUIT",
-        Sig::SEGV => "SEGV",
-        Sig::TERM => "TERM",
-        Sig::USR1 => "USR1",
-        Sig::Custom(name) => name,
-    };
-    let name = name.split('@').next().unwrap_or_default();
+    let name = signal_name(signal).split('@').next().unwrap_or_default();
     match name.strip_prefix("RT").and_then(|number| number.parse().ok()) {
         Some(number) => number,
         None => format!("SIG{name}").parse::<Signal>().map_or(0, |signal| (signal as i32).cast_unsigned()),

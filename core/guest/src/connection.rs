@@ -1,71 +1,35 @@
 //! Connecting and logging in.
 
-use std::{
-    borrow::Cow,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{path::Path, sync::Arc};
 
 use russh::{
-    Disconnect, Preferred, cipher,
-    client::{self, DisconnectReason},
-    compression, kex,
-    keys::{Algorithm, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate},
+    Disconnect, client,
+    keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream},
     net::UnixStream,
 };
 
-use crate::GuestError;
+use crate::{
+    GuestError,
+    ssh::{self, End, PACKET, Verifier},
+};
 
-/// Ciphers, cheapest for the guest first; the guest may be emulated, without instructions for AES.
-const CIPHERS: &[cipher::Name] = &[cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::CHACHA20_POLY1305];
-/// The stream never leaves the host, so a key exchange that resists recorded traffic would only cost time.
-const KEX: &[kex::Name] =
-    &[kex::CURVE25519, kex::CURVE25519_PRE_RFC_8731, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];
 /// Bytes that may be under way to us on one channel without an acknowledgement.
 const WINDOW: u32 = 2 << 20;
-/// An SSH packet's content.
-pub(crate) const PACKET: usize = 32 << 10;
 /// What we say may wait for the guest to read it, in bytes: more than the agent's windows let us say on many channels.
 const UNREAD: usize = 16 << 20;
 
 /// An authenticated connection.
 pub(crate) struct Connection {
     handle: client::Handle<Verifier>,
-    end: Arc<Mutex<Option<String>>>,
+    end: End,
 }
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Connection").field("lost", &self.is_lost()).finish_non_exhaustive()
-    }
-}
-
-/// Accepts one host key and records why the connection ended.
-struct Verifier {
-    expected: PublicKey,
-    end: Arc<Mutex<Option<String>>>,
-}
-
-impl client::Handler for Verifier {
-    type Error = russh::Error;
-
-    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
-        Ok(match shown {
-            PublicKeyOrCertificate::PublicKey { key, .. } => key.key_data() == self.expected.key_data(),
-            PublicKeyOrCertificate::Certificate(_) => false,
-        })
-    }
-
-    async fn disconnected(&mut self, reason: DisconnectReason<russh::Error>) -> Result<(), russh::Error> {
-        let (text, result) = match reason {
-            DisconnectReason::ReceivedDisconnect(info) => (info.message, Ok(())),
-            DisconnectReason::Error(error) => (error.to_string(), Err(error)),
-        };
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
-        result
     }
 }
 
@@ -80,9 +44,8 @@ impl Connection {
         let stream = UnixStream::connect(socket)
             .await
             .map_err(|source| GuestError::Connect { socket: socket.to_owned(), source })?;
-        let end = Arc::new(Mutex::new(None));
-        let verifier = Verifier { expected: host_key.clone(), end: Arc::clone(&end) };
-        let mut handle = client::connect_stream(Arc::new(config()), carried(stream), verifier)
+        let (verifier, end) = Verifier::new(host_key.clone());
+        let mut handle = client::connect_stream(Arc::new(ssh::config(WINDOW)), carried(stream), verifier)
             .await
             .map_err(|error| match error {
                 russh::Error::UnknownKey => GuestError::HostKey,
@@ -104,9 +67,7 @@ impl Connection {
 
     /// The error of the connection being gone.
     pub(crate) fn lost(&self) -> GuestError {
-        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let reason = end.filter(|text| !text.is_empty()).map(|text| format!(": {text}")).unwrap_or_default();
-        GuestError::Lost { reason }
+        GuestError::Lost { reason: self.end.reason() }
     }
 
     /// A new channel.
@@ -131,19 +92,4 @@ fn carried(mut stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> 
         let _ = tokio::io::copy_bidirectional_with_sizes(&mut far, &mut stream, 2 * PACKET, 2 * PACKET).await;
     });
     near
-}
-
-fn config() -> client::Config {
-    client::Config {
-        window_size: WINDOW,
-        maximum_packet_size: PACKET as u32,
-        preferred: Preferred {
-            kex: Cow::Borrowed(KEX),
-            key: Cow::Borrowed(&[Algorithm::Ed25519]),
-            cipher: Cow::Borrowed(CIPHERS),
-            compression: Cow::Borrowed(&[compression::NONE]),
-            ..Preferred::DEFAULT
-        },
-        ..client::Config::default()
-    }
 }

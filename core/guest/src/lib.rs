@@ -16,6 +16,7 @@ mod command;
 mod connection;
 mod error;
 mod files;
+pub mod ssh;
 
 use std::{
     collections::HashMap,

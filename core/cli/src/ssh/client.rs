@@ -1,31 +1,20 @@
 //! Connecting and logging in.
 
-use std::{
-    borrow::Cow,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use russh::{
-    Disconnect, Preferred, cipher,
-    client::{self, DisconnectReason},
-    compression, kex,
-    keys::{Algorithm, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate, load_secret_key},
+    Disconnect, client,
+    keys::{PrivateKeyWithHashAlg, PublicKey, load_secret_key},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixStream,
 };
 use vm_api::GuestAccess;
+use vm_guest::ssh::{self, End, Verifier};
 
 use super::{SshError, carrier::Carrier};
 
-/// Ciphers, cheapest for the guest first; the guest may be emulated, without instructions for AES.
-const CIPHERS: &[cipher::Name] = &[cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::CHACHA20_POLY1305];
-/// The stream never leaves the host, so a key exchange that resists recorded traffic would only cost start-up time.
-const KEX: &[kex::Name] =
-    &[kex::CURVE25519, kex::CURVE25519_PRE_RFC_8731, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];
 /// Bytes that may be under way to us without an acknowledgement.
 const WINDOW: u32 = 8 << 20;
 /// Until greeting, key exchange and login are through; a guest that is emulated and busy takes seconds.
@@ -36,36 +25,7 @@ const CLOSE_DEADLINE: Duration = Duration::from_millis(500);
 /// An authenticated connection.
 pub(crate) struct Connection {
     pub(super) handle: client::Handle<Verifier>,
-    end: Arc<Mutex<Option<String>>>,
-}
-
-/// Accepts one host key and records why the connection ended.
-pub(super) struct Verifier {
-    expected: PublicKey,
-    end: Arc<Mutex<Option<String>>>,
-}
-
-impl client::Handler for Verifier {
-    type Error = russh::Error;
-
-    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
-        Ok(match shown {
-            PublicKeyOrCertificate::PublicKey { key, .. } => key.key_data() == self.expected.key_data(),
-            PublicKeyOrCertificate::Certificate(_) => false,
-        })
-    }
-
-    async fn disconnected(&mut self, reason: DisconnectReason<russh::Error>) -> Result<(), russh::Error> {
-        let (text, result) = match reason {
-            DisconnectReason::ReceivedDisconnect(info) => (info.message.clone(), Ok(())),
-            DisconnectReason::Error(russh::Error::Disconnect) => {
-                (String::new(), Err(russh::Error::Disconnect))
-            }
-            DisconnectReason::Error(error) => (error.to_string(), Err(error)),
-        };
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
-        result
-    }
+    end: End,
 }
 
 impl Connection {
@@ -91,12 +51,12 @@ impl Connection {
             PublicKey::from_openssh(host_key).map_err(|source| SshError::RecordedKey { source })?;
         let key = load_secret_key(client_key, None)
             .map_err(|source| SshError::ClientKey { path: client_key.to_owned(), source })?;
-        let end = Arc::new(Mutex::new(None));
-        let verifier = Verifier { expected, end: Arc::clone(&end) };
+        let (verifier, end) = Verifier::new(expected);
         let login = async {
-            let mut handle = client::connect_stream(Arc::new(config()), Carrier::new(stream), verifier)
-                .await
-                .map_err(|error| match error {
+            let mut handle =
+                client::connect_stream(Arc::new(ssh::config(WINDOW)), Carrier::new(stream), verifier)
+                    .await
+                    .map_err(|error| match error {
                     russh::Error::UnknownKey => SshError::HostKey,
                     source => SshError::Handshake { source },
                 })?;
@@ -114,9 +74,7 @@ impl Connection {
 
     /// The error of the connection being gone.
     pub(super) fn lost(&self) -> SshError {
-        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let reason = end.filter(|text| !text.is_empty()).map(|text| format!(": {text}")).unwrap_or_default();
-        SshError::Lost { reason }
+        SshError::Lost { reason: self.end.reason() }
     }
 
     /// Says goodbye, so that the server learns at once what it may end.
@@ -128,20 +86,5 @@ impl Connection {
             }
         };
         let _ = tokio::time::timeout(CLOSE_DEADLINE, goodbye).await;
-    }
-}
-
-fn config() -> client::Config {
-    client::Config {
-        window_size: WINDOW,
-        maximum_packet_size: 32 << 10,
-        preferred: Preferred {
-            kex: Cow::Borrowed(KEX),
-            key: Cow::Borrowed(&[Algorithm::Ed25519]),
-            cipher: Cow::Borrowed(CIPHERS),
-            compression: Cow::Borrowed(&[compression::NONE]),
-            ..Preferred::DEFAULT
-        },
-        ..client::Config::default()
     }
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use nix::libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Pty, Sig, client::Msg};
 use tokio::sync::mpsc;
+use vm_guest::ssh;
 
 use super::{
     SshError,
@@ -214,7 +215,7 @@ impl Session {
                     Some(ChannelMsg::Failure) => return Err(SshError::StartRefused),
                     Some(ChannelMsg::ExitStatus { exit_status }) => ending = Some(Ending::Exited(exit_status)),
                     Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
-                        ending = Some(Ending::Signalled(signal_word(&signal_name)));
+                        ending = Some(Ending::Signalled(ssh::signal_name(&signal_name).to_owned()));
                     }
                     Some(ChannelMsg::Close) | None => return ending.ok_or_else(|| connection.lost()),
                     Some(_) => {}
@@ -327,24 +328,4 @@ fn ssh_signal(number: i32) -> Option<Sig> {
         SIGQUIT => Some(Sig::QUIT),
         _ => None,
     }
-}
-
-/// RFC 4254's name of a signal, without `SIG`.
-fn signal_word(signal: &Sig) -> String {
-    match signal {
-        Sig::ABRT => "ABRT",
-        Sig::ALRM => "ALRM",
-        Sig::FPE => "FPE",
-        Sig::HUP => "HUP",
-        Sig::ILL => "ILL",
-        Sig::INT => "INT",
-        Sig::KILL => "KILL",
-        Sig::PIPE => "PIPE",
-        Sig::QUIT => "QUIT",
-        Sig::SEGV => "SEGV",
-        Sig::TERM => "TERM",
-        Sig::USR1 => "USR1",
-        Sig::Custom(name) => name,
-    }
-    .to_owned()
 }
