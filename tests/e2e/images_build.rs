@@ -1,12 +1,16 @@
 //! Images built by a Dockerfile: what their commands did is in them, what was done before is not done again, and nothing is left of
 //! builds that fail.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 use vm_tests::{
-    World, fixtures,
+    Output, World, fixtures,
     world::{BOOT, SHORT},
 };
 
@@ -127,6 +131,121 @@ fn a_dockerfile_becomes_an_image_and_nothing_is_done_twice() {
     world.vm(&["image", "prune"]).run().exits(0).tells("freed");
     let left = fs::read_dir(world.dirs().state.join("content/blobs/sha256")).map_or(0, Iterator::count);
     assert_eq!(left, 0, "layers of steps are gone");
+    world.leaves_nothing();
+}
+
+/// Builds a Dockerfile of [`fixtures::BUSYBOX`], for which `BASE` stands in the text.
+#[track_caller]
+fn build(world: &World, directory: &Path, text: &str, tag: &str) -> Output {
+    let text = text.replace("BASE", fixtures::BUSYBOX);
+    fs::write(directory.join("Dockerfile"), text).expect("a file can be written");
+    let all = [&["image", "build", path(directory), "-t", tag][..], &SMALL].concat();
+    world.vm(&all).within(BOOT * 2).run()
+}
+
+/// What is in an image's layers, the lowest first, as `tar` lists it.
+#[track_caller]
+fn layers(world: &World, image: &str) -> Vec<Vec<String>> {
+    let (file, top) = (world.directory().join("exported"), world.directory().join("unpacked"));
+    world.vm(&["image", "export", image, path(&file), "--format", "docker-archive"]).run().exits(0);
+    fs::create_dir_all(&top).expect("a directory can be made");
+    world.tool("tar", &["-C", path(&top), "-xf", path(&file)]).run().exits(0);
+    let manifest = fs::read(top.join("manifest.json")).expect("there is a list");
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("it is JSON");
+    let names = manifest[0]["Layers"].as_array().expect("it lists layers");
+    let list = |name: &serde_json::Value| {
+        let layer = top.join(name.as_str().expect("a name"));
+        let listed = world.tool("tar", &["--numeric-owner", "-tvf", path(&layer)]).run().exits(0).text();
+        listed.lines().map(str::to_owned).collect()
+    };
+    names.iter().map(list).collect()
+}
+
+const LEAVES: &str = r#"
+FROM BASE
+RUN (while :; do echo noise; sleep 0.01; done) & \
+    (trap '' TERM; while :; do date >> /x; done) > /dev/null 2>&1 & \
+    sleep 1000 > /dev/null 2>&1 & \
+    until test -s /x; do sleep 0.01; done
+RUN ! grep -lx sleep /proc/[0-9]*/comm && wc -c < /x > /size && echo old > /old
+RUN test "$(wc -c < /x)" = "$(cat /size)" && ln /old /new
+RUN true
+CMD ["stat", "-c", "%h %i", "/old", "/new"]
+"#;
+
+#[test]
+fn what_a_command_leaves_running_ends_with_its_step() {
+    let world = World::new();
+    let directory = directory(&world, &[("a", "")]);
+    let built = build(&world, &directory, LEAVES, "x").exits(0);
+    let built = built.complains("processes that it left running: ").complains("sleep");
+    let said = String::from_utf8_lossy(&built.stderr).into_owned();
+    assert_eq!(said.matches("note: ended").count(), 1, "the others have left nothing: {said}");
+
+    // The file is in the layer of the step that wrote it, and in no later one; a link to a file from below brings that along.
+    let layers = layers(&world, "x");
+    let names = |layer: &[String]| {
+        let name = |line: &String| line.split_whitespace().skip(5).collect::<Vec<_>>().join(" ");
+        layer.iter().map(name).collect::<Vec<_>>()
+    };
+    let made: Vec<_> = layers[layers.len() - 3..].iter().map(|layer| names(layer)).collect();
+    assert_eq!(made, [vec!["x"], vec!["old", "size"], vec!["new", "old link to new"]]);
+    let said = world.vm(&["run", "--rm", "--image", "x", "--memory", "256M"]).run().exits(0).text();
+    let lines: Vec<_> = said.lines().collect();
+    assert!(lines.len() == 2 && lines[0] == lines[1] && lines[0].starts_with("2 "), "{said}");
+    world.vm(&["image", "delete", "x"]).run().exits(0);
+    world.vm(&["image", "prune"]).run().exits(0);
+    world.leaves_nothing();
+}
+
+const COPIES: &str = r#"
+FROM BASE AS made
+RUN mkdir -p /out/sub /out/bin && echo tool > /out/bin/tool && ln /out/bin/tool /out/bin/same && \
+    ln -s bin/tool /out/link && chown -Rh 7:8 /out && chmod 2751 /out/sub && chmod 4711 /out/bin/tool && chmod 700 /out
+FROM BASE
+RUN mkdir -p /app/old/deep /app/other && chown -R 5:6 /app && chmod 1777 /app && chmod 700 /app/old /app/other
+COPY --chown=3:4 tree /app
+COPY --from=made /out /kept
+COPY --from=made --chown=1:2 --chmod=0750 /out /given/deep
+COPY --from=made --chmod=640 /out/bin/tool /given/one
+RUN stat -c '%n %a %u:%g %h' /app /app/old /app/old/deep /app/old/file /app/other /app/new && \
+    stat -c '%n %a %u:%g %h' /kept /kept/sub /kept/bin/tool /kept/bin/same /kept/link && \
+    stat -c '%n %a %u:%g %h' /given /given/deep /given/deep/sub /given/deep/bin/tool /given/deep/link /given/one
+"#;
+
+/// As BuildKit does it; checked with its sources, for its reference says less.
+const COPIED: &str = "\
+/app 1777 5:6 5
+/app/old 750 3:4 3
+/app/old/deep 755 5:6 2
+/app/old/file 640 3:4 1
+/app/other 700 5:6 2
+/app/new 711 3:4 2
+/kept 755 0:0 4
+/kept/sub 2751 7:8 2
+/kept/bin/tool 4711 7:8 2
+/kept/bin/same 4711 7:8 2
+/kept/link 777 7:8 1
+/given 755 1:2 3
+/given/deep 755 1:2 4
+/given/deep/sub 750 1:2 2
+/given/deep/bin/tool 750 1:2 2
+/given/deep/link 777 1:2 1
+/given/one 640 7:8 1
+";
+
+#[test]
+fn copies_have_owners_and_modes_as_elsewhere() {
+    let world = World::new();
+    let directory = directory(&world, &[("tree/old/file", "file\n"), ("tree/new/x", "")]);
+    for (name, mode) in [("tree", 0o700), ("tree/old", 0o750), ("tree/old/file", 0o640), ("tree/new", 0o711)]
+    {
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(directory.join(name), mode).expect("a mode can be changed");
+    }
+    build(&world, &directory, COPIES, "x").exits(0).complains(COPIED);
+    world.vm(&["image", "delete", "x"]).run().exits(0);
+    world.vm(&["image", "prune"]).run().exits(0);
     world.leaves_nothing();
 }
 
