@@ -21,3 +21,6 @@ mod run;
 mod session;
 mod workspaces;
 mod workspaces_broken;
+mod workspaces_importers;
+mod workspaces_package;
+mod workspaces_run;

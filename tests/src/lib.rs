@@ -11,6 +11,7 @@
 //! is for a condition, with a time limit; there are no fixed pauses.
 
 pub mod command;
+pub mod debian;
 pub mod disks;
 pub mod fakes;
 pub mod fixtures;

@@ -77,6 +77,19 @@ impl Repository {
         repository
     }
 
+    /// A copy of one.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn copy_of(from: &Path, to: PathBuf) -> Self {
+        let copied = Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(&to).status();
+        assert!(copied.expect("cp runs").success(), "{} cannot be copied", from.display());
+        let repository = Self(to);
+        // They are other files, which git would read each time that it is asked.
+        repository.git(&["update-index", "-q", "--refresh"]);
+        repository
+    }
+
     /// Runs git in it; what it says, without the last line's end.
     ///
     /// # Panics

@@ -8,8 +8,10 @@
 //! KIND is the name of an [`EffectKind`]. Actions, in the `FAILPOINTS` of crate `fail`: `return(kill)` ends the daemon at once,
 //! by SIGKILL; `return(ENOSPC)`, `return(EBUSY)` and `return(EPERM)` make the step fail with that error, at `after` although the
 //! host has taken it.
+//!
+//! One more has nothing to do with the host: `workspace.import.time`, with `return(MILLISECONDS)`, is how long an import may take.
 
-use std::io;
+use std::{io, time::Duration};
 
 use nix::{
     libc,
@@ -62,4 +64,17 @@ pub(crate) fn reach(effect: &Effect, change: Change, side: Side) -> Result<(), E
         Some(other) => panic!("the failpoint {point} knows no action {other:?}"),
     };
     Err(EngineError::Injected { point, source: io::Error::from_raw_os_error(errno) })
+}
+
+/// What the time limit of an import shall be.
+///
+/// # Panics
+/// It is no number: a test that says it wrong must not pass.
+pub(crate) fn import_time() -> Option<Duration> {
+    let point = "workspace.import.time";
+    fail::eval(point, |action| {
+        let text = action.unwrap_or_default();
+        let milliseconds = text.parse().unwrap_or_else(|_| panic!("the failpoint {point} takes no {text:?}"));
+        Duration::from_millis(milliseconds)
+    })
 }

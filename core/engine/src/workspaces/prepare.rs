@@ -42,6 +42,15 @@ const TIME_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Bytes that even a slow guest takes in a second.
 const SLOW: u64 = 512 << 10;
 
+/// How long an import of so many bytes may take.
+fn time_limit(bytes: u64) -> Duration {
+    #[cfg(feature = "failpoints")]
+    if let Some(limit) = crate::failpoint::import_time() {
+        return limit;
+    }
+    TIME_LIMIT + Duration::from_secs(bytes / SLOW)
+}
+
 /// What is to be brought where.
 #[derive(Debug, Clone)]
 pub struct PrepareRequest {
@@ -203,7 +212,7 @@ impl Import<'_> {
             destination: to.clone(),
             user,
             replace: request.replace || unfinished,
-            time_limit: TIME_LIMIT + Duration::from_secs(facts.bytes / SLOW),
+            time_limit: time_limit(facts.bytes),
             watch: watch.clone(),
         };
         let imported =
