@@ -332,3 +332,72 @@ fn of_a_cancelled_export_nothing_is_left() {
         }
     });
 }
+
+/// Archives below a directory that this process has open, files without a name, too, and how far each is read or written.
+fn open_below(dir: &Path) -> BTreeMap<String, u64> {
+    let mut open = BTreeMap::new();
+    for entry in fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let Ok(file) = fs::read_link(entry.path()) else { continue };
+        let number = entry.file_name().into_string().unwrap();
+        if let Ok(about) = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))
+            && file.starts_with(dir)
+            && [".gz", " (deleted)"].iter().any(|end| file.display().to_string().ends_with(end))
+        {
+            let at = about.lines().find_map(|line| line.strip_prefix("pos:")).unwrap();
+            open.insert(file.display().to_string(), at.trim().parse().unwrap());
+        }
+    }
+    open
+}
+
+#[test]
+fn unpacking_a_whole_archive_ends_once_nobody_waits_and_leaves_nothing() {
+    /// Bytes of zeros in one member of the compressed file, and how often that stands there: seconds of work.
+    const PIECE: u64 = 8 << 20;
+    const PIECES: u64 = 512;
+    in_namespace(|bench| async move {
+        let packed = |bytes: &[u8]| {
+            let mut file = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            file.write_all(bytes).unwrap();
+            file.finish().unwrap()
+        };
+        let mut header = ::tar::Header::new_gnu();
+        header.set_path("layer.tar").unwrap();
+        header.set_mode(0o644);
+        header.set_size(PIECE * PIECES);
+        header.set_cksum();
+        let mut file = packed(header.as_bytes());
+        file.extend(packed(&vec![0; PIECE as usize]).repeat(PIECES as usize));
+        let archive = bench.path("image.tar.gz");
+        fs::write(&archive, &file).unwrap();
+        let (whole, archive) = (file.len() as u64, archive.display().to_string());
+        let store = bench.store();
+        let dir = bench.path("");
+        let before: Vec<_> = snapshot(&dir).into_keys().collect();
+        // Told what it is, it is unpacked to the disk; otherwise it is read first to find that out.
+        for text in [format!("docker-archive:{archive}"), archive.clone()] {
+            let fetching = tokio::spawn({
+                let (text, store) = (text.clone(), store.clone());
+                async move { fetch(&text, &store).await.map(drop) }
+            });
+            until("it is under way", || {
+                let open = open_below(&dir);
+                let unpacks = open.iter().any(|(name, at)| name.ends_with(" (deleted)") && *at > PIECE);
+                let reads = open.get(&archive).is_some_and(|at| *at > 0);
+                reads && (unpacks || text == archive)
+            })
+            .await;
+            fetching.abort();
+            assert!(fetching.await.unwrap_err().is_cancelled());
+            let mut read = 0;
+            until("it has ended", || {
+                let open = open_below(&dir);
+                read = open.get(&archive).copied().unwrap_or(read);
+                open.is_empty()
+            })
+            .await;
+            assert!(read < whole, "{text}: it went on to its end");
+            assert_eq!(snapshot(&dir).into_keys().collect::<Vec<_>>(), before);
+        }
+    });
+}
