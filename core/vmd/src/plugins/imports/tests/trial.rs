@@ -273,7 +273,7 @@ impl Trial {
         }
         let (root, guest) = Directory::new();
         Self {
-            bench: bench,
+            bench,
             manager,
             host: tempfile::tempdir().unwrap(),
             scratch: tempfile::tempdir().unwrap(),
