@@ -203,6 +203,13 @@ fn an_image_of_a_registry_runs_as_its_maker_said() {
     for tag in ["app", "numbers", "static"] {
         shop.push(&registry, tag);
     }
+    // The same layers by Zstandard, as registries have ever more of them. With the same configuration it would be the same image.
+    shop.like("app", "zstd").config("zstd", &["--config.label", "packed.by=zstd"]);
+    let zstd = world.directory().join("zstd");
+    let (from, to) = (format!("oci:{}", shop.tagged("zstd")), format!("oci:{}:zstd", path(&zstd)));
+    let copy = ["copy", "--insecure-policy", "--dest-compress-format", "zstd", &from, &to];
+    world.tool("skopeo", &copy).run().exits(0);
+    registry.push(&world, &zstd, "zstd", "zstd:latest");
 
     let before = blobs(&world);
     let app = format!("{HOST}/app");
@@ -223,6 +230,24 @@ fn an_image_of_a_registry_runs_as_its_maker_said() {
         "ls: /etc/gone: No such file or directory\n/opt:\nnew\n4755 0\n640 1000\n\
          cat: can't open '/root/secret': Permission denied\nhidden\ngood bye\n",
     );
+
+    // By another compression, the same files.
+    // What the boot writes is another each time, and so are the times of the directories it is in.
+    let all = "cd / && for dir in bin etc opt root srv; do \
+         find $dir -mindepth 1 ! -name 'host*' ! -name resolv.conf ! -name machine-id \
+         -exec stat -c '%n %F %a %u %g %h %s %Y %t %T' {} + ; \
+         find $dir -type f ! -name 'host*' ! -name resolv.conf ! -name machine-id -exec sha256sum {} + ; \
+         done | sort; busybox-reads cat /root/secret";
+    let listed = |image: &str| run(image, &["--user", "root", "--", "sh", "-c", all]).exits(0).text();
+    let gzip = listed("app");
+    assert_eq!(listed("zstd"), gzip);
+    assert!(gzip.contains("4755") && gzip.ends_with("hidden\n"), "{gzip}");
+    let shown = world.ask(&["image", "show", &format!("{HOST}/zstd")]);
+    let layers = shown["origin"]["layers"].as_array().expect("it has layers");
+    let is_zstd = |layer: &Value| layer["media_type"].as_str().is_some_and(|text| text.ends_with("+zstd"));
+    assert!(layers.len() == 2 && layers.iter().all(is_zstd), "{shown}");
+    world.vm(&["image", "delete", &format!("{HOST}/zstd")]).run().exits(0);
+    assert_eq!(blobs(&world) - before, 4);
 
     // A sibling brings a manifest and a configuration of its own; its layers are there.
     world.vm(&["image", "pull", &format!("{HOST}/numbers")]).run().exits(0);
