@@ -75,6 +75,9 @@ pub struct Members<R> {
     padding: u64,
 }
 
+/// Offset and length of the data of a sparse file.
+type Parts = Vec<(u64, u64)>;
+
 impl<R: Read> Members<R> {
     /// Reads in small pieces: what is not in memory should be buffered.
     pub fn new(archive: R) -> Self {
@@ -85,7 +88,7 @@ impl<R: Read> Members<R> {
     ///
     /// # Errors
     /// [`Truncated`], [`ErrorKind::InvalidData`] of what is no archive, and those of the source.
-    pub fn next(&mut self) -> io::Result<Option<Member>> {
+    pub fn next_member(&mut self) -> io::Result<Option<Member>> {
         self.skip()?;
         let mut told = Told::default();
         let mut room = HEADERS;
@@ -159,12 +162,7 @@ impl<R: Read> Members<R> {
     }
 
     /// Size and parts of a file.
-    fn map(
-        &mut self,
-        header: &Header,
-        kind: EntryType,
-        told: &Told,
-    ) -> io::Result<(u64, Option<Vec<(u64, u64)>>)> {
+    fn map(&mut self, header: &Header, kind: EntryType, told: &Told) -> io::Result<(u64, Option<Parts>)> {
         let sizeless = || damaged("a sparse file without a size");
         let (size, parts) = if kind == EntryType::GNUSparse {
             let (size, parts) = self.old_map(header)?;
@@ -402,7 +400,7 @@ mod tests {
         let archive = archive(&[(&long, &content, FILE), (b"a\n12 b=c\n", b"", FILE), (b"x", b"y", FILE)]);
         let mut members = Members::new(archive.as_slice());
         let mut found = Vec::new();
-        while let Some(member) = members.next().unwrap() {
+        while let Some(member) = members.next_member().unwrap() {
             assert_eq!((member.kind, member.mode), (FILE, 0o755));
             // Content need not be read.
             if member.name == long {
@@ -420,7 +418,7 @@ mod tests {
         let whole = archive(&[(b"a", b"content", FILE)]);
         let read = |archive: &[u8]| {
             let mut members = Members::new(archive);
-            while members.next()?.is_some() {}
+            while members.next_member()?.is_some() {}
             io::Result::Ok(())
         };
         read(&whole).unwrap();

@@ -79,7 +79,7 @@ pub fn unpack(directory: &Path, how: Unpacking<'_>, archive: impl Read) -> Resul
     let mut below = Below::make(directory, how).map_err(|error| Failure::of(&name, &error))?;
     let mut members = Members::new(BufReader::with_capacity(BUFFER, archive));
     let mut last = PathBuf::new();
-    while let Some(member) = members.next().map_err(|error| malformed(&error, &last))? {
+    while let Some(member) = members.next_member().map_err(|error| malformed(&error, &last))? {
         last = PathBuf::from(OsStr::from_bytes(&member.name));
         below.put(&member, &last, &mut members)?;
     }

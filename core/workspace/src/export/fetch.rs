@@ -88,7 +88,7 @@ impl Fetched {
         let mut archive = Members::new(BufReader::with_capacity(PIECE, archive));
         let mut taken = BTreeMap::new();
         let mut room = announced.saturating_add(announced / 4).saturating_add(GROWTH);
-        while let Some(member) = archive.next().map_err(|source| ExportError::Archive { source })? {
+        while let Some(member) = archive.next_member().map_err(|source| ExportError::Archive { source })? {
             cancel.check()?;
             if !wanted.contains_key(&member.name) || taken.contains_key(&member.name) {
                 return Err(ExportError::Unasked { path: shown(&member.name) });
