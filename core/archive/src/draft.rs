@@ -89,7 +89,8 @@ impl Draft {
             parent if parent.as_os_str().is_empty() => Path::new("."),
             parent => parent,
         };
-        let directory = open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        // Not O_PATH: it is listed.
+        let directory = open(parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
         sweep(&directory);
         Self::within(Rc::new(directory), name)
     }
@@ -338,7 +339,8 @@ mod tests {
         }
         fs::create_dir(top.path().join(".vmd-new-1-2")).unwrap();
         std::os::unix::fs::symlink("kept", top.path().join(".vmd-new-1-3")).unwrap();
-        sweep(&directory);
+        // As whoever writes there next does.
+        drop(Draft::begin(&top.path().join("next")).unwrap());
         kept.write_all(b"content").unwrap();
         kept.commit(0o600, None).unwrap();
         assert_eq!(names(top.path()), [".vmd-new-1-2", ".vmd-new-1-3", ".vmd-new-mine", "kept"]);

@@ -94,8 +94,9 @@ impl<R: Read> Members<R> {
         let mut room = HEADERS;
         loop {
             let block = self.block()?;
-            // A second block of zeros is not waited for, as not all writers have one.
             if block.iter().all(|byte| *byte == 0) {
+                // The second one is taken, so that its writer comes to its end; not all have one.
+                let _ = self.block();
                 return Ok(None);
             }
             let header = Header::from_byte_slice(&block);
@@ -125,7 +126,7 @@ impl<R: Read> Members<R> {
     fn described(&mut self, room: &mut u64) -> io::Result<Vec<u8>> {
         *room = room
             .checked_sub(self.left.saturating_add(BLOCK))
-            .ok_or_else(|| damaged("a name is longer than any real one"))?;
+            .ok_or_else(|| damaged("names and attributes of one member take more than 1 MiB"))?;
         let mut content = Vec::new();
         self.read_to_end(&mut content)?;
         self.skip()?;
@@ -151,7 +152,8 @@ impl<R: Read> Members<R> {
         let name = told.sparse_name.or(told.name).unwrap_or_else(|| header.path_bytes().into_owned());
         let link = told.link.or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
         let modified = told.modified.unwrap_or_else(|| {
-            let seconds = i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(i64::MAX);
+            // GNU tar's times before 1970 are a longer two's complement, of which this is the lower half.
+            let seconds = header.mtime().unwrap_or(0).cast_signed();
             TimeSpec::new(seconds, 0)
         });
         let mode = header.mode()? & 0o7777;
@@ -411,6 +413,33 @@ mod tests {
             found.push(member.name);
         }
         assert_eq!(found, [long, b"a\n12 b=c\n".to_vec(), b"x".to_vec()]);
+    }
+
+    #[test]
+    fn times_before_1970_as_gnu_tar_writes_them() {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(FILE);
+        header.set_size(0);
+        header.set_mode(0o644);
+        // `touch -d @-5 f; tar --format=gnu -c f`.
+        let mut time = [0xff; 12];
+        time[11] = 0xfb;
+        header.as_gnu_mut().unwrap().mtime = time;
+        header.set_cksum();
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_data(&mut header, "f", &b""[..]).unwrap();
+        let archive = builder.into_inner().unwrap();
+        let member = Members::new(archive.as_slice()).next_member().unwrap().unwrap();
+        assert_eq!(member.modified, TimeSpec::new(-5, 0));
+    }
+
+    #[test]
+    fn all_of_the_end_mark_is_read() {
+        let whole = archive(&[(b"a", b"content", FILE)]);
+        let mut source = whole.as_slice();
+        let mut members = Members::new(&mut source);
+        while members.next_member().unwrap().is_some() {}
+        assert!(source.is_empty(), "{} bytes are left", source.len());
     }
 
     #[test]

@@ -104,6 +104,9 @@ impl ControlError {
             Self::Unknown { .. } => {
                 Some("the guest runs the agent of an older daemon; restart the VM".into())
             }
+            Self::Agent { code, .. } if code == vm_types::guest::control::code::PROCESSES_STAY => {
+                Some("end them in the command itself: even SIGKILL does not".into())
+            }
             Self::Agent { .. } => Some("see the guest's console with `vm logs`".into()),
             Self::Connect { .. } | Self::Talk { .. } | Self::OutOfStep => None,
         }

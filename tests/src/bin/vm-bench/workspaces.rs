@@ -15,6 +15,8 @@ use super::{Samples, goal};
 /// A small file's size, and how many there are: about 1 GB.
 const FILE: usize = 50_000;
 const FILES: usize = 20_000;
+/// Different ones in all files.
+const WORDS: usize = 100;
 /// Files that change before the second import.
 const TOUCHED: usize = 10;
 /// How long one of them may take.
@@ -94,21 +96,26 @@ fn name(number: usize) -> String {
     format!("part{:03}/file{number}", number % 200)
 }
 
-/// A repository whose files do not compress, all of them committed.
+/// A repository whose files compress about as source text does, all of them committed.
 fn make(directory: &Path) -> Repository {
     fs::create_dir_all(directory).expect("a directory can be made");
     let repository = Repository(directory.to_owned());
     let mut random = fastrand::Rng::with_seed(7);
-    let mut content = vec![0; FILE];
+    let words: Vec<String> =
+        (0..WORDS).map(|_| (0..random.usize(2..12)).map(|_| random.lowercase()).collect()).collect();
     for number in 0..FILES {
-        random.fill(&mut content);
+        let mut content = String::with_capacity(FILE);
+        while content.len() < FILE {
+            content.push_str(&words[random.usize(..WORDS)]);
+            content.push(if random.u8(..8) == 0 { '\n' } else { ' ' });
+        }
+        content.truncate(FILE);
         let path = directory.join(name(number));
         fs::create_dir_all(path.parent().expect("it has one")).expect("a directory can be made");
         fs::write(path, &content).expect("a file can be written");
     }
     repository.git(&["init", "-q", "-b", "main"]);
-    // Random bytes: packing them would take long and gain nothing.
-    repository.git(&["-c", "core.compression=0", "add", "-A"]);
+    repository.git(&["add", "-A"]);
     repository.git(&["commit", "-q", "-m", "all"]);
     repository
 }

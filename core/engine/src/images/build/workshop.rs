@@ -367,7 +367,7 @@ impl Workshop {
         mode: Option<u32>,
     ) -> Result<(), EngineError> {
         let (writer, reader) = tokio::io::duplex(PIPE);
-        let options = PackOptions { one_filesystem: true, name, ..PackOptions::default() };
+        let options = PackOptions { one_filesystem: true, sparse: true, name, ..PackOptions::default() };
         let packing = async { self.guest.pack(path, options, writer).await.map_err(EngineError::from) };
         let options = UnpackOptions { owners: owner.is_none(), xattrs: true, overlay: true, mode };
         let unpacking = to.guest.unpack_tar_as(reader, directory, owner.unwrap_or_default(), options);
