@@ -39,7 +39,7 @@ const ERRORS: usize = 8 << 10;
 const PIECE: usize = 64 << 10;
 
 /// What every git is told. What a repository's or a person's configuration says about these does not count.
-const SETTINGS: [&str; 10] = [
+const SETTINGS: [&str; 9] = [
     "core.fsmonitor=false",
     "core.hooksPath=/dev/null",
     "core.pager=cat",
@@ -47,7 +47,6 @@ const SETTINGS: [&str; 10] = [
     "core.logAllRefUpdates=false",
     "gc.auto=0",
     "maintenance.auto=false",
-    "protocol.allow=never",
     "status.showStash=false",
     "submodule.recurse=false",
 ];
@@ -111,7 +110,7 @@ fn failed_hint(stderr: &str) -> Option<&'static str> {
             "a repository belongs to somebody else: if you trust it, git config --global --add safe.directory PATH",
         )
     } else if said(&["No space left", "Disk quota exceeded"]) {
-        Some("free space on the disk of vmd's state directory")
+        Some("free space on the disks of the repository and of vmd's state directory")
     } else if said(&[
         "lazy fetching disabled",
         "missing blob",
@@ -123,8 +122,14 @@ fn failed_hint(stderr: &str) -> Option<&'static str> {
             "objects are missing: of a partial clone fetch them all (git fetch --refetch --no-filter), of any other see what \
              git fsck says; or use the importer copy",
         )
-    } else if said(&["ermission denied"]) {
-        Some("git runs with your rights: make the repository's files readable for you")
+    } else if said(&["ermission denied", "insufficient permission"]) {
+        Some(
+            "git runs with your rights: make the repository's files readable for you, and writable where it gets a branch",
+        )
+    } else if said(&["cannot lock ref"]) {
+        Some(
+            "let another git that is at work there end; if none is, remove the file *.lock that one has left behind",
+        )
     } else {
         None
     }
@@ -323,6 +328,8 @@ impl GitCommand<'_> {
             ("GIT_TERMINAL_PROMPT", "0"),
             ("GIT_NO_LAZY_FETCH", "1"),
             ("GIT_NO_REPLACE_OBJECTS", "1"),
+            // No protocol has this name. What a configuration says of a single one beats `protocol.allow`; this beats both.
+            ("GIT_ALLOW_PROTOCOL", "none"),
         ] {
             command.env(name, value);
         }

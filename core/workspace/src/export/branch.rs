@@ -1,6 +1,6 @@
 //! A guest's commits as a branch of the host's.
 
-use std::path::Path;
+use std::{ffi::OsString, path::Path};
 
 use crate::{Git, GitCommand, GitError, WorkspaceError, export::ExportError, text::shown};
 
@@ -223,6 +223,17 @@ pub(super) fn existing(git: &Git, top: &Path, name: &str) -> Result<Option<Strin
             });
         }
     }
+    // One without a commit is in no list.
+    if existing.is_none() {
+        let head = git.at(top).args(["symbolic-ref", "--quiet", "HEAD"]).find();
+        let head = head.map_err(WorkspaceError::git("looking for the branch"))?;
+        if head.is_some_and(|head| head == wanted.as_bytes()) {
+            return Err(ExportError::BranchCheckedOut {
+                name: shown(name.as_bytes()),
+                worktree: shown(top.as_os_str().as_encoded_bytes()),
+            });
+        }
+    }
     Ok(existing)
 }
 
@@ -250,7 +261,7 @@ impl Target<'_> {
             .map_err(WorkspaceError::git(doing))?;
         let mut fetch = git.at(top).args([
             "-c",
-            "protocol.file.allow=always",
+            "fetch.bundleURI=",
             "-c",
             "transfer.fsckObjects=true",
             "-c",
@@ -270,18 +281,33 @@ impl Target<'_> {
         if let Some(base) = base {
             fetch = fetch.arg(format!("--negotiation-tip={base}"));
         }
-        let fetched = fetch.arg(quarantine.directory()).arg(format!("{TIP}:{}", reference(name))).output();
-        match fetched {
+        let from = quarantine.directory();
+        // The repository's configuration may rewrite addresses to another place, or to a program; the longest rule counts.
+        let mut rewriting = OsString::from("url.");
+        rewriting.push(from);
+        rewriting.push(".insteadOf");
+        let fetch = fetch
+            .env("GIT_ALLOW_PROTOCOL", "file")
+            .env("GIT_CONFIG_COUNT", "1")
+            .env("GIT_CONFIG_KEY_0", rewriting)
+            .env("GIT_CONFIG_VALUE_0", from);
+        match fetch.arg(from).arg(format!("{TIP}:{}", reference(name))).output() {
             Ok(_) => Ok(()),
             Err(GitError::Failed { stderr, .. }) if stderr.contains("non-fast-forward") => {
                 Err(ExportError::BranchDiverged { name: shown(name.as_bytes()) })
             }
-            Err(GitError::Failed { stderr, .. }) => {
+            Err(GitError::Failed { stderr, .. }) if !is_of_the_host(&stderr) => {
                 Err(ExportError::Refused { reason: shown(stderr.as_bytes()) })
             }
             Err(error) => Err(WorkspaceError::git(doing)(error).into()),
         }
     }
+}
+
+/// Whether git failed for a reason that is none of the guest's.
+fn is_of_the_host(stderr: &str) -> bool {
+    let reasons = ["No space left", "Disk quota", "ermission", "Read-only file system", "cannot lock ref"];
+    reasons.iter().any(|reason| stderr.contains(reason))
 }
 
 fn text(bytes: Vec<u8>) -> String {

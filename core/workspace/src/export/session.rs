@@ -8,7 +8,10 @@ use std::{
 
 use vm_types::guest::files::{Seen, SeenKind};
 
-use crate::{Baseline, Cancel, Git, Identity, Workspace, WorkspaceError, export::ExportError, text::shown};
+use crate::{
+    Baseline, Cancel, Git, Identity, Workspace, WorkspaceError, export::ExportError, listing::within,
+    text::shown,
+};
 
 use super::{
     apply::Apply,
@@ -177,11 +180,19 @@ impl Export {
         if self.wish != Wish::Branch {
             warnings.extend(self.submodules.iter().filter(|one| one.has_work()).map(submodules::stays));
         }
-        let unknown = self.view.iter().flat_map(View::submodules_in_guest).filter(|path| {
-            // Of those that were not sent all is there, if the host has them at all.
-            !self.submodules.iter().any(|one| one.path == *path)
-        });
+        let known = |path: &[u8]| self.submodules.iter().any(|one| one.path == path);
+        // Of those that were not sent all is there, if the host has them at all.
+        let unknown = self.view.iter().flat_map(View::submodules_in_guest).filter(|path| !known(path));
         warnings.extend(unknown.map(submodules::unknown));
+        // So it is after `git clone` and `git submodule add`.
+        let apart = self.view.iter().flat_map(|view| view.submodules.keys()).filter(|path| {
+            let own = self.guest.get(&within(path, b".git"));
+            own.is_some_and(|own| own.kind == SeenKind::Directory)
+        });
+        warnings.extend(apart.map(|path| match known(path) {
+            true => submodules::apart(path),
+            false => submodules::unknown(path),
+        }));
         warnings.extend(
             self.repositories.iter().map(|path| {
                 format!("{} stays in the guest: it is a repository's own directory", shown(path))

@@ -1,14 +1,15 @@
 //! A guest's commits in submodules, as branches of the host's repositories of these.
 //!
 //! Each has a quarantine of its own, with the objects of the host's submodule at hand. So a submodule's history is looked through as
-//! that of the workspace is, and both are on the host or neither: submodules go first, for the workspace's commits name theirs.
+//! that of the workspace is, and all of them before anything is written. Submodules are written first, for the workspace's commits
+//! name theirs. If the host then fails at one, those before it keep their branches, and the next export goes on from there.
 
 use std::path::Path;
 
 use vm_types::guest::files::{Seen, SeenKind};
 
 use crate::{
-    Baseline, Git, Workspace,
+    Baseline, Git, GitError, Workspace, WorkspaceError,
     export::ExportError,
     facts::{Place, Repository},
     listing::within,
@@ -85,7 +86,7 @@ impl Submodule {
         }
         fetch::directory(scratch)?;
         let quarantine = Quarantine::make(git, scratch, Some(&self.host))?;
-        if !quarantine.has_commit(&head)? {
+        if !quarantine.has_commit(&head)? || !self.host.refers_to(git, &head)? {
             self.work = Some(Work { head, quarantine });
         }
         Ok(())
@@ -161,6 +162,18 @@ impl Branch<'_> {
 }
 
 impl Host {
+    /// Whether a branch, another reference, or what is checked out has a commit among its history. Mere objects, as a fetch leaves
+    /// behind that fails late, are as good as lost.
+    fn refers_to(&self, git: &Git, commit: &str) -> Result<bool, ExportError> {
+        let others = git.at(&self.top).args(["rev-list", "--max-count=1", commit, "--not", "--all"]).output();
+        match others {
+            Ok(found) => Ok(found.is_empty()),
+            // Not all of its history is there.
+            Err(GitError::Failed { .. }) => Ok(false),
+            Err(error) => Err(WorkspaceError::git("looking for a commit")(error).into()),
+        }
+    }
+
     /// That of a submodule, of which only the history counts.
     fn of_repository(repository: &Repository) -> Self {
         Self::plain(repository.directory.clone(), &repository.format, &repository.common_directory)
@@ -179,6 +192,14 @@ pub(super) fn stays(submodule: &Submodule) -> String {
 pub(super) fn unknown(path: &[u8]) -> String {
     format!(
         "the host has no repository of the submodule {}: its commits stay in the guest, push them from there",
+        shown(path)
+    )
+}
+
+/// For people: that the same stays, though the host has such a submodule.
+pub(super) fn apart(path: &[u8]) -> String {
+    format!(
+        "the submodule {} was made anew in the guest: its commits stay there, push them from there",
         shown(path)
     )
 }

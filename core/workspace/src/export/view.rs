@@ -23,6 +23,8 @@ use super::{
 
 /// Of the small files of a guest's `.git`, the most that is read, in bytes.
 const SMALL: u64 = 64 << 10;
+/// The same of a file `.git`, which has one path.
+const LINK: u64 = 8 << 10;
 /// The same for those with a line or record for each branch or file.
 pub(super) const LIST: u64 = 256 << 20;
 /// A submodule's commit.
@@ -156,7 +158,8 @@ pub(super) fn first(guest: &Guest, base: &Base) -> BTreeMap<Vec<u8>, u64> {
     });
     let mut wanted: BTreeMap<_, _> = lists.map(|seen| (seen.path.clone(), seen.size)).collect();
     for (rest, seen) in guest.below(b".git") {
-        let module = rest.starts_with(b"modules/") && !rest.windows(6).any(|part| part == b"/logs/");
+        // Logs of branches have names like theirs; but so have branches of a submodule `logs`.
+        let module = rest.starts_with(b"modules/");
         let heads = |path: &[u8]| path.windows(11).any(|part| part == b"refs/heads/");
         let small = rest == b"HEAD"
             || rest.starts_with(b"refs/heads/")
@@ -167,7 +170,7 @@ pub(super) fn first(guest: &Guest, base: &Base) -> BTreeMap<Vec<u8>, u64> {
             wanted.insert(seen.path.clone(), seen.size);
         }
     }
-    let links = guest.links().filter(|(_, seen)| seen.size <= SMALL);
+    let links = guest.links().filter(|(_, seen)| seen.size <= LINK);
     wanted.extend(links.map(|(_, seen)| (seen.path.clone(), seen.size)));
     wanted
 }
@@ -359,10 +362,11 @@ impl View {
 /// A submodule, with the directory of git's own that its file `.git` names.
 fn own(top: &[u8], link: &[u8], fetched: &Fetched) -> Option<(Vec<u8>, Vec<u8>)> {
     const MODULES: &[u8] = b".git/modules/";
-    let link = fetched.read(link, SMALL)?;
+    let link = fetched.read(link, LINK)?;
     let link = link.strip_prefix(b"gitdir:")?.trim_ascii();
     let at = link.windows(MODULES.len()).position(|part| part == MODULES)?;
-    Some((top.to_vec(), link.get(at..)?.to_vec()))
+    let own = link.get(at..).filter(|own| is_path(own))?;
+    Some((top.to_vec(), own.to_vec()))
 }
 
 fn slashes(path: &[u8]) -> impl Iterator<Item = &[u8]> {

@@ -43,6 +43,19 @@ fn a_branch_that_cannot_be_made_is_told() {
 }
 
 #[test]
+fn a_branch_without_a_commit_is_checked_out_nonetheless() {
+    let mut world = World::plain();
+    git(&world.host(), &["init", "--quiet", "--initial-branch=main"]);
+    write(&world.host().join("a"), b"1\n");
+    let error = beforehand::branch(&world.workspace(), "main").unwrap_err();
+    assert!(matches!(error, ExportError::BranchCheckedOut { .. }), "{error}");
+    assert_eq!(beforehand::branch(&world.workspace(), "x").unwrap(), Vec::<String>::new());
+    world.prepare(false);
+    let error = world.export(Wish::Branch).branch("main", "m", false).unwrap_err();
+    assert!(matches!(error, ExportError::BranchCheckedOut { .. }), "{error}");
+}
+
+#[test]
 fn an_export_says_the_same_of_a_branch_that_stands_in_the_way() {
     let mut world = World::with(&[("a", "1\n")]);
     git(&world.host(), &["branch", "there"]);

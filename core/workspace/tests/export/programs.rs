@@ -28,6 +28,8 @@ fn ran(world: &World) -> Vec<String> {
 
 /// Names programs in every way that git has, in a repository and its working tree.
 fn arm(world: &World, top: &Path) {
+    let bundle = world.beside("bundle");
+    git(top, &["bundle", "create", "--quiet", bundle.to_str().unwrap(), "--branches"]);
     let file = world.beside("included");
     let included =
         format!("[filter \"included\"]\n\tclean = {0}\n\tsmudge = {0}\n", program(world, "included"));
@@ -79,6 +81,9 @@ fn arm(world: &World, top: &Path) {
         ("filter.evil.required", "true"),
         ("commit.gpgSign", "true"),
         ("tag.gpgSign", "true"),
+        ("fetch.bundleURI", bundle.to_str().unwrap()),
+        ("protocol.ext.allow", "always"),
+        (&format!("url.ext::sh -c {}</dev/null .insteadOf", program(world, "transport")), "/"),
     ] {
         git(top, &["config", key, value]);
     }
@@ -123,6 +128,11 @@ fn bring_all(world: &World) {
     }
 }
 
+/// What came by a bundle that a configuration names.
+fn bundled(top: &Path) -> String {
+    git(top, &["for-each-ref", "refs/bundles"])
+}
+
 fn files() -> World {
     World::with(&[("one.a", "1\n"), ("one.b", "1\n"), ("one.c", "1\n")])
 }
@@ -139,10 +149,12 @@ fn of_the_guests_repository_none_runs_on_the_host() {
     // They do run where somebody runs git: so this test would notice.
     let _ = git_with(&guest, &["diff", "HEAD"], &[], b"");
     let _ = git_with(&guest, &["add", "--all"], &[], b"");
+    let _ = git_with(&guest, &["fetch", "--quiet", "/somewhere"], &[], b"");
     let there = ran(&world);
-    for name in ["fsmonitor", "diff-command", "clean", "included", "hook-post-index-change"] {
+    for name in ["fsmonitor", "diff-command", "clean", "included", "hook-post-index-change", "transport"] {
         assert!(there.contains(&name.to_owned()), "{name} would not be noticed: {there:?}");
     }
+    assert_ne!(bundled(&guest), "", "bundles would not be noticed");
     fs::remove_dir_all(world.beside("ran")).unwrap();
     write(&world.beside("ran/.keep"), b"");
     // The index is as git has left it; the working tree is said to be the host's.
@@ -178,5 +190,6 @@ fn of_the_hosts_own_repository_none_runs_either() {
     write(&world.guest().join("one.c"), b"work again\n");
     bring_all(&world);
     assert_eq!(ran(&world), Vec::<String>::new(), "when it was brought back");
+    assert_eq!(bundled(&host), "", "nor is anything fetched from elsewhere");
     assert_eq!(fs::read(host.join("one.c")).unwrap(), b"work again\n");
 }

@@ -2,7 +2,10 @@
 
 use std::{fs, path::Path};
 
-use vm_workspace::export::{ExportError, Wish};
+use vm_workspace::{
+    WorkspaceError,
+    export::{ExportError, Wish, beforehand},
+};
 
 use crate::world::{World, differing, git, make_executable, snapshot, write};
 
@@ -134,6 +137,118 @@ fn what_only_a_branch_brings_is_said_of_all_else() {
             .any(|warning| warning.starts_with("the host has no repository of the submodule added")),
         "{warnings:?}"
     );
+}
+
+#[test]
+fn a_submodule_may_be_called_as_logs_are() {
+    let mut world = World::with(&[("a", "1\n")]);
+    let other = World::with(&[("o", "1\n")]);
+    for name in ["logs", "tools/logs/x", "plain"] {
+        add(&world.host(), &other.host(), name);
+    }
+    world.prepare(true);
+    git(&world.guest().join("plain"), &["checkout", "--quiet", "-b", "a/logs/b"]);
+    let heads = ["logs", "plain", "tools/logs/x"].map(|name| {
+        let directory = world.guest().join(name);
+        write(&directory.join("o"), name.as_bytes());
+        (name, commit(&directory, "the guest's"))
+    });
+    let report = world.export(Wish::Branch).branch("x", "m", false).unwrap();
+    assert_eq!(report.submodules.len(), 3);
+    for (name, head) in heads {
+        assert_eq!(git(&world.host().join(name), &["rev-parse", "x"]), head, "{name}");
+    }
+}
+
+#[test]
+fn commits_that_the_host_has_on_no_branch_are_brought_again() {
+    let (mut world, _others) = nested();
+    world.prepare(true);
+    let (host, guest) = (world.host(), world.guest());
+    let sub = host.join("sub");
+    write(&guest.join("sub/s"), b"work\n");
+    let head = commit(&guest.join("sub"), "the guest's");
+    let bring = |name: &str| world.export(Wish::Branch).branch(name, "m", false);
+    // Git finds out only when it has the objects that it cannot make the branch.
+    let lock = ["rev-parse", "--path-format=absolute", "--git-path", "refs/heads/a.lock"];
+    let lock = git(&sub, &lock);
+    write(Path::new(&lock), b"");
+    let error = bring("a").unwrap_err();
+    assert!(matches!(error, ExportError::Workspace(WorkspaceError::Git { .. })), "{error:?}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("*.lock")), "{error}");
+    fs::remove_file(lock).unwrap();
+    assert_eq!(git(&sub, &["cat-file", "-t", &head]), "commit", "this has seen to another case");
+    assert_eq!(bring("a").unwrap().submodules.len(), 1);
+    assert_eq!(git(&sub, &["rev-parse", "a"]), head);
+    assert_eq!(bring("b").unwrap().submodules.len(), 0, "the host has it");
+    git(&sub, &["branch", "--quiet", "-D", "a"]);
+    assert_eq!(bring("c").unwrap().submodules.len(), 1);
+    assert_eq!(git(&sub, &["rev-parse", "c"]), head);
+    // What is checked out counts without a branch.
+    git(&sub, &["checkout", "--quiet", "--detach", &head]);
+    git(&sub, &["branch", "--quiet", "-D", "c"]);
+    assert_eq!(bring("d").unwrap().submodules.len(), 0);
+}
+
+#[test]
+fn commits_of_a_submodule_that_was_cloned_in_the_guest_are_said_to_stay() {
+    let (mut world, [other, _]) = nested();
+    world.prepare(true);
+    let (guest, other) = (world.guest(), other.host());
+    let url = other.to_str().unwrap();
+    fs::remove_dir_all(guest.join("sub")).unwrap();
+    for name in ["lib", "sub"] {
+        git(&guest, &["clone", "--quiet", url, name]);
+        write(&guest.join(name).join("s"), b"work\n");
+        commit(&guest.join(name), "the guest's");
+    }
+    git(&guest, &["submodule", "--quiet", "add", url, "lib"]);
+    for wish in [Wish::Branch, Wish::Patch, Wish::Files { ignored: false }] {
+        let warnings = world.export(wish).warnings();
+        let of = |start: &str| warnings.iter().filter(|warning| warning.starts_with(start)).count();
+        assert_eq!(of("the host has no repository of the submodule lib"), 1, "{wish:?}: {warnings:?}");
+        assert_eq!(of("the submodule sub was made anew"), 1, "{wish:?}: {warnings:?}");
+    }
+}
+
+#[test]
+fn a_file_that_leads_to_no_possible_directory_makes_no_submodule() {
+    let (mut world, _others) = nested();
+    world.prepare(true);
+    let guest = world.guest();
+    let link = |length: usize| [&b"gitdir: .git/modules/"[..], &b"a/".repeat(length / 2), b"a\n"].concat();
+    for (name, length) in [("good", 100), ("long", 5000), ("huge", 9000)] {
+        write(&guest.join("sub").join(name).join(".git"), &link(length));
+    }
+    let warnings = world.export(Wish::Patch).warnings();
+    let told = |start: &str| warnings.iter().any(|warning| warning.starts_with(start));
+    assert!(told("the host has no repository of the submodule sub/good"), "{warnings:?}");
+    for name in ["long", "huge"] {
+        assert!(told(&format!("sub/{name}/.git stays in the guest")), "{name}: {warnings:?}");
+    }
+}
+
+#[test]
+fn a_branch_that_a_submodule_cannot_get_is_told_beforehand() {
+    let (world, _others) = nested();
+    let sub = world.host().join("sub");
+    git(&sub, &["branch", "there"]);
+    git(&sub, &["checkout", "--quiet", "-b", "own"]);
+    git(&sub, &[&WHO[..], &["commit", "--quiet", "--allow-empty", "-m", "own"]].concat());
+    git(&sub, &["checkout", "--quiet", "-b", "next", "there"]);
+    let look = |name: &str| beforehand::branch(&world.workspace(), name).unwrap();
+    for name in ["new", "there"] {
+        assert_eq!(look(name), Vec::<String>::new(), "{name}");
+    }
+    for (name, expected) in [
+        ("next", "the branch next is checked out in"),
+        ("own/er", "the branch own/er cannot be beside the branch own"),
+        ("own", "the branch own of the submodule sub has commits"),
+    ] {
+        let warnings = look(name);
+        assert!(warnings.len() == 1 && warnings[0].contains(expected), "{name}: {warnings:?}");
+        assert!(warnings[0].contains("the submodule sub"), "{name}: {warnings:?}");
+    }
 }
 
 #[test]
