@@ -195,9 +195,10 @@ impl CallError {
             Self::Disabled { plugin, .. } => {
                 format!("see its messages with `vm plugin logs {plugin}`, then `vm plugin enable {plugin}`")
             }
-            Self::TimedOut { hook: Hook::Import, .. } => {
-                "give it more time, or bring less: see what is large in the workspace".to_owned()
-            }
+            Self::TimedOut { hook: Hook::Import, plugin, .. } => format!(
+                "bring less: have git ignore what is large and the guest can do without; `vm plugin logs {plugin}` may say what \
+                 took so long"
+            ),
             Self::Trapped { plugin, .. } | Self::Excess { plugin, .. } | Self::TimedOut { plugin, .. } => {
                 format!("this is a fault of the plugin: tell its author, or `vm plugin disable {plugin}`")
             }

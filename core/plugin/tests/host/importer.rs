@@ -261,7 +261,7 @@ async fn an_import_ends_when_its_time_is_over_or_nobody_waits_for_it() {
     let limit = Some(Duration::from_secs(50));
     let input = Input { time_limit: limit, ..import(&project, &guest, job("archive")) };
     let error = run(&plugin, input).await.unwrap_err();
-    assert!(matches!(error, CallError::TimedOut { .. }) && error.hint().contains("more time"), "{error}");
+    assert!(matches!(error, CallError::TimedOut { .. }) && error.hint().contains("bring less"), "{error}");
     assert!(project.dropped.load(Ordering::SeqCst), "the host goes on");
     assert!(plugin.disabled().is_none(), "that the guest is slow is no fault of the plugin");
 
