@@ -175,7 +175,7 @@ fn streams_and_large_files() {
     let directory = world.directory().join("receiving");
     fs::create_dir(&directory).unwrap();
     let directory = directory.canonicalize().unwrap();
-    world.vm(&["ssh", "a", "truncate -s 100G endless"]).run().exits(0);
+    world.vm(&["ssh", "a", "fallocate -l 2G endless"]).run().exits(0);
     let mut receiving = world.vm(&["cp", "a:endless", directory.to_str().unwrap()]).start();
     let pid = receiving.pid();
     wait_until("the file is begun", SHORT, || writes_in(pid, &directory));
@@ -197,6 +197,24 @@ fn streams_and_large_files() {
     assert_eq!(fs::read_dir(directory.join("d2")).unwrap().count(), 0);
     world.vm(&["cp", file.to_str().unwrap(), "a:d2"]).run().exits(0);
     world.vm(&["ssh", "a", "ls -A d2"]).run().exits(0).says("large\n");
+    world.leaves_nothing();
+}
+
+#[test]
+fn holes_stay_holes() {
+    let world = World::new();
+    world.vm(&["create", "--name", "a", "--memory", "512M", "--start"]).run().exits(0);
+    let script = "truncate -s 100G sparse; echo end >>sparse; stat -c %s sparse";
+    let size = world.vm(&["ssh", "a", script]).run().exits(0).text();
+    let file = world.directory().join("sparse");
+    let path = file.to_str().unwrap();
+    world.vm(&["cp", "a:sparse", path]).run().exits(0);
+    let about = fs::metadata(&file).unwrap();
+    assert_eq!(format!("{}\n", about.len()), size);
+    assert!(about.blocks() < 1024, "{} blocks", about.blocks());
+    world.vm(&["cp", path, "a:again"]).run().exits(0);
+    let script = "stat -c %s again; tail -c 4 again; test $(stat -c %b again) -lt 1024";
+    world.vm(&["ssh", "a", script]).run().exits(0).says(&format!("{size}end\n"));
     world.leaves_nothing();
 }
 

@@ -20,6 +20,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use vm_tests::{
     World,
+    debian::{SUITE, bootstrap},
     fixtures::{self, DOWNLOAD, Held},
     namespaces::Network,
     programs, wait_until,
@@ -39,7 +40,6 @@ pub(crate) const SUITES: &str = "/opt/tests";
 /// A seed: what `VM_TEST_IMAGES` takes, and what a daemon's state directory starts from.
 pub(crate) const SEED: &str = "/opt/seed";
 
-const SUITE: &str = "bookworm";
 const PACKAGES: &str = "systemd-sysv,systemd-resolved,dbus,udev,kmod,procps,iproute2,nftables,e2fsprogs,xfsprogs,btrfs-progs,\
                         dmsetup,ca-certificates,curl,openssh-client,qemu-system-x86,seabios,busybox-static,gzip";
 /// The kernel's package without its scripts, which would make an initramfs that nobody boots.
@@ -102,19 +102,7 @@ fn make_base(_: &Path, base: &Path) -> io::Result<()> {
     let (tarball, hook) = (partial.join("root.tar"), partial.join("hook"));
     fs::write(&hook, KERNEL_HOOK)?;
     let world = World::empty(Network::Host);
-    let include = format!("--include={PACKAGES}");
-    let customize = format!("--customize-hook=sh {} \"$1\"", hook.display());
-    let arguments = [
-        "--variant=minbase",
-        &include,
-        "--dpkgopt=path-exclude=/usr/share/doc/*",
-        "--dpkgopt=path-exclude=/usr/share/man/*",
-        "--dpkgopt=path-exclude=/usr/share/locale/*",
-        &customize,
-        SUITE,
-        &tarball.to_string_lossy(),
-    ];
-    world.tool("mmdebstrap", &arguments).within(DOWNLOAD).run().exits(0);
+    bootstrap(&world, PACKAGES, Some(&format!("sh {} \"$1\"", hook.display())), &tarball);
     let (from, to) = (tarball.to_string_lossy(), partial.to_string_lossy());
     world.tool("tar", &["-xf", &from, "-C", &to, "./boot", "./usr/lib/modules"]).run().exits(0);
     fs::rename(&partial, base)

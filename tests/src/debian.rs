@@ -20,7 +20,8 @@ use crate::{
 /// The reference of Debian with git.
 pub const WITH_GIT: &str = "with-git";
 
-const SUITE: &str = "bookworm";
+/// The release that all of it is of.
+pub const SUITE: &str = "bookworm";
 const PACKAGES: &str = "git";
 /// Git's own source: some 4,400 files, of which more than a thousand are executable, patches of Debian's, a link.
 const SOURCE: &str = "git";
@@ -97,20 +98,31 @@ fn tarball(world: &World, cache: &Path) -> io::Result<PathBuf> {
     let path = cache.join(format!("git-{}.tar", key(&[RECIPE, SUITE, PACKAGES])));
     if !path.exists() {
         let partial = cache.join("git.partial.tar");
-        let include = format!("--include={PACKAGES}");
-        let arguments = [
-            "--variant=minbase",
-            &include,
-            "--dpkgopt=path-exclude=/usr/share/doc/*",
-            "--dpkgopt=path-exclude=/usr/share/man/*",
-            "--dpkgopt=path-exclude=/usr/share/locale/*",
-            SUITE,
-            &partial.to_string_lossy(),
-        ];
-        world.tool("mmdebstrap", &arguments).within(DOWNLOAD).run().exits(0);
+        bootstrap(world, PACKAGES, None, &partial);
         fs::rename(&partial, &path)?;
     }
     Ok(path)
+}
+
+/// Makes a tarball of Debian without its documentation: the packages, separated by commas, and what a hook of mmdebstrap's adds.
+///
+/// # Panics
+/// mmdebstrap fails.
+#[track_caller]
+pub fn bootstrap(world: &World, packages: &str, hook: Option<&str>, tarball: &Path) {
+    let include = format!("--include={packages}");
+    let hook = hook.map(|hook| format!("--customize-hook={hook}"));
+    let mut arguments = vec![
+        "--variant=minbase",
+        &include,
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+    ];
+    arguments.extend(hook.as_deref());
+    let tarball = tarball.to_string_lossy();
+    arguments.extend([SUITE, &tarball]);
+    world.tool("mmdebstrap", &arguments).within(DOWNLOAD).run().exits(0);
 }
 
 /// Debian's source package of git as a repository: a branch `main` with a history, and nothing that is not committed. To be copied.

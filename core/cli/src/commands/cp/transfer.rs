@@ -128,7 +128,7 @@ impl Transfer<'_> {
         let (output, pieces) = mpsc::channel(PIECES);
         let (path, name) = (item.path.clone(), target.name.clone());
         let end = self.tasks.spawn(move || {
-            let options = PackOptions::default();
+            let options = PackOptions { sparse: true, ..PackOptions::default() };
             pack(&path, name.as_deref(), &options, Replaced::new(), &Output(output))
         });
         let mut pieces = Pieces::new(pieces, end, self.done);
@@ -235,7 +235,11 @@ impl Transfer<'_> {
     pub(super) async fn archive_out(&self, from: &Side, item: &Item) -> Result<Copied, CliError> {
         let Side::Guest(guest) = from else { return Ok(Copied::default()) };
         let name = item.name.clone();
-        let options = options(&Target { directory: PathBuf::new(), name, mode: None })?;
+        // With its holes as zeros, for any program that reads archives.
+        let options = PackOptions {
+            sparse: false,
+            ..options(&Target { directory: PathBuf::new(), name, mode: None })?
+        };
         let path = item.path.to_string_lossy();
         let packed = self.stdout(guest, |to| guest.guest.pack(&path, options, to)).await?;
         Ok(Copied::of(&packed.report).told(from, packed.report))
@@ -278,7 +282,7 @@ fn options(target: &Target) -> Result<PackOptions, CliError> {
             hint: "give it another name, or copy the directory that it is in".to_owned(),
         })?),
     };
-    Ok(PackOptions { name, ..PackOptions::default() })
+    Ok(PackOptions { name, sparse: true, ..PackOptions::default() })
 }
 
 /// Reads a stream to its end; how many bytes it had.
