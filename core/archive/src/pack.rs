@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     ffi::{CStr, CString, OsStr},
     fs::File,
+    io::Read,
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Component, Path, PathBuf},
     vec,
@@ -43,6 +44,11 @@ const LINKS: usize = 32 << 20;
 const PARTS: usize = 1 << 16;
 /// Files with smaller holes, all taken together, are packed with them, in bytes.
 const HOLES: u64 = 64 << 10;
+/// Files that say they have no more are read before their header is written, in bytes: a kernel's (/proc, /sys) say 0, or a
+/// page, whatever they have.
+const PAGE: u64 = 4 << 10;
+/// The most that such a file may have, in bytes. It is kept in memory.
+const UNTOLD: u64 = 16 << 20;
 /// What may be told of warnings, in bytes as they are sent.
 const WARNINGS: usize = 32 << 10;
 /// The most that an extended attribute, or their list, may have (xattr(7)), in bytes.
@@ -395,12 +401,24 @@ impl<'a> Packer<'a> {
         let file =
             openat(CWD, by_descriptor(file), flags, Mode::empty()).map_err(|errno| self.failed(errno))?;
         let mut file = File::from(file);
-        let parts = match self.options.sparse && about.stx_blocks.saturating_mul(512) < size {
+        let parts = match size > PAGE && self.options.sparse && about.stx_blocks.saturating_mul(512) < size {
             true => parts(&file, size).map_err(|errno| self.failed(errno))?,
             false => None,
         };
         let mut whole = true;
-        if let Some(parts) = parts {
+        if size <= PAGE {
+            let mut content = Vec::new();
+            let read = (&mut file).take(UNTOLD).read_to_end(&mut content);
+            read.map_err(|error| Failure::of(&self.path().display().to_string(), &error))?;
+            self.header(about, EntryType::Regular, b"", content.len() as u64, xattrs, None)?;
+            self.archive.write(&content)?;
+            if content.len() as u64 == UNTOLD {
+                self.warn(
+                    code::LEFT_OUT,
+                    "said that it is empty: what is behind its first 16 MiB is left out",
+                );
+            }
+        } else if let Some(parts) = parts {
             let map = map_of(&parts);
             let stored = map.len() as u64 + parts.iter().map(|(_, length)| length).sum::<u64>();
             self.header(about, EntryType::Regular, b"", stored, xattrs, Some(size))?;

@@ -5,7 +5,10 @@
 //! archives is not used: it takes extended headers apart at ends of lines, which names and attributes may have, keeps them in
 //! memory however long they are, and takes PAX sparse files for what they look like.
 
-use std::io::{self, ErrorKind, Read};
+use std::{
+    collections::BTreeMap,
+    io::{self, ErrorKind, Read},
+};
 
 use nix::sys::time::TimeSpec;
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
@@ -14,6 +17,8 @@ use crate::pax::{BLOCK, padding};
 
 /// The most that may describe one member, in bytes: its headers with names and attributes. They are kept in memory.
 const HEADERS: u64 = 1 << 20;
+/// What may be said of all members to come, in bytes: each gets a copy. Real ones hold a comment or a time.
+const GLOBAL: usize = 64 << 10;
 /// What the keys of records of extended attributes begin with.
 const XATTR: &[u8] = b"SCHILY.xattr.";
 /// Parts of a sparse file.
@@ -33,7 +38,7 @@ pub struct Member {
     pub kind: EntryType,
     /// Permission bits, 12 of them.
     pub mode: u32,
-    /// Numbers of user and group, if it has such as there can be.
+    /// Numbers of user and group, if it has such as there can be: to chown(2) the largest is none.
     pub owner: Option<(u32, u32)>,
     /// Extended attributes, by name.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
@@ -47,8 +52,8 @@ pub struct Member {
     pub parts: Option<Vec<(u64, u64)>>,
 }
 
-/// What records say of the member that follows.
-#[derive(Debug, Default)]
+/// What records say of the member that follows, or of all.
+#[derive(Debug, Clone, Default)]
 struct Told {
     name: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
@@ -56,7 +61,7 @@ struct Told {
     uid: Option<u64>,
     gid: Option<u64>,
     modified: Option<TimeSpec>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     sparse_name: Option<Vec<u8>>,
     sparse_size: Option<u64>,
     /// Whether the map stands before the content: version 1.0.
@@ -73,6 +78,8 @@ pub struct Members<R> {
     left: u64,
     /// What fills the content's last block up.
     padding: u64,
+    /// What holds of all members that follow.
+    global: Told,
 }
 
 /// Offset and length of the data of a sparse file.
@@ -81,7 +88,7 @@ type Parts = Vec<(u64, u64)>;
 impl<R: Read> Members<R> {
     /// Reads in small pieces: what is not in memory should be buffered.
     pub fn new(archive: R) -> Self {
-        Self { archive, left: 0, padding: 0 }
+        Self { archive, left: 0, padding: 0, global: Told::default() }
     }
 
     /// The next one, behind whose header the content is read. None if the archive's end mark comes.
@@ -90,34 +97,49 @@ impl<R: Read> Members<R> {
     /// [`Truncated`], [`ErrorKind::InvalidData`] of what is no archive, and those of the source.
     pub fn next_member(&mut self) -> io::Result<Option<Member>> {
         self.skip()?;
-        let mut told = Told::default();
+        let mut told = self.global.clone();
+        let (mut long_name, mut long_link) = (None, None);
         let mut room = HEADERS;
         loop {
-            let block = self.block()?;
+            let mut block = self.block()?;
             if block.iter().all(|byte| *byte == 0) {
                 // The second one is taken, so that its writer comes to its end; not all have one.
                 let _ = self.block();
                 return Ok(None);
             }
-            let header = Header::from_byte_slice(&block);
-            if header.cksum()? != sum(&block) {
+            if !is_summed(&block)? {
                 return Err(damaged("a header with a wrong sum"));
             }
-            let (stored, kind) = (header.entry_size()?, header.entry_type());
-            self.left = stored;
-            self.padding = padding(stored);
-            match kind {
-                EntryType::XHeader | EntryType::GNULongName | EntryType::GNULongLink => {
-                    let content = self.described(&mut room)?;
-                    match kind {
-                        EntryType::XHeader => told.take(&content)?,
-                        EntryType::GNULongName => told.name = Some(content),
-                        _ => told.link = Some(content),
-                    }
+            // star puts times behind a shorter prefix of the name and marks that at the block's end.
+            if block.ends_with(b"tar\0") {
+                block[476] = 0;
+            }
+            let header = Header::from_byte_slice(&block);
+            self.left = field(&header.as_old().size, header.entry_size())?;
+            self.padding = padding(self.left);
+            match header.as_old().linkflag[0] {
+                // Solaris has a letter of its own.
+                b'x' | b'X' => {
+                    let records = self.described(&mut room)?;
+                    told.take(&records)?;
                 }
-                // It describes the archive or others.
-                EntryType::XGlobalHeader => self.skip()?,
-                _ => return self.member(header, kind, told).map(Some),
+                b'g' => {
+                    let records = self.described(&mut room)?;
+                    self.global.take(&records)?;
+                    if self.global.weight() > GLOBAL {
+                        return Err(damaged("what is said of all members takes more than 64 KiB"));
+                    }
+                    told = self.global.clone();
+                }
+                b'L' => long_name = Some(self.described(&mut room)?),
+                b'K' => long_link = Some(self.described(&mut room)?),
+                // A volume's label is no file.
+                b'V' => self.skip()?,
+                _ => {
+                    told.name = told.name.or(long_name);
+                    told.link = told.link.or(long_link);
+                    return self.member(header, told).map(Some);
+                }
             }
         }
     }
@@ -136,14 +158,15 @@ impl<R: Read> Members<R> {
         Ok(content)
     }
 
-    fn member(&mut self, header: &Header, kind: EntryType, told: Told) -> io::Result<Member> {
+    fn member(&mut self, header: &Header, told: Told) -> io::Result<Member> {
+        let old = header.as_old();
+        // GNU tar's incremental archives give directories a type of their own, and the names in them as content.
+        let names = old.linkflag[0] == b'D';
+        let kind = if names { EntryType::Directory } else { header.entry_type() };
         // POSIX gives content to hard links in PAX archives. Of others that are no files the field may say anything.
         self.left = match kind {
-            EntryType::Symlink
-            | EntryType::Char
-            | EntryType::Block
-            | EntryType::Directory
-            | EntryType::Fifo => 0,
+            EntryType::Symlink | EntryType::Char | EntryType::Block | EntryType::Fifo => 0,
+            EntryType::Directory if !names => 0,
             EntryType::Link => told.size.unwrap_or(0),
             _ => told.size.unwrap_or(self.left),
         };
@@ -153,13 +176,16 @@ impl<R: Read> Members<R> {
         let link = told.link.or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
         let modified = told.modified.unwrap_or_else(|| {
             // GNU tar's times before 1970 are a longer two's complement, of which this is the lower half.
-            let seconds = header.mtime().unwrap_or(0).cast_signed();
+            let seconds = field(&old.mtime, header.mtime()).unwrap_or(0).cast_signed();
             TimeSpec::new(seconds, 0)
         });
-        let mode = header.mode()? & 0o7777;
-        let id = |told: Option<u64>, header: io::Result<u64>| u32::try_from(told.or(header.ok())?).ok();
-        let owner = id(told.uid, header.uid()).zip(id(told.gid, header.gid()));
-        let (link, xattrs) = (link.unwrap_or_default(), told.xattrs);
+        let mode = field(&old.mode, header.mode())? & 0o7777;
+        let id = |told: Option<u64>, header: io::Result<u64>| {
+            u32::try_from(told.or(header.ok())?).ok().filter(|id| *id != u32::MAX)
+        };
+        let uid = id(told.uid, field(&old.uid, header.uid()));
+        let owner = uid.zip(id(told.gid, field(&old.gid, header.gid())));
+        let (link, xattrs) = (link.unwrap_or_default(), told.xattrs.into_iter().collect());
         Ok(Member { name, kind, mode, owner, xattrs, modified, link, size, parts })
     }
 
@@ -282,26 +308,44 @@ impl<R: Read> Read for Members<R> {
 }
 
 impl Told {
+    /// About how many bytes it takes.
+    fn weight(&self) -> usize {
+        let names = [&self.name, &self.link, &self.sparse_name].into_iter().flatten().map(Vec::len);
+        let places = size_of::<(Vec<u8>, Vec<u8>)>();
+        let xattrs = self.xattrs.iter().map(|(name, value)| places + name.len() + value.len());
+        names.chain(xattrs).sum::<usize>() + self.sparse_map.as_deref().map_or(0, size_of_val)
+    }
+
     /// Takes records `LENGTH KEY=VALUE\n`, the length being that of all of it.
     fn take(&mut self, mut records: &[u8]) -> io::Result<()> {
         while !records.is_empty() {
             let (key, value, rest) = first(records).ok_or_else(|| damaged("records that are none"))?;
             records = rest;
+            // An empty value takes back what was said before, also of all. Not so where it is one: of an attribute, or of the
+            // map of a file that is all hole.
+            let said = (!value.is_empty()).then_some(value);
+            let text = || said.map(<[u8]>::to_vec);
             match key {
                 key if key.starts_with(XATTR) => {
-                    self.xattrs.push((key[XATTR.len()..].to_vec(), value.to_vec()));
+                    self.xattrs.insert(key[XATTR.len()..].to_vec(), value.to_vec());
                 }
-                // An empty value takes back what was said of all.
-                _ if value.is_empty() => {}
-                b"path" => self.name = Some(value.to_vec()),
-                b"linkpath" => self.link = Some(value.to_vec()),
-                b"size" => self.size = Some(number(value)?),
-                b"uid" => self.uid = Some(number(value)?),
-                b"gid" => self.gid = Some(number(value)?),
-                b"mtime" => self.modified = std::str::from_utf8(value).ok().and_then(time),
-                b"GNU.sparse.major" => self.sparse_in_content = number(value)? == 1,
-                b"GNU.sparse.name" => self.sparse_name = Some(value.to_vec()),
-                b"GNU.sparse.size" | b"GNU.sparse.realsize" => self.sparse_size = Some(number(value)?),
+                b"path" => self.name = text(),
+                b"linkpath" => self.link = text(),
+                b"size" => self.size = said.map(number).transpose()?,
+                b"uid" => self.uid = said.map(number).transpose()?,
+                b"gid" => self.gid = said.map(number).transpose()?,
+                b"mtime" => self.modified = said.and_then(|value| time(std::str::from_utf8(value).ok()?)),
+                b"GNU.sparse.major" => {
+                    self.sparse_in_content = match said.map(number).transpose()? {
+                        None | Some(0) => false,
+                        Some(1) => true,
+                        Some(_) => return Err(damaged("a sparse file of an unknown version")),
+                    }
+                }
+                b"GNU.sparse.name" => self.sparse_name = text(),
+                b"GNU.sparse.size" | b"GNU.sparse.realsize" => {
+                    self.sparse_size = said.map(number).transpose()?;
+                }
                 b"GNU.sparse.offset" => self.sparse_offset = Some(number(value)?),
                 b"GNU.sparse.numbytes" => {
                     let offset = self.sparse_offset.take();
@@ -309,8 +353,8 @@ impl Told {
                     self.sparse_map.get_or_insert_default().push((offset, number(value)?));
                 }
                 b"GNU.sparse.map" => {
-                    let numbers: io::Result<Vec<u64>> =
-                        value.split(|byte| *byte == b',').map(number).collect();
+                    let numbers = said.into_iter().flat_map(|value| value.split(|byte| *byte == b','));
+                    let numbers: io::Result<Vec<u64>> = numbers.map(number).collect();
                     self.sparse_map = Some(pairs(&numbers?));
                 }
                 _ => {}
@@ -347,11 +391,19 @@ fn damaged(reason: &'static str) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, reason)
 }
 
-/// Of a header, whose own field of it counts as spaces.
-fn sum(block: &[u8]) -> u32 {
-    let all: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-    let own: u32 = block[148..156].iter().map(|byte| u32::from(*byte)).sum();
-    all - own + 8 * u32::from(b' ')
+/// What was read of a header's field; a blank one is 0.
+fn field<T: Default>(bytes: &[u8], read: io::Result<T>) -> io::Result<T> {
+    if bytes.iter().all(|byte| matches!(byte, b' ' | 0)) { Ok(T::default()) } else { read }
+}
+
+/// Whether a header has its right sum, in which the sum's own field counts as spaces. Some historic tars summed signed bytes.
+fn is_summed(block: &[u8; BLOCK as usize]) -> io::Result<bool> {
+    let stored = i64::from(Header::from_byte_slice(block).cksum()?);
+    let sum = |value: fn(u8) -> i64| {
+        let others = block[..148].iter().chain(&block[156..]);
+        others.map(|byte| value(*byte)).sum::<i64>() + 8 * i64::from(b' ')
+    };
+    Ok(stored == sum(i64::from) || stored == sum(|byte| i64::from(byte.cast_signed())))
 }
 
 /// A decimal number of seconds, see POSIX.1-2008, pax, "pax Extended Header".
@@ -375,108 +427,4 @@ fn time(text: &str) -> Option<TimeSpec> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FILE: EntryType = EntryType::Regular;
-
-    fn archive(members: &[(&[u8], &[u8], EntryType)]) -> Vec<u8> {
-        let mut builder = tar::Builder::new(Vec::new());
-        for (name, content, kind) in members {
-            let records = [("SCHILY.xattr.user.x", &b"\n11 path=up\n"[..]), ("path", *name)];
-            builder.append_pax_extensions(records).unwrap();
-            let mut header = Header::new_ustar();
-            header.set_entry_type(*kind);
-            header.set_size(content.len() as u64);
-            header.set_mode(0o100_755);
-            header.set_cksum();
-            builder.append(&header, *content).unwrap();
-        }
-        builder.into_inner().unwrap()
-    }
-
-    #[test]
-    fn records_are_as_long_as_they_say() {
-        let long = b"n\n/\xff".repeat(60);
-        let content = vec![7; 1025];
-        let archive = archive(&[(&long, &content, FILE), (b"a\n12 b=c\n", b"", FILE), (b"x", b"y", FILE)]);
-        let mut members = Members::new(archive.as_slice());
-        let mut found = Vec::new();
-        while let Some(member) = members.next_member().unwrap() {
-            assert_eq!((member.kind, member.mode), (FILE, 0o755));
-            // Content need not be read.
-            if member.name == long {
-                let mut read = Vec::new();
-                members.read_to_end(&mut read).unwrap();
-                assert_eq!(read, content);
-            }
-            found.push(member.name);
-        }
-        assert_eq!(found, [long, b"a\n12 b=c\n".to_vec(), b"x".to_vec()]);
-    }
-
-    #[test]
-    fn times_before_1970_as_gnu_tar_writes_them() {
-        let mut header = Header::new_gnu();
-        header.set_entry_type(FILE);
-        header.set_size(0);
-        header.set_mode(0o644);
-        // `touch -d @-5 f; tar --format=gnu -c f`.
-        let mut time = [0xff; 12];
-        time[11] = 0xfb;
-        header.as_gnu_mut().unwrap().mtime = time;
-        header.set_cksum();
-        let mut builder = tar::Builder::new(Vec::new());
-        builder.append_data(&mut header, "f", &b""[..]).unwrap();
-        let archive = builder.into_inner().unwrap();
-        let member = Members::new(archive.as_slice()).next_member().unwrap().unwrap();
-        assert_eq!(member.modified, TimeSpec::new(-5, 0));
-    }
-
-    #[test]
-    fn all_of_the_end_mark_is_read() {
-        let whole = archive(&[(b"a", b"content", FILE)]);
-        let mut source = whole.as_slice();
-        let mut members = Members::new(&mut source);
-        while members.next_member().unwrap().is_some() {}
-        assert!(source.is_empty(), "{} bytes are left", source.len());
-    }
-
-    #[test]
-    fn damage_is_an_error_and_never_an_end() {
-        let whole = archive(&[(b"a", b"content", FILE)]);
-        let read = |archive: &[u8]| {
-            let mut members = Members::new(archive);
-            while members.next_member()?.is_some() {}
-            io::Result::Ok(())
-        };
-        read(&whole).unwrap();
-        // Up to the first block of the end mark.
-        for length in 0..whole.len() - BLOCK as usize {
-            assert!(read(&whole[..length]).is_err(), "cut off at {length}");
-        }
-        for at in [0, 100, 130, BLOCK as usize, 2 * BLOCK as usize + 20] {
-            let mut damaged = whole.clone();
-            damaged[at] ^= 0x15;
-            assert!(read(&damaged).is_err(), "byte {at}");
-        }
-    }
-
-    #[test]
-    fn times_have_their_nanoseconds() {
-        for (text, seconds, nanos) in [
-            ("12", 12, 0),
-            ("12.5", 12, 500_000_000),
-            ("12.000000005", 12, 5),
-            ("12.0000000059", 12, 5),
-            ("-0.5", -1, 500_000_000),
-            ("-2.75", -3, 250_000_000),
-            ("-3", -3, 0),
-        ] {
-            assert_eq!(time(text), Some(TimeSpec::new(seconds, nanos)), "{text}");
-        }
-        for text in ["", "x", "1.x", "--1", "1.-5", "99999999999999999999"] {
-            assert_eq!(time(text), None, "{text}");
-        }
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@ use std::{
     io::Read,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::Path,
+    process::Command,
     time::{Duration, SystemTime},
 };
 
@@ -13,7 +14,7 @@ use tar::{Builder, EntryType, Header};
 use tokio::sync::mpsc;
 use vm_types::guest::files::{PackOptions, PackReport, UnpackOptions, code};
 
-use crate::{Failure, Output, Replaced, Unpacking, pack, unpack};
+use crate::{Failure, Output, Replaced, Unpacking, pack, pax::Entry, unpack};
 
 /// As `vm cp` unpacks on the host.
 fn careful(top: &Path, only: Option<&str>, archive: &[u8]) -> Result<PackReport, Failure> {
@@ -129,6 +130,76 @@ fn nothing_but_what_was_asked_for_is_written() {
     assert_eq!(fs::read_dir(scratch.path().join("outside")).unwrap().count(), 0);
 }
 
+/// chown(2) takes the largest number as "leave it": the file would be whoever's that unpacks, its set-uid bit with it.
+#[test]
+fn owners_that_nobody_can_be_are_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX), (u32::MAX, u32::MAX)] {
+        for (kind, name) in [(EntryType::Regular, &b"new"[..]), (EntryType::Directory, b"new/")] {
+            let entry = Entry {
+                name,
+                kind,
+                mode: 0o6755,
+                uid,
+                gid,
+                mtime: (5, 0),
+                link: b"",
+                size: 0,
+                device: (0, 0),
+                xattrs: &[],
+                sparse: None,
+            };
+            let mut archive = Vec::new();
+            entry.encode(&mut archive);
+            archive.resize(archive.len() + 1024, 0);
+            let options = UnpackOptions { owners: true, ..UnpackOptions::default() };
+            let how = Unpacking { owner: None, modes: 0o7777, only: None, careful: false, options };
+            let refused = unpack(scratch.path(), how, archive.as_slice());
+            let Err(Failure::Told { code: code::MALFORMED, message }) = refused else {
+                panic!("{refused:?}")
+            };
+            assert!(message.starts_with("new"), "{message}");
+            assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0, "{uid}:{gid}");
+        }
+    }
+}
+
+/// A volume's label, directories of incremental archives, and a time for all.
+#[test]
+fn archives_with_more_than_files_are_unpacked() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    fs::create_dir_all(at("from/in")).unwrap();
+    fs::write(at("from/in/file"), "content").unwrap();
+    // What has parts of a second gets a time of its own.
+    let whole = SystemTime::UNIX_EPOCH + Duration::from_secs(1_234_567_890);
+    fs::File::open(at("from/in/file")).unwrap().set_modified(whole).unwrap();
+    let snapshot = format!("--listed-incremental={}", at("snapshot").display());
+    let cases = [
+        (&["--label=some label"][..], None),
+        (&["--format=posix", "--label=some label"], None),
+        (&["--format=gnu", "--label=some label", &snapshot], None),
+        (&["--format=posix", "--pax-option=mtime=77"], Some(77)),
+    ];
+    for (number, (options, time)) in cases.into_iter().enumerate() {
+        let output = Command::new("tar")
+            .args(options)
+            .args(["--create", "--directory"])
+            .args([&at("from"), Path::new("in")])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let to = at(&number.to_string());
+        let report = careful(&to, None, &output.stdout).unwrap();
+        assert_eq!((report.entries, report.files, report.warnings.len()), (2, 1, 0), "{options:?}");
+        assert_eq!(fs::read_to_string(to.join("in/file")).unwrap(), "content", "{options:?}");
+        assert_eq!(fs::read_dir(&to).unwrap().count(), 1, "{options:?}");
+        if let Some(time) = time {
+            assert_eq!(fs::metadata(to.join("in/file")).unwrap().mtime(), time);
+        }
+    }
+}
+
 #[test]
 fn what_has_no_place_on_the_host_is_left_out_with_a_warning() {
     let scratch = tempfile::tempdir().unwrap();
@@ -162,6 +233,18 @@ fn a_sender_that_goes_half_way_leaves_no_half_file() {
         let left: Vec<_> =
             fs::read_dir(top.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert!(left.iter().all(|name| name == "one"), "{cut}: {left:?}");
+    }
+}
+
+/// Files of /proc say that they are empty, those of /sys that they have a page.
+#[test]
+fn files_of_the_kernel_have_what_is_read_from_them() {
+    let scratch = tempfile::tempdir().unwrap();
+    for file in ["/proc/version", "/proc/self/limits", "/sys/devices/virtual/net/lo/address"] {
+        let archive = packed(Path::new(file), "file");
+        let report = careful(scratch.path(), Some("file"), &archive).unwrap();
+        assert_eq!((report.files, report.warnings.len()), (1, 0), "{report:?}");
+        assert_eq!(fs::read(scratch.path().join("file")).unwrap(), fs::read(file).unwrap(), "{file}");
     }
 }
 

@@ -188,8 +188,16 @@ impl<R: Read> Archive<R> {
             }
         };
         let mode = number(header.mode(), "a mode")? & 0o7777;
-        let uid = pax.uid.map_or_else(|| number(header.uid(), "an owner"), Ok)?;
-        let gid = pax.gid.map_or_else(|| number(header.gid(), "a group"), Ok)?;
+        let id = |told: Option<u32>, field, what| match told.map_or_else(|| number(field, what), Ok)? {
+            // The kernel's number for none: chown(2) takes it as "leave it", and an inode that has it is nobody's to write.
+            u32::MAX => Err(ImageError::RefusedEntry {
+                path: self.last.clone(),
+                reason: format!("has {what} that there cannot be, {}", u32::MAX),
+            }),
+            id => Ok(id),
+        };
+        let uid = id(pax.uid, header.uid(), "an owner")?;
+        let gid = id(pax.gid, header.gid(), "a group")?;
         let mtime = match pax.mtime {
             Some(mtime) => mtime,
             None => (header.mtime().ok_or_else(|| self.corrupt("a time is no number"))?, 0),
@@ -220,12 +228,16 @@ impl<R: Read> Archive<R> {
                 }
             }
             (pax.sparse_size.unwrap_or(size), segments)
-        } else if pax.sparse_version == (1, 0) && pax.sparse_size.is_some() {
-            (pax.sparse_size.unwrap_or(0), self.sparse_map_in_content()?)
-        } else if let (Some(size), Some(map)) = (pax.sparse_size, pax.sparse_map) {
-            (size, map)
-        } else {
+        } else if pax.sparse_version.0 == 0 && pax.sparse_map.is_none() {
             (stored, vec![(0, stored)])
+        } else {
+            let size = pax.sparse_size.ok_or_else(|| self.corrupt("a sparse file has no size"))?;
+            let segments = match (pax.sparse_version, pax.sparse_map) {
+                ((0, _), Some(map)) => map,
+                ((1, 0), _) => self.sparse_map_in_content()?,
+                _ => return Err(self.corrupt("a sparse file is of an unknown version")),
+            };
+            (size, segments)
         };
         if size > FILE_MAX {
             return Err(ImageError::RefusedEntry {
@@ -313,17 +325,23 @@ impl<R: Read> Archive<R> {
             let number =
                 || std::str::from_utf8(value).ok().and_then(|v| v.parse::<u64>().ok()).ok_or_else(invalid);
             let small = || number().and_then(|n| u32::try_from(n).map_err(|_| invalid()));
+            // An empty value takes back what was said before, also of all entries. Not so where it is one: of an attribute,
+            // or of the map of a file that is all hole.
+            let said = !value.is_empty();
+            let text = || said.then(|| value.to_vec());
             match key {
-                b"path" => pax.path = Some(value.to_vec()),
-                b"linkpath" => pax.link = Some(value.to_vec()),
-                b"size" => pax.size = Some(number()?),
-                b"uid" => pax.uid = Some(small()?),
-                b"gid" => pax.gid = Some(small()?),
-                b"mtime" => pax.mtime = Some(pax_time(value).ok_or_else(invalid)?),
-                b"GNU.sparse.major" => pax.sparse_version.0 = small()?,
-                b"GNU.sparse.minor" => pax.sparse_version.1 = small()?,
-                b"GNU.sparse.name" => pax.sparse_name = Some(value.to_vec()),
-                b"GNU.sparse.size" | b"GNU.sparse.realsize" => pax.sparse_size = Some(number()?),
+                b"path" => pax.path = text(),
+                b"linkpath" => pax.link = text(),
+                b"size" => pax.size = said.then(number).transpose()?,
+                b"uid" => pax.uid = said.then(small).transpose()?,
+                b"gid" => pax.gid = said.then(small).transpose()?,
+                b"mtime" => pax.mtime = said.then(|| pax_time(value).ok_or_else(invalid)).transpose()?,
+                b"GNU.sparse.major" => pax.sparse_version.0 = said.then(small).transpose()?.unwrap_or(0),
+                b"GNU.sparse.minor" => pax.sparse_version.1 = said.then(small).transpose()?.unwrap_or(0),
+                b"GNU.sparse.name" => pax.sparse_name = text(),
+                b"GNU.sparse.size" | b"GNU.sparse.realsize" => {
+                    pax.sparse_size = said.then(number).transpose()?;
+                }
                 b"GNU.sparse.offset" => pax.sparse_offset = Some(number()?),
                 b"GNU.sparse.numbytes" => {
                     let offset = pax.sparse_offset.take().ok_or_else(invalid)?;
@@ -450,3 +468,6 @@ fn until_nul(mut data: Vec<u8>) -> Vec<u8> {
     }
     data
 }
+
+#[cfg(test)]
+mod tests;

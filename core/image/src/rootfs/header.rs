@@ -149,11 +149,11 @@ pub(super) fn pax_time(value: &[u8]) -> Option<(i64, u32)> {
     let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
     let negative = whole.starts_with('-');
     let seconds: i64 = if whole.is_empty() || whole == "-" { 0 } else { whole.parse().ok()? };
-    let mut nanos: u32 = 0;
-    for i in 0..9 {
-        let digit = fraction.as_bytes().get(i).map_or(Some(0), |b| char::from(*b).to_digit(10))?;
-        nanos = nanos * 10 + digit;
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
     }
+    // What is finer is cut off.
+    let nanos: u32 = format!("{:0<9}", &fraction[..fraction.len().min(9)]).parse().ok()?;
     if negative && nanos > 0 {
         Some((seconds.checked_sub(1)?, 1_000_000_000 - nanos))
     } else {
@@ -191,6 +191,9 @@ mod tests {
         assert_eq!(pax_time(b"12.5"), Some((12, 500_000_000)));
         assert_eq!(pax_time(b"-1.25"), Some((-2, 750_000_000)));
         assert_eq!(pax_time(b"-0.5"), Some((-1, 500_000_000)));
-        assert_eq!(pax_time(b"1.x"), None);
+        assert_eq!(pax_time(b"12.0000000059"), Some((12, 5)));
+        for text in [&b"1.x"[..], b"1.000000000x", b"1.-5", b"x"] {
+            assert_eq!(pax_time(text), None, "{}", text.escape_ascii());
+        }
     }
 }
