@@ -188,10 +188,12 @@ pub(crate) async fn connect(layout: &Layout) -> Result<Option<Client>, DaemonErr
     match vm_api::client::connect(&socket).await {
         Ok(client) => Ok(Some(client)),
         Err(source) => match source.kind() {
-            // A reset is by a daemon that ended before it accepted.
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => {
-                Ok(None)
-            }
+            // The others are of a daemon that ends just now.
+            io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::UnexpectedEof => Ok(None),
             io::ErrorKind::PermissionDenied => Err(DaemonError::Forbidden { socket }),
             _ => Err(DaemonError::Connect { socket, source }),
         },
@@ -201,7 +203,11 @@ pub(crate) async fn connect(layout: &Layout) -> Result<Option<Client>, DaemonErr
 /// Connects to the daemon, and starts it where it is not there, `may_start` is set and the caller is root.
 pub(crate) async fn connect_or_start(layout: &Layout, may_start: bool) -> Result<Client, DaemonError> {
     if let Some(client) = connect(layout).await? {
-        return check_version(layout, client).await;
+        match check_version(layout, &client).await {
+            // It ended meanwhile.
+            Err(DaemonError::Connect { .. }) if !client.is_connected() => {}
+            checked => return checked.map(|()| client),
+        }
     }
     if !may_start || !nix::unistd::geteuid().is_root() {
         return Err(not_running(layout));
@@ -217,9 +223,9 @@ pub(crate) async fn status(layout: &Layout, client: &Client) -> Result<DaemonSta
     })
 }
 
-async fn check_version(layout: &Layout, client: Client) -> Result<Client, DaemonError> {
-    let daemon = status(layout, &client).await?.api_version;
-    if major(&daemon) == major(API_VERSION) { Ok(client) } else { Err(DaemonError::Version { daemon }) }
+async fn check_version(layout: &Layout, client: &Client) -> Result<(), DaemonError> {
+    let daemon = status(layout, client).await?.api_version;
+    if major(&daemon) == major(API_VERSION) { Ok(()) } else { Err(DaemonError::Version { daemon }) }
 }
 
 fn major(version: &str) -> &str {
@@ -324,7 +330,7 @@ async fn wait_until_it_listens(
     let mut ended = None;
     loop {
         match connect(layout).await {
-            Ok(Some(client)) => return check_version(layout, client).await,
+            Ok(Some(client)) => return check_version(layout, &client).await.map(|()| client),
             // Between its bind(2) and listen(2), or chmod(2), the socket refuses.
             Ok(None) | Err(DaemonError::Forbidden { .. } | DaemonError::Connect { .. }) => {}
             Err(error) => return Err(error),
@@ -407,6 +413,24 @@ mod tests {
         // The connection is in the listener's queue, and never accepted.
         let (connected, ()) = tokio::join!(connect(&layout), async { drop(listener) });
         assert!(matches!(connected, Ok(None)), "{:?}", connected.err());
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_ends_before_it_answers_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        std::fs::create_dir_all(&layout.run).unwrap();
+        let listener = tokio::net::UnixListener::bind(layout.socket()).unwrap();
+        // Closed with the request unread, which resets it, and with all of it read, which is an end of file.
+        for request in [0, 4096] {
+            let end = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.readable().await;
+                let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut vec![0; request]).await;
+            };
+            let (connected, ()) = tokio::join!(connect(&layout), end);
+            assert!(matches!(connected, Ok(None)), "{:?}", connected.err());
+        }
     }
 
     #[tokio::test]
