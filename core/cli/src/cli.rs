@@ -2,7 +2,10 @@
 
 use std::{env, path::PathBuf};
 
-use clap::{Parser, Subcommand, error::ErrorKind as ClapErrorKind};
+use clap::{
+    Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind as ClapErrorKind},
+};
 use vm_types::Layout;
 
 use crate::{
@@ -91,7 +94,12 @@ enum Verb {
 impl Cli {
     /// Parses the command line; a wrong one, `--help` and `--version` end the process.
     pub(crate) fn from_command_line() -> Self {
-        Self::try_parse().unwrap_or_else(|error| {
+        Self::try_parse().unwrap_or_else(|mut error| {
+            let tip = tip(&error, &env::args().skip(1).collect::<Vec<_>>());
+            if let Some(tip) = &tip {
+                let tip = vec![tip.clone().into()];
+                error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tip));
+            }
             let json = env::args_os().skip(1).take_while(|arg| arg != "--").any(|arg| arg == "--json");
             if json
                 && error.use_stderr()
@@ -99,10 +107,9 @@ impl Cli {
             {
                 let text = error.to_string();
                 let message = text.trim().trim_start_matches("error: ");
-                let hint = "see --help";
                 Output { json, quiet: false }.problem(
                     message,
-                    Some(hint),
+                    Some(tip.as_deref().unwrap_or("see --help")),
                     vm_api::ErrorKind::InvalidArgument,
                     2,
                 );
@@ -145,6 +152,22 @@ impl Cli {
         runtime.shutdown_background();
         result
     }
+}
+
+/// What to do about a wrong command line (without the program's name), where that can be told: a command of `vm run` that
+/// stands where a directory does.
+fn tip(error: &clap::Error, args: &[String]) -> Option<String> {
+    let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) else { return None };
+    let is_run = args.iter().find(|arg| !arg.starts_with('-')).is_some_and(|verb| verb == "run");
+    let is_word = error.kind() == ClapErrorKind::UnknownArgument && !unknown.starts_with('-');
+    (is_run && is_word).then(|| {
+        let words: Vec<_> = args.iter().skip_while(|arg| *arg != "run").skip(1).map(String::as_str).collect();
+        let command = match words.iter().any(|word| word.starts_with('-')) {
+            true => "make test".to_owned(),
+            false => words.join(" "),
+        };
+        format!("a command goes behind --: vm run -- {command}")
+    })
 }
 
 impl Verb {
@@ -203,6 +226,22 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_without_its_dashes_is_known() {
+        let tip_of = |line: &str| {
+            let args: Vec<_> = line.split(' ').skip(1).map(str::to_owned).collect();
+            tip(&parse(line).unwrap_err(), &args)
+        };
+        assert_eq!(
+            tip_of("vm run make test").as_deref(),
+            Some("a command goes behind --: vm run -- make test")
+        );
+        let tip = tip_of("vm run --name a . make test").unwrap();
+        assert_eq!(tip, "a command goes behind --: vm run -- make test");
+        assert_eq!(tip_of("vm run --nmae a"), None);
+        assert_eq!(tip_of("vm start a --x"), None);
     }
 
     #[test]

@@ -189,7 +189,9 @@ impl CliError {
             Self::Ssh(error) => error.hint(),
             Self::Guest { source, .. } => source.hint().map(str::to_owned),
             Self::Archive { source, .. } => file_hint(source).map(str::to_owned),
-            Self::VmLost { name, .. } => Some(format!("its whole console, while it exists: vm logs {name}")),
+            Self::VmLost { name, .. } => Some(format!(
+                "its whole console, while it exists (`vm run --keep` sees to that): vm logs {name}"
+            )),
             Self::Usage { hint, .. } => Some(hint.clone()),
             Self::Answer { .. } => {
                 Some("`vm` and `vmd` may be of different versions: see `vm version`".to_owned())

@@ -140,6 +140,11 @@ pub(crate) fn ago(unix_seconds: u64) -> String {
     format!("{} ago", span(now().saturating_sub(unix_seconds)))
 }
 
+/// How long something has lasted that began then (seconds since the Unix epoch), e.g. `3 hours`.
+pub(crate) fn lasting(unix_seconds: u64) -> String {
+    span(now().saturating_sub(unix_seconds))
+}
+
 /// How far ahead a time is (seconds since the Unix epoch), e.g. `in 3 hours`; `now` if it is over.
 pub(crate) fn until(unix_seconds: u64) -> String {
     match unix_seconds.saturating_sub(now()) {

@@ -163,7 +163,9 @@ impl StoreError {
             }
             Self::Encode { .. } => return None,
             Self::NameTaken { name } => {
-                format!("choose another name, or delete the other one with `vm rm {name}`")
+                format!(
+                    "choose another name, log in to that one (vm ssh {name}), or delete it: vm rm --force {name}"
+                )
             }
             Self::AddressTaken { .. } => "try again; the next free address is used".to_owned(),
             Self::NoSuchVm { .. } => "`vm ls` lists the VMs there are".to_owned(),

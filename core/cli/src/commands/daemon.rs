@@ -11,7 +11,7 @@ use crate::{
     context::Context,
     daemon::{self, DaemonError},
     errors::CliError,
-    output::{ago, facts, table},
+    output::{facts, lasting, table},
     size::human,
 };
 
@@ -115,7 +115,7 @@ fn text(status: &DaemonStatus) -> String {
     let memory =
         format!("{} of {}", human(resources.memory_mib << 20), human(resources.memory_limit_mib << 20));
     facts([
-        ("daemon", Some(format!("running, process {}, since {}", status.pid, ago(status.started_at)))),
+        ("daemon", Some(format!("running for {}, process {}", lasting(status.started_at), status.pid))),
         ("version", Some(format!("{} (interface {})", status.version, status.api_version))),
         ("vms", Some(format!("{}, {} running", status.vms, status.running))),
         ("memory", Some(format!("{memory} committed"))),

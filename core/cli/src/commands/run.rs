@@ -31,6 +31,8 @@ use crate::{
 
 /// How long a daemon that is not there may take until it is again.
 const RECONNECT_DEADLINE: Duration = Duration::from_secs(30);
+/// The same where only the VM is to be deleted, which the next daemon does in any case.
+const CLEANUP_DEADLINE: Duration = Duration::from_secs(5);
 /// Between two attempts to reach it.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
 
@@ -178,9 +180,10 @@ impl RunArgs {
             session.run(context, &client, &mut interrupts).await
         };
         let mut finished = run.await;
-        let client = match self.export.is_some() && brought.is_some() {
-            true => reconnected(context, client, &mut interrupts).await,
-            false => client,
+        let client = match (self.export.is_some() && brought.is_some(), ephemeral || interrupted.is_some()) {
+            (true, _) => reconnected(context, client, RECONNECT_DEADLINE, &mut interrupts).await,
+            (false, true) => reconnected(context, client, CLEANUP_DEADLINE, &mut interrupts).await,
+            (false, false) => client,
         };
         if let (Some(to), Some(path)) = (&self.export, brought)
             && !matches!(finished, Err(CliError::Interrupted { .. }))
@@ -210,7 +213,12 @@ impl RunArgs {
 
 /// A connection to the daemon for what is left to do. The daemon may have been restarted since, which the VM and the command
 /// outlive. If none is to be had, the old one, whose next call tells why.
-async fn reconnected(context: &Context, client: Client, interrupts: &mut Interrupts) -> Client {
+async fn reconnected(
+    context: &Context,
+    client: Client,
+    deadline: Duration,
+    interrupts: &mut Interrupts,
+) -> Client {
     if client.is_connected() {
         return client;
     }
@@ -224,7 +232,7 @@ async fn reconnected(context: &Context, client: Client, interrupts: &mut Interru
     };
     // Cancel-safe: the signal has done its work by ending the wait, and a daemon that is being started goes on without us.
     tokio::select! {
-        again = tokio::time::timeout(RECONNECT_DEADLINE, connect) => again.unwrap_or(client),
+        again = tokio::time::timeout(deadline, connect) => again.unwrap_or(client),
         _ = interrupts.next() => client,
     }
 }
@@ -319,6 +327,10 @@ async fn delete(context: &Context, client: &Client, vm: &VmInfo, interrupts: &mu
     match delete.await {
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(_) if !client.is_connected() => context.output.warn(&format!(
+            "VM {} is not deleted yet, as no daemon answers; the next one deletes it: vm daemon start",
+            vm.name
+        )),
         Err(error) => context.output.warn(&format!("could not delete VM {}: {}", vm.name, error.message())),
     }
 }

@@ -206,6 +206,8 @@ async fn explain(client: &Client, name: &str, error: SshError) -> CliError {
                     continue;
                 }
                 VmState::Running { .. } | VmState::Paused { .. } => return error.into(),
+                // By its own restart, or its policy's.
+                VmState::Starting { .. } => "restarted".to_owned(),
                 state => format!("is {}", state.word()),
             },
             Err(answer) => match vm_api::client::problem(&answer).kind {

@@ -10,7 +10,7 @@ use crate::{
     context::Context,
     duration,
     errors::CliError,
-    output::{ago, facts, for_stdout, until},
+    output::{ago, facts, for_stdout, lasting, until},
     size::human,
 };
 
@@ -101,8 +101,8 @@ fn state(state: &VmState) -> String {
         | VmState::Deleting { .. }
         | VmState::Stopped { last_exit: None } => state.word().to_owned(),
         VmState::Stopped { last_exit: Some(exit) } => format!("stopped, its VMM ended with {exit}"),
-        VmState::Running { pid, since } => format!("running since {}, process {pid}", ago(*since)),
-        VmState::Paused { pid, since } => format!("paused, up since {}, process {pid}", ago(*since)),
+        VmState::Running { pid, since } => format!("running for {}, process {pid}", lasting(*since)),
+        VmState::Paused { pid, since } => format!("paused, up for {}, process {pid}", lasting(*since)),
         VmState::Failed { at, cause } => format!("failed at {}: {cause}", format!("{at:?}").to_lowercase()),
     }
 }

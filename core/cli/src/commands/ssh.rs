@@ -10,7 +10,8 @@ use crate::{context::Context, errors::CliError};
 /// Log in to a running VM, or run a command in it
 ///
 /// Needs no network and no SSH server in the image. The command's words are joined by blanks and given to the user's
-/// shell, as ssh does; without a command it is the login shell. On a terminal, Enter ~ . leaves the session.
+/// shell, as ssh does and unlike `vm run`: quote what that shell shall not take apart. Without a command it is the login
+/// shell. On a terminal, Enter ~ . leaves the session.
 #[derive(Debug, Args)]
 pub(crate) struct SshArgs {
     /// Run on a terminal [default: where there is no command and stdin is one]

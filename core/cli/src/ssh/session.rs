@@ -1,7 +1,9 @@
 //! One command or shell in the guest: its streams, its signals, its end.
 
 use std::{
+    future::pending,
     io::{self, Read, Write},
+    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -26,6 +28,8 @@ const BEHIND: usize = 1 << 20;
 const BEHIND_AFTER_SIGNAL: usize = 64 << 20;
 /// A signal that comes again within this time, and had no effect, ends the session.
 const IMPATIENCE: Duration = Duration::from_secs(2);
+/// How long the guest's server may take to show that it is there, once a signal is to be delivered.
+const SILENCE: Duration = Duration::from_secs(5);
 /// For the packets that end the channel.
 const GOODBYE_DEADLINE: Duration = Duration::from_millis(500);
 /// Extended data that is stderr (RFC 4254, section 5.2).
@@ -83,7 +87,7 @@ pub(crate) enum Ending {
     Signalled(String),
     /// The command may run on: the reader of its output is gone.
     OutputClosed,
-    /// The command may run on: it did not react to this signal number.
+    /// The command may run on: it did not react to this signal number, or nothing in the guest does.
     Abandoned(i32),
     /// The command may run on: the user typed the escape.
     Left,
@@ -202,6 +206,7 @@ impl Session {
     ) -> Result<Ending, SshError> {
         let mut ending = None;
         let mut pumping = true;
+        let mut silence: Pin<Box<dyn Future<Output = i32> + Send + '_>> = Box::pin(pending());
         loop {
             if self.stdout.broken() {
                 return Ok(Ending::OutputClosed);
@@ -228,12 +233,19 @@ impl Session {
                 }
                 () = self.stdout.changed() => {}
                 () = self.stderr.changed() => {}
+                number = &mut silence => return Ok(Ending::Abandoned(number)),
                 event = next(events) => match event {
                     Event::Signal(number) => {
                         if self.repeated(number) {
                             return Ok(Ending::Abandoned(number));
                         }
                         self.limit = BEHIND_AFTER_SIGNAL;
+                        silence = Box::pin(async move {
+                            match tokio::time::timeout(SILENCE, connection.handle.send_ping()).await {
+                                Ok(_) => pending().await,
+                                Err(_) => number,
+                            }
+                        });
                         if let Some(signal) = ssh_signal(number) {
                             let writer = Arc::clone(writer);
                             in_background(async move { writer.signal(signal).await });
@@ -311,7 +323,7 @@ fn written(what: &'static str, result: io::Result<()>) -> Result<Option<Ending>,
 async fn next(events: &mut mpsc::Receiver<Event>) -> Event {
     match events.recv().await {
         Some(event) => event,
-        None => std::future::pending().await,
+        None => pending().await,
     }
 }
 

@@ -181,6 +181,8 @@ struct Guest {
     seen: Arc<Mutex<Vec<String>>>,
     /// Makes the guest vanish without a goodbye.
     disconnect: Arc<tokio::sync::Notify>,
+    /// Makes it stand still.
+    freeze: Arc<tokio::sync::Notify>,
 }
 
 impl Guest {
@@ -192,7 +194,17 @@ impl Guest {
             .unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let shell = Shell { client_key: client_key.public_key().clone(), seen: Arc::clone(&seen) };
-        let (near, far) = UnixStream::pair().unwrap();
+        let (near, mut one) = UnixStream::pair().unwrap();
+        let (mut other, far) = UnixStream::pair().unwrap();
+        let freeze = Arc::new(tokio::sync::Notify::new());
+        let frozen = Arc::clone(&freeze);
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut one, &mut other) => {}
+                // Both ends stay open.
+                () = frozen.notified() => std::future::pending().await,
+            }
+        });
         let config = server::Config {
             keys: vec![host_key.clone()],
             window_size: 2 << 20,
@@ -213,7 +225,7 @@ impl Guest {
             }
         });
         let host_key = host_key.public_key().to_openssh().unwrap();
-        Self { dir, host_key, near: Some(near), seen, disconnect }
+        Self { dir, host_key, near: Some(near), seen, disconnect, freeze }
     }
 
     fn client_key(&self) -> PathBuf {
@@ -438,6 +450,19 @@ async fn death_by_a_signal_is_reported_as_such() {
     out.wait_for("ready").await;
     live.events.send(Event::Signal(SIGTERM)).await.unwrap();
     assert_eq!(live.end().await, Ending::Signalled("TERM".to_owned()));
+}
+
+#[tokio::test]
+async fn one_signal_is_enough_where_the_guest_stands_still() {
+    let mut guest = Guest::new();
+    let out = Buffer::default();
+    let live =
+        Live::start(&mut guest, "echo ready; exec sleep 1000", Box::new(silence()), Box::new(out.clone()))
+            .await;
+    out.wait_for("ready").await;
+    guest.freeze.notify_one();
+    live.events.send(Event::Signal(SIGTERM)).await.unwrap();
+    assert_eq!(live.end().await, Ending::Abandoned(SIGTERM));
 }
 
 #[tokio::test]

@@ -118,7 +118,7 @@ impl Engine {
         let has = cell.with_record(|record| record.spec.disk_bytes);
         if let Some(wanted) = request.disk_bytes.filter(|wanted| *wanted < has) {
             return Err(EngineError::InvalidArgument {
-                message: format!("a disk of {has} bytes cannot shrink to {wanted}"),
+                message: format!("a disk of {} MiB cannot shrink to {} MiB", has >> 20, wanted >> 20),
                 hint: format!(
                     "it only grows; make a new VM for a smaller one, or give more than {} MiB",
                     has >> 20
