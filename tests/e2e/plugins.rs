@@ -10,7 +10,8 @@ fn outside(world: &World) {
         ip link add up0 type veth peer name up1
         ip link set up1 netns outside
         ip address add 192.0.2.1/24 dev up0; ip link set up0 up
-        ip -n outside address add 192.0.2.2/24 dev up1; ip -n outside link set up1 up";
+        ip -n outside address add 192.0.2.2/24 dev up1; ip -n outside link set up1 up
+        ip -n outside address add 169.254.169.254/32 dev up1; ip route add 169.254.169.254 dev up0";
     world.tool("sh", &["-c", script]).run().exits(0);
 }
 
@@ -19,6 +20,8 @@ fn not_outside(world: &World) {
     world.tool("sh", &["-ec", script]).run().exits(0);
 }
 
+/// Where clouds tell a host its credentials.
+const METADATA: &str = "busybox ping -c 1 -W 3 169.254.169.254";
 const PING: &str = "busybox ping -c 1 -W 10 192.0.2.2";
 
 #[test]
@@ -27,6 +30,12 @@ fn other_networks_are_reached_by_a_plugin_and_not_without() {
     outside(&world);
     world.vm(&["create", "--name", "a", "--image", fixtures::BUSYBOX, "--start"]).run().exits(0);
     world.vm(&["ssh", "a", PING]).run().exits(0);
+    let metadata = || world.vm(&["ssh", "a", METADATA]).run();
+    metadata().must("is refused", |output| !output.status.success());
+    world.vm(&["plugin", "configure", "nat", "link-local=true"]).run().exits(0);
+    metadata().exits(0);
+    world.vm(&["plugin", "configure", "nat", "--reset"]).run().exits(0);
+    metadata().must("is refused again", |output| !output.status.success());
     world.vm(&["stop", "a"]).run().exits(0);
     world.vm(&["plugin", "disable", "nat"]).run().exits(0);
     world.vm(&["start", "a"]).run().exits(0);

@@ -30,6 +30,9 @@ use crate::{
 /// The MTU of bridge and taps; an uplink's that is not below it needs no mention.
 const DEFAULT_MTU: u32 = 1500;
 
+/// The setting by which a host passes on packets at all.
+const FORWARDING: &str = "net/ipv4/ip_forward";
+
 /// Changes the host's network: devices through netlink and `/dev/net/tun`, rules through `nft`.
 #[derive(Debug, Clone)]
 pub struct HostNet {
@@ -277,14 +280,21 @@ impl HostNet {
     }
 
     /// Rules of the older kernel interface, which nft does not show. Asking for them where there are none would load it.
-    async fn legacy_blocker(&self, own_bridge: &str) -> Option<Blocker> {
+    async fn legacy_blockers(&self, own_bridge: &str) -> Option<Vec<Blocker>> {
         let tables = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").ok()?;
         if !tables.lines().any(|table| table == "filter") {
             return None;
         }
-        let command = HostCommand::new("iptables-legacy").args(["-S", "FORWARD"]);
+        let command = HostCommand::new("iptables-legacy").args(["-S"]);
         let output = self.runner.run(command).await.ok()?;
-        foreign::legacy_blocker(&String::from_utf8_lossy(&output.stdout), own_bridge)
+        Some(foreign::legacy_blockers(&String::from_utf8_lossy(&output.stdout), own_bridge))
+    }
+
+    /// Whether others came to rely on the host's forwarding, as far as that shows.
+    async fn others_forward(&self) -> Result<bool, NetError> {
+        let legacy = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+        Ok(legacy.lines().any(|table| table == "nat")
+            || foreign::others_forward(&self.nft.list(&["chains"]).await?))
     }
 }
 
@@ -357,6 +367,10 @@ impl Net for HostNet {
                 None => Ok(()),
             },
             Effect::LinkDns { .. } => self.resolved.undo(effect).await,
+            Effect::Sysctl { key, .. } if key == FORWARDING && self.others_forward().await? => {
+                tracing::info!("forwarding stays on: others have the host translate addresses by now");
+                Ok(())
+            }
             Effect::Sysctl { .. } => {
                 let handle = handle.clone();
                 sysctl(effect, move |setting| setting.undo(&handle)).await
@@ -393,11 +407,11 @@ impl Net for HostNet {
 
     async fn forwarding_blocked(&self, own_bridge: &str) -> Result<Vec<Blocker>, NetError> {
         let mut blockers = Vec::new();
-        for chain in foreign::forward_chains(&self.nft.list(&["chains"]).await?) {
+        for chain in foreign::base_chains(&self.nft.list(&["chains"]).await?) {
             let table = self.nft.list(&["table", &chain.family, &chain.table]).await?;
             blockers.extend(chain.blocker(&table, own_bridge));
         }
-        blockers.extend(self.legacy_blocker(own_bridge).await);
+        blockers.extend(self.legacy_blockers(own_bridge).await.into_iter().flatten());
         Ok(blockers)
     }
 }

@@ -37,7 +37,7 @@ mod sysctl;
 
 pub use error::NetError;
 pub use fake::FakeNet;
-pub use foreign::Blocker;
+pub use foreign::{Blocker, Hook};
 pub use host::HostNet;
 pub use net::Net;
 pub use resolvers::resolvers;

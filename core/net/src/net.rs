@@ -59,7 +59,7 @@ pub trait Net: Send + Sync + fmt::Debug {
     /// The host cannot be asked.
     async fn guest_mtu(&self) -> Result<Option<u32>, NetError>;
 
-    /// Firewalls of others that drop what our bridge forwards. An `accept` of ours cannot overrule
+    /// Firewalls of others that drop what our bridge forwards, or what VMs ask the host. An `accept` of ours cannot overrule
     /// a `drop` in another table, so these are for people to mend.
     ///
     /// # Errors

@@ -308,6 +308,41 @@ fn a_firewall_that_drops_forwarding_is_explained() {
         let found = net.forwarding_blocked("vmbr-3f2a").await.unwrap();
         assert!(found.len() == 1 && !found[0].by_policy, "{found:?}");
         assert!(found[0].fix("vmbr-3f2a")[0].starts_with("firewall-cmd"));
+
+        // What a server's own rules often do: guests could ask for no name.
+        run("nft delete table inet firewalld");
+        run("nft add table inet server");
+        run("nft add chain inet server in { type filter hook input priority 0 ; policy drop ; }");
+        run("nft add chain inet server out { type filter hook forward priority 0 ; }");
+        run("nft add rule inet server out iifname vmbr-3f2a accept");
+        let found = net.forwarding_blocked("vmbr-3f2a").await.unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].explanation().contains("names (DNS)"), "{}", found[0].explanation());
+        let fix = found[0].fix("vmbr-3f2a");
+        assert_eq!(fix, ["nft insert rule inet server in iifname \"vmbr-3f2a\" accept"]);
+        run("nft add rule inet server in udp dport 53 accept");
+        assert_eq!(net.forwarding_blocked("vmbr-3f2a").await.unwrap(), []);
+    });
+}
+
+#[test]
+fn forwarding_that_others_use_by_now_stays_on() {
+    in_namespace(|net| async move {
+        let forwarding = "/proc/sys/net/ipv4/ip_forward";
+        let get = || std::fs::read_to_string(forwarding).unwrap().trim().to_owned();
+        std::fs::write(forwarding, "0").unwrap();
+        let setting = Effect::Sysctl { key: "net/ipv4/ip_forward".to_owned(), value: "1".to_owned() };
+        let handle = net.former(&setting).await.unwrap();
+        net.apply(&firewall()).await.unwrap();
+        net.apply(&setting).await.unwrap();
+        // What Docker makes, after it has found forwarding on.
+        run("nft add table ip nat");
+        run("nft add chain ip nat POSTROUTING { type nat hook postrouting priority 100 ; }");
+        net.undo(&setting, &handle).await.unwrap();
+        assert_eq!(get(), "1");
+        run("nft delete table ip nat");
+        net.undo(&setting, &handle).await.unwrap();
+        assert_eq!(get(), "0");
     });
 }
 

@@ -1,6 +1,6 @@
 //! Checks of the host: what a VM needs, whether it is there, and what to do where it is not. Changes nothing.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc};
 
 use tokio::net::UnixStream;
 use vm_api::{Finding, Severity};
@@ -325,16 +325,23 @@ async fn network(
         },
     };
     let mut findings = vec![subnet];
+    let bridge = if own.is_empty() { "vmbr-+" } else { &own };
     findings.push(match net.forwarding_blocked(&own).await {
-        Ok(blockers) => match blockers.first() {
-            None => ok("network.forwarding", "no foreign firewall drops forwarded packets"),
-            Some(blocker) => bad(
+        Ok(blockers) if blockers.is_empty() => {
+            ok("network.forwarding", "no foreign firewall drops packets of VMs")
+        }
+        Ok(blockers) => {
+            let mut fixes: Vec<_> = blockers.iter().flat_map(|blocker| blocker.fix(bridge)).collect();
+            // One command may be for several chains.
+            let mut seen = HashSet::new();
+            fixes.retain(|fix| seen.insert(fix.clone()));
+            bad(
                 Severity::Warning,
                 "network.forwarding",
                 blockers.iter().map(vm_net::Blocker::explanation).collect::<Vec<_>>().join("; "),
-                blocker.fix(if own.is_empty() { "vmbr-+" } else { &own }).join("; "),
-            ),
-        },
+                fixes.join("; "),
+            )
+        }
         Err(error) => bad(
             Severity::Warning,
             "network.forwarding",

@@ -15,15 +15,25 @@ use rules::{Answer, is_network, rules};
 
 /// The kind of network, by the VM's own configuration, that this plugin makes work.
 const NETWORK: &str = "nat";
+/// RFC 3927. Packets to it are not to be forwarded; a host's own link may have a cloud's metadata service there.
+const LINK_LOCAL: &str = "169.254.0.0/16";
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 struct Nat {
     /// Networks that VMs must not reach.
     deny: Vec<String>,
+    /// Whether VMs reach link-local addresses, where clouds tell a host its credentials.
+    link_local: bool,
 }
 
 impl Nat {
+    /// All networks that VMs must not reach.
+    fn denied(&self) -> Vec<String> {
+        let link_local = (!self.link_local).then(|| LINK_LOCAL.to_owned());
+        self.deny.iter().cloned().chain(link_local).collect()
+    }
+
     /// What the schema cannot say.
     fn check(&self) -> Result {
         match self.deny.iter().find(|text| !is_network(text)) {
@@ -43,7 +53,8 @@ impl PrepareHost for Nat {
         }
         self.check()?;
         let addresses = vm.addresses();
-        let rules = rules(&addresses, &self.deny);
+        let denied = self.denied();
+        let rules = rules(&addresses, &denied);
         if rules.is_empty() {
             let message = format!("{} has no IPv4 address", vm.name());
             return Err(Error::new("nat.no-address", message)
@@ -88,7 +99,7 @@ impl ConfigChange for Nat {
 
 impl Doctor for Nat {
     fn run(&self, _: &Context, _: &Facts, report: &Report) -> Result {
-        let message = match self.deny.as_slice() {
+        let message = match self.denied().as_slice() {
             [] => "VMs may reach every network the host does".to_owned(),
             networks => format!("VMs may not reach {}", networks.join(", ")),
         };
