@@ -5,9 +5,9 @@ use std::{io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 use jsonrpsee::{
     RpcModule,
     core::RegisterMethodError,
-    server::{Server, serve_with_graceful_shutdown, stop_channel},
+    server::{HttpBody, HttpResponse, Server, serve_with_graceful_shutdown, stop_channel},
 };
-use nix::unistd::{Gid, Uid, User, getgrouplist};
+use nix::unistd::Uid;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use vm_api::rpc::{
@@ -43,21 +43,12 @@ impl Access {
         Self { group }
     }
 
-    /// Root, the daemon's own user, and members of the configured group. The socket's mode says the same; this holds
+    /// Root, the daemon's own user, and processes that have the configured group. The socket's mode says the same; this holds
     /// where somebody has loosened it.
-    fn admits(&self, uid: u32, gid: u32) -> bool {
-        if uid == 0 || uid == Uid::effective().as_raw() {
-            return true;
-        }
-        let Some(group) = self.group else { return false };
-        if gid == group {
-            return true;
-        }
-        let groups = User::from_uid(Uid::from_raw(uid)).ok().flatten().and_then(|user| {
-            let name = std::ffi::CString::new(user.name).ok()?;
-            getgrouplist(&name, user.gid).ok()
-        });
-        groups.is_some_and(|groups| groups.contains(&Gid::from_raw(group)))
+    fn admits(&self, uid: u32, groups: &[u32]) -> bool {
+        uid == 0
+            || uid == Uid::effective().as_raw()
+            || self.group.is_some_and(|group| groups.contains(&group))
     }
 }
 
@@ -117,7 +108,10 @@ pub(crate) async fn serve(
                 }
             },
         };
-        let Some(peer) = admit(&stream, access) else { continue };
+        let Some(peer) = admit(&stream, access) else {
+            tokio::spawn(refuse(stream));
+            continue;
+        };
         let service = builder.clone().build(methods.clone(), stop_handle.clone());
         let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
             use tower::Service;
@@ -137,12 +131,17 @@ pub(crate) async fn serve(
 }
 
 fn admit(stream: &UnixStream, access: Access) -> Option<Peer> {
-    match stream.peer_cred() {
-        Ok(cred) if access.admits(cred.uid(), cred.gid()) => {
+    let known = stream.peer_cred().and_then(|cred| {
+        let mut groups = vm_host::socket::peer_groups(stream)?;
+        groups.push(cred.gid());
+        Ok((cred, groups))
+    });
+    match known {
+        Ok((cred, groups)) if access.admits(cred.uid(), &groups) => {
             let pid = cred.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
             Some(Peer { pid, uid: cred.uid(), gid: cred.gid() })
         }
-        Ok(cred) => {
+        Ok((cred, _)) => {
             tracing::warn!(uid = cred.uid(), "refused a connection");
             None
         }
@@ -151,6 +150,19 @@ fn admit(stream: &UnixStream, access: Access) -> Option<Peer> {
             None
         }
     }
+}
+
+/// Answers the first request of somebody who may not connect.
+async fn refuse(stream: UnixStream) {
+    let refuse = tower::service_fn(|_: hyper::Request<hyper::body::Incoming>| async {
+        let body =
+            HttpBody::from("you are neither root nor in the group that the daemon's config.toml names\n");
+        let mut answer = HttpResponse::new(body);
+        *answer.status_mut() = hyper::StatusCode::FORBIDDEN;
+        Ok::<_, std::convert::Infallible>(answer)
+    });
+    let served = serve_with_graceful_shutdown(stream, refuse, std::future::pending());
+    let _ = tokio::time::timeout(LAST_ANSWERS, served).await;
 }
 
 fn methods(context: &Context) -> Result<RpcModule<()>, RegisterMethodError> {
@@ -164,4 +176,28 @@ fn methods(context: &Context) -> Result<RpcModule<()>, RegisterMethodError> {
     module.merge(PluginsServer::into_rpc(context.clone()))?;
     module.merge(WorkspacesServer::into_rpc(context.clone()))?;
     Ok(module)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[test]
+    fn whoever_has_the_group_is_admitted() {
+        let access = Access::new(Some(700));
+        assert!(access.admits(0, &[]) && access.admits(1000, &[5, 700]));
+        assert!(!access.admits(1000, &[5]) && !Access::new(None).admits(1000, &[700]));
+    }
+
+    #[tokio::test]
+    async fn who_is_not_admitted_is_told() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        let (read, ()) = tokio::join!(far.read_to_string(&mut answer), refuse(near));
+        read.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("config.toml"), "{answer}");
+    }
 }
