@@ -67,7 +67,7 @@ impl Output {
     /// Says something on stderr that must be said.
     pub(crate) fn warn(self, text: &str) {
         // Nobody is left to tell if this fails.
-        let _ = writeln!(io::stderr(), "vm: {}", printable(text));
+        let _ = writeln!(io::stderr(), "vm: {}", set_in(text));
     }
 
     /// Reports an error on stderr.
@@ -93,7 +93,7 @@ impl Output {
         } else {
             self.warn(&format!("error: {message}"));
             if let Some(hint) = hint {
-                let _ = writeln!(io::stderr(), "  hint: {}", printable(hint));
+                let _ = writeln!(io::stderr(), "  hint: {}", set_in(hint));
             }
         }
     }
@@ -102,6 +102,11 @@ impl Output {
 /// Text of unknown origin (a console's tail, a guest's message) without what would drive the terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+}
+
+/// The same with its further lines set in, so that none of them looks like one of ours.
+fn set_in(text: &str) -> String {
+    printable(text).replace('\n', "\n    ")
 }
 
 /// Text of unknown origin for stdout: as it is, but [`printable`] where stdout is a terminal.
@@ -192,6 +197,12 @@ mod tests {
     #[test]
     fn a_console_cannot_drive_the_terminal_through_an_error() {
         assert_eq!(printable("a\x1b[2Jb\r\n\tc\x07"), "a[2Jb\n\tc");
+    }
+
+    #[test]
+    fn a_guest_that_says_goodbye_in_lines_forges_no_hint() {
+        let said = set_in("lost the connection: x\nvm: error: y\r\n  hint: run this");
+        assert_eq!(said, "lost the connection: x\n    vm: error: y\n      hint: run this");
     }
 
     #[test]

@@ -327,10 +327,18 @@ async fn delete(context: &Context, client: &Client, vm: &VmInfo, interrupts: &mu
     match delete.await {
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(_) if !client.is_connected() => context.output.warn(&format!(
-            "VM {} is not deleted yet, as no daemon answers; the next one deletes it: vm daemon start",
-            vm.name
-        )),
+        Err(_) if !client.is_connected() => context.output.warn(&match vm.ephemeral {
+            true => format!(
+                "VM {} is not deleted yet, as no daemon answers; the next one deletes it: vm daemon start",
+                vm.name
+            ),
+            false => {
+                format!(
+                    "VM {name} is not deleted, as no daemon answers: vm rm --force {name}",
+                    name = vm.name
+                )
+            }
+        }),
         Err(error) => context.output.warn(&format!("could not delete VM {}: {}", vm.name, error.message())),
     }
 }

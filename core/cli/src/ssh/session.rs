@@ -96,7 +96,7 @@ pub(crate) enum Ending {
 /// Runs a session to its end; all its output is written when this returns, unless a signal came meanwhile.
 pub(crate) async fn run(
     connection: &Connection,
-    request: Request,
+    mut request: Request,
     streams: Streams,
     events: &mut mpsc::Receiver<Event>,
 ) -> Result<Ending, SshError> {
@@ -107,8 +107,12 @@ pub(crate) async fn run(
         limit: BEHIND,
         last_signal: None,
     };
-    let channel =
-        connection.handle.channel_open_session().await.map_err(|source| SshError::Start { source })?;
+    // Nothing runs yet, so a signal just ends the attempt. Cancel-safe: the connection is of no other use.
+    let channel = tokio::select! {
+        channel = connection.handle.channel_open_session() => channel,
+        number = signalled(&mut request, events) => return Ok(Ending::Abandoned(number)),
+    };
+    let channel = channel.map_err(|source| SshError::Start { source })?;
     let (mut reader, writer) = channel.split();
     let writer = Arc::new(writer);
     let escapes = request.escapes;
@@ -129,6 +133,20 @@ pub(crate) async fn run(
     // A stuck guest is left as it is.
     let _ = tokio::time::timeout(GOODBYE_DEADLINE, goodbye).await;
     session.finish(ending, events).await
+}
+
+/// The number of the first signal. A terminal that is not asked for yet gets the sizes that come before.
+async fn signalled(request: &mut Request, events: &mut mpsc::Receiver<Event>) -> i32 {
+    loop {
+        match next(events).await {
+            Event::Signal(number) => return number,
+            Event::Resized(columns, rows) => {
+                if let Some(terminal) = &mut request.terminal {
+                    terminal.size = (columns, rows);
+                }
+            }
+        }
+    }
 }
 
 async fn begin(writer: &ChannelWriteHalf<Msg>, request: Request) -> Result<(), russh::Error> {
@@ -206,7 +224,9 @@ impl Session {
     ) -> Result<Ending, SshError> {
         let mut ending = None;
         let mut pumping = true;
-        let mut silence: Pin<Box<dyn Future<Output = i32> + Send + '_>> = Box::pin(pending());
+        // The signal's number if nothing answers. Signals that come meanwhile do not begin it anew.
+        let mut silence: Pin<Box<dyn Future<Output = Option<i32>> + Send + '_>> = Box::pin(pending());
+        let mut asked = false;
         loop {
             if self.stdout.broken() {
                 return Ok(Ending::OutputClosed);
@@ -233,19 +253,23 @@ impl Session {
                 }
                 () = self.stdout.changed() => {}
                 () = self.stderr.changed() => {}
-                number = &mut silence => return Ok(Ending::Abandoned(number)),
+                silent = &mut silence, if asked => match silent {
+                    Some(number) => return Ok(Ending::Abandoned(number)),
+                    None => asked = false,
+                },
                 event = next(events) => match event {
                     Event::Signal(number) => {
                         if self.repeated(number) {
                             return Ok(Ending::Abandoned(number));
                         }
                         self.limit = BEHIND_AFTER_SIGNAL;
-                        silence = Box::pin(async move {
-                            match tokio::time::timeout(SILENCE, connection.handle.send_ping()).await {
-                                Ok(_) => pending().await,
-                                Err(_) => number,
-                            }
-                        });
+                        if !asked {
+                            asked = true;
+                            silence = Box::pin(async move {
+                                let answer = tokio::time::timeout(SILENCE, connection.handle.send_ping());
+                                answer.await.is_err().then_some(number)
+                            });
+                        }
                         if let Some(signal) = ssh_signal(number) {
                             let writer = Arc::clone(writer);
                             in_background(async move { writer.signal(signal).await });

@@ -466,6 +466,45 @@ async fn one_signal_is_enough_where_the_guest_stands_still() {
 }
 
 #[tokio::test]
+async fn signals_that_keep_coming_do_not_hold_up_the_end() {
+    let mut guest = Guest::new();
+    let out = Buffer::default();
+    let live =
+        Live::start(&mut guest, "echo ready; exec sleep 1000", Box::new(silence()), Box::new(out.clone()))
+            .await;
+    out.wait_for("ready").await;
+    guest.freeze.notify_one();
+    let events = live.events.clone();
+    let supervisor = tokio::spawn(async move {
+        // Never the same one twice, which would be a wish of its own.
+        for number in [SIGTERM, SIGINT].into_iter().cycle() {
+            if events.send(Event::Signal(number)).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    assert_eq!(live.end().await, Ending::Abandoned(SIGTERM), "the first of them counts");
+    supervisor.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_that_stands_still_before_the_command_can_be_left() {
+    let mut guest = Guest::new();
+    let connection = guest.connect().await.unwrap();
+    guest.freeze.notify_one();
+    tokio::task::yield_now().await;
+    let (events, mut receiver) = mpsc::channel(2);
+    events.send(Event::Resized(90, 30)).await.unwrap();
+    events.send(Event::Signal(SIGTERM)).await.unwrap();
+    let streams =
+        Streams { stdin: Box::new(silence()), stdout: Box::new(io::sink()), stderr: Box::new(io::sink()) };
+    let session = run(&connection, request("true"), streams, &mut receiver);
+    let ending = tokio::time::timeout(PATIENCE, session).await.expect("the session ends");
+    assert_eq!(ending.unwrap(), Ending::Abandoned(SIGTERM));
+}
+
+#[tokio::test]
 async fn a_signal_without_effect_leaves_at_the_second() {
     let mut guest = Guest::new();
     let out = Buffer::default();
