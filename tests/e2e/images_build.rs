@@ -268,7 +268,10 @@ fn a_build_that_fails_says_where_and_leaves_nothing() {
         ("FROM scratch\nCOPY ../a /\n", 2, "outside"),
         ("FROM scratch\nCOPY b /\n", 3, "no b"),
         ("FROM scratch\nENV A=${B\n", 2, "line 2"),
-        ("FROM scratch AS a\nFROM scratch\nCOPY --from=c /x /\n", 2, "no stage c"),
+        // Before anything is run.
+        ("FROM BASE AS a\nRUN false\nFROM scratch\nCOPY --from=c /x /\n", 2, "no stage c"),
+        ("FROM BASE\nRUN false\nCOPY --chmod=+x a /\n", 2, "--chmod=+x"),
+        ("FROM scratch\nEXPOSE http\n", 2, "80, 53/udp"),
     ] {
         build(text).run().exits(code).complains(complaint).complains("hint");
     }

@@ -85,6 +85,10 @@ pub fn pack_selected(
     let top = openat(CWD, directory, flags, Mode::empty()).map_err(|errno| packer.failed(errno))?;
     while let Some(path) = next()? {
         packer.name = path;
+        if packer.is_whiteout() {
+            packer.leave_whiteout();
+            continue;
+        }
         let found = match below(&top, &packer.name, OFlags::PATH) {
             Ok(Some(file)) => about(&file).map(|about| Some((file, about))),
             Ok(None) => Ok(None),
@@ -207,6 +211,10 @@ impl<'a> Packer<'a> {
                     continue;
                 };
                 self.name.extend_from_slice(name.to_bytes());
+                if self.is_whiteout() {
+                    self.leave_whiteout();
+                    continue;
+                }
                 match look(&level.directory, &name) {
                     Ok((file, about)) if kind_of(&about) == FileType::Directory => {
                         self.enter(file, &about, &mut levels)?;
@@ -219,6 +227,19 @@ impl<'a> Packer<'a> {
         }
         self.archive.finish()?;
         Ok(self.report)
+    }
+
+    /// Whether the current entry would hide another one in an image's layer, as far down as its name is given.
+    fn is_whiteout(&self) -> bool {
+        let names = || self.name[self.prefix..].split(|byte| *byte == b'/');
+        self.options.generalize && names().any(|name| name.starts_with(b".wh."))
+    }
+
+    fn leave_whiteout(&mut self) {
+        self.warn(
+            code::LEFT_OUT,
+            "is left out: in an image, names that begin with `.wh.` say that a file is gone",
+        );
     }
 
     /// Where the current entry is.

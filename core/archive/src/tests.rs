@@ -236,6 +236,35 @@ fn a_sender_that_goes_half_way_leaves_no_half_file() {
     }
 }
 
+#[test]
+fn what_would_hide_others_in_a_layer_is_left_out() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    fs::create_dir_all(at("from/.wh.directory")).unwrap();
+    for file in ["from/.wh.file", "from/file", "from/.wh.directory/in"] {
+        fs::write(at(file), "").unwrap();
+    }
+    let paths = [".wh.directory/in", ".wh.file", "file"];
+    for (generalize, selected, entries, warnings) in
+        [(true, true, 1, 2), (true, false, 2, 2), (false, false, 5, 0)]
+    {
+        let options = PackOptions { generalize, selected, ..PackOptions::default() };
+        let (output, mut pieces) = mpsc::channel(100);
+        let (from, output) = (at("from"), Output(output));
+        let report = match selected {
+            true => {
+                let mut paths = paths.iter().map(|path| path.as_bytes().to_vec());
+                crate::pack_selected(&from, &options, Replaced::new(), || Ok(paths.next()), &output)
+            }
+            false => pack(&from, None, &options, Replaced::new(), &output),
+        };
+        pieces.close();
+        let report = report.unwrap();
+        assert_eq!((report.entries, report.warnings.len()), (entries, warnings), "{report:?}");
+        assert!(report.warnings.iter().all(|warning| warning.message.contains(".wh.")), "{report:?}");
+    }
+}
+
 /// Files of /proc say that they are empty, those of /sys that they have a page.
 #[test]
 fn files_of_the_kernel_have_what_is_read_from_them() {

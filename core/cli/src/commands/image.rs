@@ -188,7 +188,8 @@ impl ImageArgs {
             }
             Verb::Build(build) => build.run(context).await,
             Verb::Push { image, to } => {
-                made(context, Some(&image.clone()), async |client| client.push(image, to).await).await
+                let asked = to.clone().unwrap_or_else(|| image.clone());
+                made(context, Some(&asked), async |client| client.push(image, to).await).await
             }
             Verb::Export { image, path, format } => {
                 let path = std::path::absolute(&path).map_err(|source| CliError::File { path, source })?;
@@ -394,10 +395,12 @@ fn command(words: &[String]) -> Vec<String> {
 fn history(steps: &[ImageStep]) -> String {
     let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     table(
-        ["CREATED", "LAYER", "CREATED BY"],
+        ["CREATED", "LAYER", "CREATED BY", "COMMENT"],
         steps.iter().rev().map(|step| {
             let layer = if step.empty_layer { "no" } else { "yes" };
-            [or_dash(&step.created), layer.to_owned(), or_dash(&step.created_by)].map(|text| one_line(&text))
+            let comment = step.comment.clone().unwrap_or_default();
+            [or_dash(&step.created), layer.to_owned(), or_dash(&step.created_by), comment]
+                .map(|text| one_line(&text))
         }),
     )
 }
@@ -411,16 +414,19 @@ async fn ls(context: &Context) -> Result<u8, CliError> {
         }
         table(
             ["REFERENCE", "DIGEST", "SIZE", "USED", "SOURCE", "CREATED"],
-            images.iter().map(|image| {
-                [
-                    image.references.join(", "),
-                    image.digest.short().to_owned(),
-                    human(image.size_bytes),
-                    human(image.used_bytes),
-                    image.source.clone(),
-                    ago(image.created_at),
-                ]
-            }),
+            // A line for each name, as elsewhere.
+            images.iter().flat_map(|image| names(image).map(move |name| (image, name))).map(
+                |(image, name)| {
+                    [
+                        name,
+                        image.digest.short().to_owned(),
+                        human(image.size_bytes),
+                        human(image.used_bytes),
+                        image.source.clone(),
+                        ago(image.created_at),
+                    ]
+                },
+            ),
         )
     })?;
     Ok(0)
@@ -455,6 +461,12 @@ fn called(image: &ImageRecord, asked: Option<&str>) -> String {
     found.min_by_key(|(added, _)| *added).map_or_else(|| name(image), |(_, reference)| reference.clone())
 }
 
+/// Its names; one line stands for an image without any.
+fn names(image: &ImageRecord) -> impl Iterator<Item = String> {
+    let none = image.references.is_empty().then(|| "-".to_owned());
+    image.references.iter().cloned().chain(none)
+}
+
 fn name(image: &ImageRecord) -> String {
     image.references.first().cloned().unwrap_or_else(|| image.digest.to_string())
 }
@@ -487,5 +499,8 @@ mod tests {
             assert_eq!(called(&image, Some(asked)), name, "{asked}");
         }
         assert_eq!(called(&image, None), "docker.io/library/app:latest");
+        assert_eq!(names(&image).collect::<Vec<_>>(), image.references);
+        let nameless = ImageRecord { references: Vec::new(), ..image };
+        assert_eq!(names(&nameless).collect::<Vec<_>>(), ["-"]);
     }
 }

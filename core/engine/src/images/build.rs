@@ -229,13 +229,11 @@ impl Build<'_> {
         let mut sections: Vec<Section> = Vec::new();
         for step in file.steps {
             let line = step.line;
-            let wrong = |message| {
-                EngineError::from(FileError {
-                    line,
-                    message,
-                    hint: "variables are $NAME, ${NAME} and ${NAME:-OTHER}".into(),
-                })
-            };
+            let wrong =
+                |message: String| EngineError::from(FileError { line, hint: hint_of(&message), message });
+            if let Instruction::Copy(copy) = &step.instruction {
+                check_copy(&sections, line, copy)?;
+            }
             match (&step.instruction, sections.last_mut()) {
                 (Instruction::From { image, .. }, _) => {
                     let image = self.globals.expand(image, file.escape).map_err(wrong)?;
@@ -249,14 +247,6 @@ impl Build<'_> {
                         _ => Base::Image(image),
                     };
                     sections.push(Section { from: step, base, steps: Vec::new() });
-                }
-                (Instruction::Copy(Copy { from: Some(from), .. }), _) if from.contains('$') => {
-                    return Err(EngineError::from(FileError {
-                        line,
-                        message: format!("--from={from} has a variable in it"),
-                        hint: "FROM may have: make a stage by FROM $VARIABLE AS NAME, and copy from NAME"
-                            .into(),
-                    }));
                 }
                 (_, Some(section)) => section.steps.push(step),
                 (Instruction::Arg(arguments), None) => {
@@ -452,6 +442,48 @@ fn stage_named(sections: &[Section], text: &str, before: usize) -> Option<usize>
     let sections = &sections[..before];
     let named = sections.iter().rposition(|section| section.name() == Some(&lower));
     named.or_else(|| text.parse().ok().filter(|number| *number < before))
+}
+
+/// What can be said of a copy before anything is run.
+fn check_copy(sections: &[Section], line: usize, copy: &Copy) -> Result<(), EngineError> {
+    match &copy.from {
+        Some(from) if from.contains('$') => {
+            let hint = "FROM may have: make a stage by FROM $VARIABLE AS NAME, and copy from NAME".to_owned();
+            let message = format!("--from={from} has a variable in it");
+            return Err(FileError { line, message, hint }.into());
+        }
+        Some(from) if stage_named(sections, from, sections.len().saturating_sub(1)).is_none() => {
+            return Err(no_stage(line, from));
+        }
+        _ => {}
+    }
+    match &copy.chmod {
+        Some(mode) if !mode.contains('$') && octal(mode).is_none() => Err(no_mode(line, mode)),
+        _ => Ok(()),
+    }
+}
+
+fn no_stage(line: usize, name: &str) -> EngineError {
+    let hint = "name a stage that comes before; of an image, make one: FROM IMAGE AS NAME".to_owned();
+    FileError { line, message: format!("there is no stage {name} before this one"), hint }.into()
+}
+
+/// Permission bits.
+fn octal(text: &str) -> Option<u32> {
+    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777)
+}
+
+fn no_mode(line: usize, text: &str) -> EngineError {
+    let hint = "write octal digits, e.g. --chmod=0755".to_owned();
+    FileError { line, message: format!("--chmod={text} is no mode"), hint }.into()
+}
+
+/// What to do about arguments of a step that are wrong.
+fn hint_of(message: &str) -> String {
+    match message.contains("port") && !message.contains('$') {
+        true => "write a number, or a range, with or without a protocol: 80, 53/udp, 8000-8010".to_owned(),
+        false => "variables are $NAME, ${NAME} and ${NAME:-OTHER}, quotes come in pairs".to_owned(),
+    }
 }
 
 /// The stage to be built.

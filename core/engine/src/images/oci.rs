@@ -241,7 +241,8 @@ impl Engine {
         let manifest = image.origin.as_ref().and_then(|origin| origin.manifest.as_deref()?.parse().ok());
         let manifest: Digest = manifest.ok_or_else(|| EngineError::InvalidArgument {
             message: format!("image {} was not made of layers", image.digest.short()),
-            hint: "images of registries, layouts and docker's archives are; a tarball is its own copy".into(),
+            hint: "images of registries, layouts and docker's archives are; of others make a bundle: --format bundle"
+                .into(),
         })?;
         Ok(Pulled::open(&self.inner.content.store, &manifest)?)
     }

@@ -152,7 +152,8 @@ pub struct PackOptions {
     /// Holes of files are not sent: such files have the PAX sparse format 1.0 of GNU tar, which not every reader knows.
     pub sparse: bool,
     /// What the agent writes for this one VM (`/etc/machine-id`, `/etc/hostname`, its lines of `/etc/hosts`,
-    /// `/etc/resolv.conf`, units) is left out or emptied, as it belongs in an image.
+    /// `/etc/resolv.conf`, units) is left out or emptied, as it belongs in an image. So is, with a warning, what has a name
+    /// that begins with `.wh.`, as these hide others in an image's layer.
     pub generalize: bool,
     /// Of a directory exactly those entries are packed whose paths follow the request, in that order, directories without what
     /// is in them. One that is not there is a warning of the report. Each file is one of its own, however many links it has,

@@ -2,6 +2,8 @@
 //! variables stay as they are written: what they come to depends on the instructions before
 //! (<https://docs.docker.com/reference/dockerfile/>).
 
+use vm_oci::Platform;
+
 use super::words::{self, split};
 
 /// A build file that cannot be understood, or asks for what is not done here.
@@ -270,7 +272,20 @@ fn heredoc(rest: &str) -> Result<(), Wrong> {
                 .starts_with(|c: char| c.is_ascii_alphabetic() || c == '"' || c == '\'')
         })
     };
-    if rest.split_whitespace().any(begins) {
+    // A quoted text is none, but the name of where one ends may be quoted.
+    let (mut bare, mut quoted) = (String::new(), None);
+    for c in rest.chars() {
+        match quoted {
+            Some(quote) if c == quote => quoted = None,
+            Some(_) => {}
+            None if matches!(c, '"' | '\'') && !bare.ends_with("<<") && !bare.ends_with("<<-") => {
+                quoted = Some(c);
+                bare.push(c);
+            }
+            None => bare.push(c),
+        }
+    }
+    if bare.split_whitespace().any(begins) {
         let hint = "write the lines into a file and COPY it, or end each with a backslash";
         return Err(Wrong::new("here-documents are not supported", hint));
     }
@@ -279,8 +294,15 @@ fn heredoc(rest: &str) -> Result<(), Wrong> {
 
 fn from(rest: &str, escape: char) -> Result<Instruction, Wrong> {
     let (flags, rest) = flags(rest);
-    if let Some((flag, value)) = flags.first() {
-        let hint = "images are built for the host's own platform";
+    let own = Platform::host();
+    let own = format!("{}/{}", own.os, own.architecture);
+    let is_own = |value: &str| {
+        let variable = value.trim_start_matches(['$', '{']).trim_end_matches('}');
+        let named = value.starts_with('$') && matches!(variable, "BUILDPLATFORM" | "TARGETPLATFORM");
+        named || value == own || value.starts_with(&format!("{own}/"))
+    };
+    if let Some((flag, value)) = flags.iter().find(|(flag, value)| *flag != "platform" || !is_own(value)) {
+        let hint = format!("images are built for the host's own platform, {own}");
         return Err(Wrong::new(format!("FROM --{flag}={value} is not supported"), hint));
     }
     let words = split(rest, escape)?;

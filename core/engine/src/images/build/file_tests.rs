@@ -132,7 +132,21 @@ fn what_is_not_done_here_is_refused_by_its_line_with_a_hint() {
 }
 
 #[test]
-fn a_shift_is_no_here_document() {
+fn the_hosts_own_platform_may_be_named() {
+    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let (own, variant) = (format!("linux/{arch}"), format!("linux/{arch}/v2"));
+    for platform in ["$BUILDPLATFORM", "${TARGETPLATFORM}", &own, &variant] {
+        let from = Instruction::From { image: "a".into(), stage: Some("x".into()) };
+        assert_eq!(parsed(&format!("FROM --platform={platform} a AS x")), [(1, from)], "{platform}");
+    }
+}
+
+#[test]
+fn quoted_words_and_shifts_are_no_here_documents() {
+    for text in ["echo '<<EOF' \"a <<EOF\"", "grep -c \" <<x\" f"] {
+        assert_eq!(one(&format!("RUN {text}")), Instruction::Run(shell(text)));
+    }
+    assert_eq!(error("FROM a\nRUN <<-'EOF' cat\nEOF").line, 2);
     assert_eq!(one("RUN echo $((1 << 3)) <<<x"), Instruction::Run(shell("echo $((1 << 3)) <<<x")));
 }
 

@@ -13,7 +13,7 @@ use super::{
     Bench, Build, Section,
     context::Item,
     file::{Copy, FileError, Instruction, Step},
-    layer_of, nothing, recorded,
+    hint_of, layer_of, no_mode, no_stage, nothing, octal, recorded,
     stage::Runs,
     stage_named,
     workshop::{Source, Workshop, named},
@@ -50,12 +50,9 @@ impl Build<'_> {
         number: usize,
         step: &Step,
     ) -> Result<(), EngineError> {
-        let wrong = |message| {
-            EngineError::from(FileError {
-                line: step.line,
-                message,
-                hint: "variables are $NAME, ${NAME} and ${NAME:-OTHER}".into(),
-            })
+        let wrong = |message: String| {
+            let line = step.line;
+            EngineError::from(FileError { line, hint: hint_of(&message), message })
         };
         let (given, globals) = (&mut self.given, &self.globals);
         let stage = &mut self.benches.get_mut(&number).ok_or_else(nothing)?.stage;
@@ -115,19 +112,13 @@ impl Build<'_> {
         step: &Step,
         copy: &Copy,
     ) -> Result<Work, EngineError> {
-        let refuse = |message: String, hint: &str| {
-            EngineError::from(FileError { line: step.line, message, hint: hint.to_owned() })
-        };
-        let wrong = |message| refuse(message, "variables are $NAME, ${NAME} and ${NAME:-OTHER}");
+        let line = step.line;
+        let wrong = |message: String| EngineError::from(FileError { line, hint: hint_of(&message), message });
         let stage = &self.benches.get(&number).ok_or_else(nothing)?.stage;
         let sources = stage.expand_all(&copy.sources).map_err(wrong)?;
         let written = stage.expand(&copy.to).map_err(wrong)?;
         let mode = copy.chmod.as_deref().map(|text| stage.expand(text)).transpose().map_err(wrong)?;
-        let octal = |text: String| {
-            u32::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o7777).ok_or_else(|| {
-                refuse(format!("--chmod={text} is no mode"), "write octal digits, e.g. --chmod=0755")
-            })
-        };
+        let octal = |text: String| octal(&text).ok_or_else(|| no_mode(line, &text));
         let to = To {
             path: stage.path(&written),
             slash: written.ends_with('/') || written == "." || written.ends_with("/.") || written.is_empty(),
@@ -135,10 +126,7 @@ impl Build<'_> {
             mode: mode.map(octal).transpose()?,
         };
         if let Some(from) = &copy.from {
-            let stage = stage_named(sections, from, number).ok_or_else(|| {
-                let hint = "name a stage that comes before; of an image, make one: FROM IMAGE AS NAME";
-                refuse(format!("there is no stage {from} before this one"), hint)
-            })?;
+            let stage = stage_named(sections, from, number).ok_or_else(|| no_stage(line, from))?;
             return Ok(Work::CopyFrom { to, stage, sources });
         }
         let context = self.context.clone();
