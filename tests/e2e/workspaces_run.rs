@@ -1,9 +1,9 @@
 //! `vm run PATH`: whatever becomes of the command, its exit code is told and its work comes back.
 
-use std::fs;
+use std::{fs, os::unix::fs::MetadataExt};
 
 use vm_tests::{
-    World,
+    World, fixtures,
     repository::{Repository, tree_of},
 };
 
@@ -66,5 +66,33 @@ fn a_guest_without_git_has_the_repository_all_the_same() {
     let head = format!("{}\n", host.git(&["rev-parse", "HEAD"]));
     run(&["sh", "-c", "cat \"$(sed 's/^ref: /.git\\//' .git/HEAD)\""]).exits(0).says(&head);
     assert!(world.names().is_empty(), "nothing is left of either");
+    world.leaves_nothing();
+}
+
+#[test]
+fn work_that_was_applied_goes_on_from_there() {
+    let world = World::new();
+    let host = world.directory().join("plain");
+    fs::create_dir(&host).unwrap();
+    fs::write(host.join("script"), "true\n").unwrap();
+    // The same file under a name of somewhere else.
+    fs::hard_link(host.join("script"), world.directory().join("elsewhere")).unwrap();
+    let create = ["create", "--name", "a", "--image", fixtures::BUSYBOX, "--memory", "256M", "--start"];
+    world.vm(&create).run().exits(0);
+    world.vm(&["workspace", "prepare", "a", text(&host)]).run().exits(0);
+    let work = |script: &str| {
+        world.vm(&["ssh", "a", &format!("cd /work/plain && {script}")]).run().exits(0);
+        world.vm(&["workspace", "export", "a", "--apply"]).run().exits(0);
+    };
+    work("mkdir -p new/deep empty && echo 1 >new/deep/file && chmod 755 script");
+    assert_eq!(fs::read_to_string(host.join("new/deep/file")).unwrap(), "1\n");
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().mode() & 0o777;
+    assert_eq!(mode(&host.join("script")), 0o755);
+    assert_eq!(mode(&world.directory().join("elsewhere")), 0o644, "nothing outside changes");
+    // What came then is the guest's to change.
+    work("rm -r new && echo 2 >new && rmdir empty && ln -s new empty");
+    assert_eq!(fs::read_to_string(host.join("new")).unwrap(), "2\n");
+    assert_eq!(fs::read_link(host.join("empty")).unwrap(), std::path::Path::new("new"));
+    world.vm(&["delete", "--force", "a"]).run().exits(0);
     world.leaves_nothing();
 }

@@ -26,7 +26,7 @@ pub struct HookStats {
 /// A plugin that is not called any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disabled {
-    /// Faults in a row.
+    /// Faults of one hook in a row.
     pub failures: u32,
     /// The last one.
     pub last: String,
@@ -35,7 +35,8 @@ pub struct Disabled {
 #[derive(Debug, Default)]
 struct Counts {
     hooks: BTreeMap<Hook, HookStats>,
-    in_a_row: u32,
+    /// Faults in a row, of each hook: that others do what they should mends none of them.
+    in_a_row: BTreeMap<Hook, u32>,
     disabled: Option<Disabled>,
 }
 
@@ -57,14 +58,16 @@ impl Stats {
         stats.longest = stats.longest.max(took);
         stats.errors += u64::from(error.is_some());
         let Some(fault) = error.filter(|error| error.is_fault()) else {
-            counts.in_a_row = 0;
+            counts.in_a_row.remove(&hook);
             return false;
         };
         stats.faults += 1;
-        counts.in_a_row += 1;
-        let now = counts.in_a_row >= most && counts.disabled.is_none();
+        let in_a_row = counts.in_a_row.entry(hook).or_default();
+        *in_a_row += 1;
+        let failures = *in_a_row;
+        let now = failures >= most && counts.disabled.is_none();
         if now {
-            counts.disabled = Some(Disabled { failures: counts.in_a_row, last: fault.to_string() });
+            counts.disabled = Some(Disabled { failures, last: fault.to_string() });
         }
         now
     }
@@ -80,10 +83,37 @@ impl Stats {
     pub(crate) fn enable(&self) {
         let mut counts = self.lock();
         counts.disabled = None;
-        counts.in_a_row = 0;
+        counts.in_a_row.clear();
     }
 
     pub(crate) fn hooks(&self) -> BTreeMap<Hook, HookStats> {
         self.lock().hooks.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hook_that_always_fails_is_known_though_others_do_not() {
+        let stats = Stats::default();
+        let fault = CallError::Excess {
+            plugin: "x".into(),
+            hook: Hook::PostStart,
+            excess: crate::error::Excess::Processor(Duration::from_secs(1)),
+        };
+        let count = |hook, error| stats.count(hook, Duration::ZERO, error, 3);
+        for _ in 0..2 {
+            assert!(!count(Hook::PostStart, Some(&fault)));
+            assert!(!count(Hook::Preflight, None));
+        }
+        // One that works again has not failed in a row.
+        assert!(!count(Hook::PostStart, None));
+        for more in [2, 1, 0] {
+            assert_eq!(count(Hook::PostStart, Some(&fault)), more == 0);
+            assert!(!count(Hook::Doctor, None));
+        }
+        assert_eq!(stats.disabled().map(|disabled| disabled.failures), Some(3));
     }
 }

@@ -1,7 +1,7 @@
 //! The guest's work back on the host.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{BufWriter, Write},
     path::{Path, PathBuf},
@@ -11,7 +11,7 @@ use std::{
 use vm_locks::{Ctx, Unlocked};
 use vm_types::{
     OperationId,
-    guest::files::Seen,
+    guest::files::{Seen, SeenKind},
     operation::OperationKind,
     workspace::{ExportOutcome, SubmoduleBranch, WorkspaceExport},
 };
@@ -241,6 +241,11 @@ async fn files(
     .await
 }
 
+/// A path, and all above it.
+fn upwards(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::successors(Some(path), |path| Some(&path[..path.iter().rposition(|byte| *byte == b'/')?]))
+}
+
 /// What host and guest have alike once the guest's work was applied: as good as sent, so that work which goes on from there is
 /// none that clashes with itself.
 struct Agreement {
@@ -259,7 +264,10 @@ impl Agreement {
         let digests = reached.guest.digests(&reached.directory, &there).await?;
         reached.close().await;
         on_host(move || {
-            let mut now = workspace.archive(Selection::Paths(&there), std::io::sink())?;
+            // The directories above came with them.
+            let with_directories: BTreeSet<_> = there.iter().flat_map(|path| upwards(path)).collect();
+            let with_directories: Vec<_> = with_directories.into_iter().map(<[u8]>::to_vec).collect();
+            let mut now = workspace.archive(Selection::Paths(&with_directories), std::io::sink())?;
             let seen: BTreeMap<&[u8], &Seen> =
                 survey.iter().map(|seen| (seen.path.as_slice(), seen)).collect();
             let guests: BTreeMap<&[u8], _> = there.iter().map(Vec::as_slice).zip(digests).collect();
@@ -268,6 +276,7 @@ impl Agreement {
                     entry.sha256.is_some() && guests.get(path.as_slice()).copied().flatten() == entry.sha256
                 }
                 (EntryKind::Symlink, Some(seen)) => seen.target == entry.target,
+                (EntryKind::Directory, Some(seen)) => seen.kind == SeenKind::Directory,
                 _ => false,
             });
             let removed = gone.into_iter().filter(|path| !seen.contains_key(path.as_slice())).collect();

@@ -145,7 +145,8 @@ impl Apply<'_> {
                 }
             }
             After::File { content, mode } => match &found {
-                Found::File { sha256, key, .. } if *sha256 == content.sha256 => {
+                // Of a file with other names, which may be outside, a new one has the bits.
+                Found::File { sha256, key, alone: true, .. } if *sha256 == content.sha256 => {
                     self.place.set_mode(&delta.path, *key, *mode)?
                 }
                 _ => {

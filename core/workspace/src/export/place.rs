@@ -44,6 +44,8 @@ pub(super) enum Found {
         sha256: [u8; 32],
         /// Permission bits.
         mode: u32,
+        /// It has no other name, here or elsewhere on the filesystem.
+        alone: bool,
         key: Key,
     },
     Link {
@@ -161,7 +163,8 @@ impl Place {
                 let mut file = File::from(openat(&directory, name, flags, Mode::empty()).map_err(failed)?);
                 let about = fstat(&file).map_err(failed)?;
                 let sha256 = digest(&mut file, to, cancel, |error| self.told("read", path, error))?;
-                Ok(Found::File { sha256, mode: about.st_mode & 0o777, key: Key::of(&about) })
+                let (mode, alone) = (about.st_mode & 0o777, about.st_nlink == 1);
+                Ok(Found::File { sha256, mode, alone, key: Key::of(&about) })
             }
             _ => Ok(Found::Other),
         }
@@ -198,7 +201,7 @@ impl Place {
         Temporary::new(&directory).take(name, before).map_err(failed)
     }
 
-    /// Sets the permission bits of the file that was found there.
+    /// Sets the permission bits of the file that was found there, and had no other name.
     pub(super) fn set_mode(&self, path: &[u8], before: Key, mode: u32) -> Result<Outcome, ExportError> {
         let failed = |errno: Errno| self.failed("change", path, errno);
         let (above, name) = split(path);
@@ -209,7 +212,8 @@ impl Place {
                 Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => return Ok(Outcome::Changed),
                 Err(errno) => return Err(failed(errno)),
             };
-        if Key::of(&fstat(&file).map_err(failed)?) != before {
+        let about = fstat(&file).map_err(failed)?;
+        if Key::of(&about) != before || about.st_nlink != 1 {
             return Ok(Outcome::Changed);
         }
         fchmod(&file, Mode::from_raw_mode(mode)).map_err(failed)?;
@@ -545,6 +549,11 @@ mod tests {
         assert_eq!(host.put("x/y/z", &Found::Absent), Outcome::Done);
         let key = host.look("a").key().unwrap();
         assert_eq!(host.1.set_mode(b"a", key, 0o755).unwrap(), Outcome::Done);
+        // The bits of a file with another name are that one's, too.
+        fs::hard_link(host.0.path().join("a"), host.0.path().join("new2")).unwrap();
+        assert!(matches!(host.look("a"), Found::File { alone: false, .. }));
+        assert_eq!(host.1.set_mode(b"a", key, 0o777).unwrap(), Outcome::Changed);
+        fs::remove_file(host.0.path().join("new2")).unwrap();
         assert_eq!(host.1.remove(b"a", key).unwrap(), Outcome::Done);
         assert_eq!(host.names(), ["x"]);
     }
