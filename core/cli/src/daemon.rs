@@ -166,9 +166,7 @@ impl DaemonError {
                 "install vm and vmd of one version, then: vm daemon stop; vm daemon start".to_owned()
             }
             Self::NotInstalled => format!("install {PROGRAM} beside vm or in a directory of PATH"),
-            Self::Prepare { .. } => {
-                "run as root, or choose other directories by --run-dir and --state-dir".to_owned()
-            }
+            Self::Prepare { path, source } => place_hint(path, source),
             Self::Spawn { .. } => format!("check that {PROGRAM} is executable and made for this machine"),
             Self::Ended { log_file, .. } | Self::Slow { log_file, .. } => {
                 format!("its log is {}; `vm doctor` checks the host", log_file.display())
@@ -176,6 +174,24 @@ impl DaemonError {
             Self::Check { .. } => "install vm and vmd of one version, and run this as root".to_owned(),
             Self::DidNotStop { pid, .. } => format!("end it yourself: sudo kill {pid}; VMs go on"),
         })
+    }
+}
+
+/// What to do about a directory or file of the daemon's that cannot be made or written.
+fn place_hint(path: &Path, source: &io::Error) -> String {
+    let path = path.display();
+    match source.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => format!(
+            "the filesystem of {path} is mounted read-only: mount it writable, \
+             or choose other directories by --run-dir and --state-dir"
+        ),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            format!("free some space on the filesystem of {path}")
+        }
+        io::ErrorKind::PermissionDenied if !nix::unistd::geteuid().is_root() => {
+            "run as root, or choose other directories by --run-dir and --state-dir".to_owned()
+        }
+        _ => format!("look at {path}, or choose other directories by --run-dir and --state-dir"),
     }
 }
 
@@ -380,6 +396,16 @@ mod tests {
 
     fn layout(dir: &Path) -> Layout {
         Layout { run: dir.join("run"), state: dir.join("state"), config: dir.join("config") }
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_told_by_what_is_the_matter() {
+        let hint = |kind: io::ErrorKind| {
+            DaemonError::Prepare { path: "/var/lib/vmd".into(), source: kind.into() }.hint().unwrap()
+        };
+        let read_only = hint(io::ErrorKind::ReadOnlyFilesystem);
+        assert!(read_only.contains("read-only") && !read_only.contains("root"), "{read_only}");
+        assert!(hint(io::ErrorKind::StorageFull).contains("space"));
     }
 
     #[tokio::test]

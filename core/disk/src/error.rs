@@ -200,6 +200,9 @@ impl DiskError {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                     format!("check that the daemon may write to {}", path.display())
                 }
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    format!("free some space on the filesystem of {}", path.display())
+                }
                 _ => return None,
             },
             Self::Cancelled { .. } => return None,

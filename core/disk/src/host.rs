@@ -74,7 +74,7 @@ impl HostCow {
     /// device-mapper and loop devices are asked. Both directories must exist.
     ///
     /// # Errors
-    /// [`DiskError::Unsupported`] where the choice does not work, or the files cannot be made.
+    /// [`DiskError::Unsupported`] where the choice does not work; where it is a reflink, also that the files cannot be made.
     pub fn probe(choice: BackendChoice, bases: &Path, disks: &Path) -> Result<Self, DiskError> {
         node::tidy(disks);
         let mut this =
@@ -82,15 +82,20 @@ impl HostCow {
         let unsupported =
             |backend, source| Err(DiskError::Unsupported { backend, directory: disks.to_owned(), source });
         if matches!(choice, BackendChoice::Auto | BackendChoice::Reflink) {
-            match try_reflink(bases, disks)? {
+            match try_reflink(bases, disks) {
                 Ok(()) => {
                     let fall_back = choice == BackendChoice::Auto;
                     return Ok(Self { backend: Backend::Reflink, fall_back, ..this });
                 }
-                Err(source) if choice == BackendChoice::Reflink => {
-                    return unsupported(Backend::Reflink, source);
+                Err(DiskError::Unsupported { source, .. }) if choice == BackendChoice::Auto => {
+                    this.passed_over.push((Backend::Reflink, source.to_string()));
                 }
-                Err(error) => this.passed_over.push((Backend::Reflink, error.to_string())),
+                // That it could not be tried, on a full filesystem for instance, keeps nobody from the disks there are.
+                Err(error) if choice == BackendChoice::Auto => {
+                    let why = format!("it could not be tried: {}", vm_types::report::chain(&error));
+                    this.passed_over.push((Backend::Reflink, why));
+                }
+                Err(error) => return Err(error),
             }
         }
         if matches!(choice, BackendChoice::Auto | BackendChoice::DmSnapshot) {
@@ -429,14 +434,17 @@ impl CowDisk<'_> {
 }
 
 /// Whether a file in `disks` can share blocks with one in `bases`.
-fn try_reflink(bases: &Path, disks: &Path) -> Result<io::Result<()>, DiskError> {
+fn try_reflink(bases: &Path, disks: &Path) -> Result<(), DiskError> {
     let base = unnamed(bases)?;
     let attempt = base.set_len(4096).and_then(|()| {
         use io::Write;
         (&base).write_all(&[1; 4096])
     });
     attempt.map_err(|source| failed("write to", bases, source))?;
-    Ok(reflink(&base, &unnamed(disks)?).map_err(Into::into))
+    reflink(&base, &unnamed(disks)?).map_err(|errno| {
+        let source = errno.into();
+        DiskError::Unsupported { backend: Backend::Reflink, directory: disks.to_owned(), source }
+    })
 }
 
 /// A file that is gone when it is closed.

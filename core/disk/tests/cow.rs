@@ -202,25 +202,47 @@ async fn a_cancelled_apply_never_shows_a_disk_later() {
     assert_eq!(dir.path().join("disk.raw").exists(), was_there);
 }
 
-#[tokio::test]
-async fn a_full_filesystem_is_told_in_bytes() {
-    // A tmpfs of 80 MiB in a mount namespace of this thread alone.
+/// Runs `work` with a tmpfs of so many bytes, in a mount namespace of a thread of its own.
+fn on_a_tmpfs<T: Send + 'static>(bytes: u64, work: impl FnOnce(&Path) -> T + Send + 'static) -> T {
     let dir = tempfile::tempdir().unwrap();
     let mount = dir.path().to_owned();
-    let result = std::thread::spawn(move || {
+    let thread = std::thread::spawn(move || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
         let none: Option<&str> = None;
         let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
         nix::mount::mount(none, "/", none, private, none).unwrap();
+        let size = format!("size={bytes}");
         let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("tmpfs"), &mount, Some("tmpfs"), flags, Some("size=80m")).unwrap();
-        make_base(&mount, 20 * MIB, 32 * MIB);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let cow = HostCow::probe(BackendChoice::Auto, &mount, &mount).unwrap();
-        let result = runtime.block_on(cow.apply(&disk(&mount, 32 * MIB)));
-        (result, names(&mount))
+        nix::mount::mount(Some("tmpfs"), &mount, Some("tmpfs"), flags, Some(&*size)).unwrap();
+        work(&mount)
     });
-    let (result, left) = result.join().unwrap();
+    thread.join().unwrap()
+}
+
+#[test]
+fn with_no_space_to_try_reflinks_there_is_a_backend_all_the_same() {
+    on_a_tmpfs(MIB, |full| {
+        let written = fs::write(full.join("all"), vec![1; 2 << 20]);
+        assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+        let cow = HostCow::probe(BackendChoice::Auto, full, full).unwrap();
+        assert_ne!(cow.backend(), Backend::Reflink);
+        let (backend, why) = &cow.passed_over()[0];
+        assert!(*backend == Backend::Reflink && why.contains("could not be tried"), "{why}");
+        // Who wants nothing else is told what to do.
+        let error = HostCow::probe(BackendChoice::Reflink, full, full).unwrap_err();
+        assert!(error.hint().unwrap().contains("free some space"), "{error:?}");
+    });
+}
+
+#[test]
+fn a_full_filesystem_is_told_in_bytes() {
+    let (result, left) = on_a_tmpfs(80 * MIB, |mount| {
+        make_base(mount, 20 * MIB, 32 * MIB);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let cow = HostCow::probe(BackendChoice::Auto, mount, mount).unwrap();
+        let result = runtime.block_on(cow.apply(&disk(mount, 32 * MIB)));
+        (result, names(mount))
+    });
     let error = result.unwrap_err();
     let DiskError::NoSpace { needed_bytes, available_bytes, .. } = &error else { panic!("{error:?}") };
     assert!(*needed_bytes > 84 * MIB && *available_bytes < 60 * MIB, "{error}");

@@ -2,7 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use vm_disk::{Cow, FakeCow};
 use vm_engine::{
@@ -23,6 +28,9 @@ use vm_types::{
 use vm_vmm::{FakeDriver, Vmms};
 
 const IMAGE: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+
+/// May use the daemon that comes back; the former knew of none.
+const GROUP: u32 = 7;
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -104,7 +112,7 @@ impl Bench {
             subnet: SubnetChoice::Auto,
             resolvers: Vec::new(),
             tap_pool: 2,
-            socket_group: None,
+            socket_group: Some(GROUP),
             agent: "/nonexistent".into(),
             limits: Default::default(),
         };
@@ -222,6 +230,12 @@ async fn each_vm_is_recovered_by_what_it_was_in_and_the_host_agrees_afterwards()
         answer(&bring_up(&bench, number, &boot).await).await;
     }
     answer(&bring_up(&bench, 3, "former boot").await).await;
+    let up = layout.vm(&id(1));
+    let sockets = [up.ssh_sock(), up.console_sock()];
+    for socket in &sockets {
+        std::fs::write(socket, "").unwrap();
+        std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
     make(&bench, 7, &boot).await;
     for number in [2, 3] {
         bench.shims.die(&layout.vm(&id(number)).run);
@@ -242,6 +256,10 @@ async fn each_vm_is_recovered_by_what_it_was_in_and_the_host_agrees_afterwards()
     assert!(!half.exists());
     let state = |number: u32| engine.find(id(number).as_str()).map(|cell| cell.state());
     assert!(matches!(state(1), Ok(VmState::Running { .. })));
+    for socket in &sockets {
+        let about = std::fs::metadata(socket).unwrap();
+        assert_eq!((about.mode() & 0o777, about.gid()), (0o660, GROUP), "{}", socket.display());
+    }
     for number in [2, 3, 4] {
         assert!(matches!(state(number), Ok(VmState::Failed { .. })), "{number}: {:?}", state(number));
     }

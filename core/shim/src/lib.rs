@@ -43,4 +43,5 @@ pub use client::{ShimStatus, console_tail, exit_record, find, kill, launch, spec
 pub use control::{AgentInfo, ControlClient, ControlError, EndedProcesses, connect_control};
 pub use error::{ShimError, StartError};
 pub use identity::verify;
+pub use sockets::share;
 pub use supervise::main;

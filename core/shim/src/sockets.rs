@@ -6,9 +6,12 @@ use std::{
     io,
     os::{
         fd::AsFd,
-        unix::{ffi::OsStrExt, fs::PermissionsExt},
+        unix::{
+            ffi::OsStrExt,
+            fs::{PermissionsExt, chown},
+        },
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -19,7 +22,7 @@ use tokio::{
     sync::Semaphore,
 };
 use tokio_util::task::TaskTracker;
-use vm_types::layout::SOCKET_PATH_MAX;
+use vm_types::{VmPaths, layout::SOCKET_PATH_MAX};
 
 use crate::error::StartError;
 
@@ -42,11 +45,7 @@ impl Socket {
         let bind = || {
             vm_host::files::remove_if_there(&path)?;
             let listener = UnixListener::bind(&path)?;
-            if group.is_some() {
-                std::os::unix::fs::chown(&path, None, group)?;
-            }
-            let mode = if group.is_some() { 0o660 } else { 0o600 };
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+            open_to(&path, group)?;
             io::Result::Ok(listener)
         };
         match bind() {
@@ -86,6 +85,22 @@ impl Drop for Socket {
     }
 }
 
+/// Opens a socket to `group` where there is one, else to the owner only. Closed first, so that no former group gets in between.
+fn open_to(path: &Path, group: Option<u32>) -> io::Result<()> {
+    let set_mode = |mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    set_mode(0o600)?;
+    chown(path, None, Some(group.unwrap_or_else(|| nix::unistd::getegid().as_raw())))?;
+    if group.is_some() { set_mode(0o660) } else { Ok(()) }
+}
+
+/// Opens those sockets of a shim that runs, which people use, to the `group` that may use the daemon now.
+///
+/// # Errors
+/// A socket that is not there or cannot be changed.
+pub fn share(paths: &VmPaths, group: Option<u32>) -> io::Result<()> {
+    [paths.ssh_sock(), paths.console_sock()].iter().try_for_each(|path| open_to(path, group))
+}
+
 /// Whether the peer has closed its socket altogether. End-of-file alone does not say that: a peer may have shut down
 /// only its own direction.
 pub(crate) fn hung_up(stream: &impl AsFd) -> bool {
@@ -98,5 +113,30 @@ pub(crate) fn hung_up(stream: &impl AsFd) -> bool {
 pub(crate) async fn wait_hang_up(stream: &impl AsFd) {
     while !hung_up(stream) {
         tokio::time::sleep(HANG_UP_CHECK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn sockets_of_a_vm_that_runs_follow_the_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = VmPaths { run: dir.path().to_owned(), state: dir.path().to_owned() };
+        let sockets = [paths.ssh_sock(), paths.console_sock()];
+        let _bound = sockets.clone().map(|path| Socket::bind(path, None).unwrap());
+        let own = nix::unistd::getegid().as_raw();
+        for (group, open_to) in
+            [(None, (0o600, own)), (Some(7), (0o660, 7)), (Some(8), (0o660, 8)), (None, (0o600, own))]
+        {
+            share(&paths, group).unwrap();
+            for path in &sockets {
+                let about = fs::metadata(path).unwrap();
+                assert_eq!((about.mode() & 0o777, about.gid()), open_to, "{}", path.display());
+            }
+        }
     }
 }

@@ -69,12 +69,27 @@ pub(crate) enum DaemonError {
     Names(#[from] DnsError),
 }
 
+/// What to do about a directory or file of the daemon's that cannot be made or written.
+fn place_hint(path: &Path, source: &std::io::Error) -> String {
+    use std::io::ErrorKind as E;
+    let path = path.display();
+    match source.kind() {
+        E::ReadOnlyFilesystem => format!(
+            "the filesystem of {path} is mounted read-only: mount it writable, \
+             or name other directories with --run-dir and --state-dir"
+        ),
+        E::StorageFull | E::QuotaExceeded => format!("free some space on the filesystem of {path}"),
+        E::PermissionDenied if !nix::unistd::geteuid().is_root() => {
+            "run vmd as root, or name directories of your own with --run-dir and --state-dir".to_owned()
+        }
+        _ => format!("look at {path}, or name other directories with --run-dir and --state-dir"),
+    }
+}
+
 impl DaemonError {
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
-            Self::Prepare { .. } | Self::Listen { .. } => {
-                Some("run vmd as root, or name directories of your own with --run-dir and --state-dir".into())
-            }
+            Self::Prepare { path, source } | Self::Listen { path, source } => Some(place_hint(path, source)),
             Self::AlreadyServed { .. } => Some(
                 "use it, stop it with `vm daemon stop`, or name other directories for a second daemon".into(),
             ),
@@ -324,9 +339,11 @@ async fn lock(path: &Path, directory: &Path) -> Result<Flock<File>, DaemonError>
     loop {
         file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut lock) => {
-                lock.set_len(0).map_err(failed)?;
+                // What is there is overwritten and not cut first, so that a full disk has room for it.
+                let text = format!("{}\n", std::process::id());
                 lock.rewind().map_err(failed)?;
-                writeln!(lock, "{}", std::process::id()).map_err(failed)?;
+                lock.write_all(text.as_bytes()).map_err(failed)?;
+                lock.set_len(text.len() as u64).map_err(failed)?;
                 return Ok(lock);
             }
             Err((file, nix::errno::Errno::EWOULDBLOCK)) => file,
@@ -358,6 +375,16 @@ mod tests {
         let (taken, ()) = tokio::join!(lock(&path, dir.path()), async { drop(left) });
         let _taken = taken.unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_told_by_what_is_the_matter() {
+        let hint = |kind: std::io::ErrorKind| {
+            DaemonError::Prepare { path: "/var/lib/vmd".into(), source: kind.into() }.hint().unwrap()
+        };
+        let read_only = hint(std::io::ErrorKind::ReadOnlyFilesystem);
+        assert!(read_only.contains("read-only") && !read_only.contains("root"), "{read_only}");
+        assert!(hint(std::io::ErrorKind::StorageFull).contains("space"));
     }
 
     #[tokio::test]

@@ -44,6 +44,7 @@ pub(crate) async fn check(layout: &Layout, config: &Config, running: Option<Runn
     findings.push(space(layout));
     findings.push(backend(layout, config));
     findings.push(compiler());
+    findings.extend(bundled(config.plugins.bundled.as_deref()));
     if let Some(engine) = engine {
         findings.push(recovery(engine));
         findings.push(leftovers(engine).await);
@@ -274,6 +275,15 @@ fn compiler() -> Finding {
     )
 }
 
+/// What is to be said of a directory that the configuration names for the plugins that come with the daemon.
+fn bundled(configured: Option<&Path>) -> Option<Finding> {
+    let directory = configured?;
+    let source = std::fs::read_dir(directory).err()?;
+    let message = format!("no plugin can be installed from {}: {source}", directory.display());
+    let fix = "mend `plugins.bundled` in the configuration, or take it out";
+    Some(bad(Severity::Warning, "plugins.bundled", message, fix))
+}
+
 fn program(tool: &str, purpose: &str, package: &str) -> Finding {
     let check = format!("tools.{tool}");
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -460,5 +470,21 @@ fn backend(layout: &Layout, config: &Config) -> Finding {
             let hint = error.hint().unwrap_or_else(|| "set disk.backend to auto".into());
             bad(Severity::Error, check, vm_engine::EngineError::from(error).chain(), hint)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_plugins_that_is_configured_and_missing_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(bundled(None).is_none() && bundled(Some(dir.path())).is_none());
+        let missing = dir.path().join("plugins");
+        let finding = bundled(Some(&missing)).unwrap();
+        assert_eq!(finding.severity, Severity::Warning);
+        assert!(finding.message.contains(missing.to_str().unwrap()), "{}", finding.message);
+        assert!(finding.fix.unwrap().contains("plugins.bundled"));
     }
 }

@@ -313,6 +313,10 @@ impl Engine {
                 (machine.cpus, machine.memory_mib, root.map(|drive| drive.limits).unwrap_or_default())
             });
         let live = Live { shim, vmm, driver, since, cpus, memory_mib, disk_limits };
+        // The configured group may be another than that of the daemon that started it.
+        if let Err(error) = vm_shim::share(&paths, self.inner.settings.socket_group) {
+            tracing::warn!(vm = %cell.name(), %error, "its sockets could not be opened to the configured group alone");
+        }
         for entry in cell.scope.entries(ctx).await {
             match &entry.effect {
                 Effect::NameRecord { .. } => self.inner.host.names.add(&entry.effect),
