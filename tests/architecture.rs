@@ -163,6 +163,8 @@ fn the_client_cannot_serve_and_the_daemon_is_no_client() {
 /// Where the word is something else than the plugin, such as a VM's kind of network and nft's kind of chain.
 const OTHER_SENSE: &[(&str, &str)] = &[
     ("nat", "core/net/src/firewall.rs"),
+    ("nat", "core/net/src/foreign.rs"),
+    ("nat", "core/net/src/host.rs"),
     ("nat", "core/cli/src/commands/show.rs"),
     ("nat", "core/engine/src/vm/hooks.rs"),
     ("nat", "core/vmd/src/plugins/suite.rs"),
