@@ -1,6 +1,6 @@
 //! What a VM may take of the host's disk.
 
-use vm_tests::{World, fixtures};
+use vm_tests::{World, fixtures, world::BOOT};
 
 /// Seconds that the guest's own clock counts while 4 MiB reach its disk.
 const WRITE: &str = "read -r begun _ </proc/uptime; \
@@ -42,5 +42,38 @@ fn limits_that_leave_no_disk_are_refused() {
     refused(&["--disk-bandwidth", "0"]).complains("unlimited");
     refused(&["--disk-iops", "0"]).complains("unlimited");
     assert!(world.names().is_empty());
+    world.leaves_nothing();
+}
+
+#[test]
+fn a_guest_whose_disk_has_no_room_on_the_host_goes_on_when_there_is_some() {
+    let world = World::with_config("version = 1\n[disk]\nbackend = \"copy\"\n[vmm]\ndriver = \"qemu\"\n");
+    // Its disks are on a small filesystem of this world's own, and another file leaves them little of it.
+    let vms = world.dirs().state.join("vms").to_string_lossy().into_owned();
+    let small = format!("mkdir -p {vms} && mount -t tmpfs -o size=512m,mode=711 tmpfs {vms}");
+    world.tool("sh", &["-c", &small]).run().exits(0);
+    world
+        .vm(&["create", "--name", "a", "--image", fixtures::BUSYBOX, "--memory", "256M", "--start"])
+        .within(BOOT)
+        .run()
+        .exits(0);
+    let filler = format!("{vms}/filler");
+    let fill = format!("dd if=/dev/zero of={filler} bs=1M 2>/dev/null; truncate -s -8M {filler}");
+    world.tool("sh", &["-c", &fill]).run().exits(0);
+    let script = "dd if=/dev/urandom of=/data bs=1M count=64 2>/dev/null && sync && echo written";
+    let writing = world.vm(&["ssh", "a", script]).start();
+    let shown = world.wait_for_state("a", "paused");
+    assert!(shown["problem"].as_str().unwrap_or_default().contains("no room"), "{shown}");
+    world.vm(&["show", "a"]).run().exits(0).tells("free some space");
+    world.tool("rm", &[&filler]).run().exits(0);
+    let shown = world.wait_for_state("a", "running");
+    assert_eq!(shown["problem"], serde_json::Value::Null);
+    // The guest knows nothing of it.
+    writing.finish(BOOT).exits(0).says("written\n");
+    let events = world.vm(&["--json", "events"]).run().exits(0).text();
+    assert!(events.contains("disk_failed") && events.contains("vm_resumed"), "{events}");
+    world.vm(&["delete", "--force", "a"]).run().exits(0);
+    world.vm(&["daemon", "stop"]).run().exits(0);
+    world.tool("umount", &[&vms]).run().exits(0);
     world.leaves_nothing();
 }

@@ -166,6 +166,9 @@ pub struct VmInfo {
     pub idle_stop_seconds: Option<u64>,
     /// Settings that a running VM will have only after its next start: `cpus`, `memory`, `disk-bandwidth`, `disk-iops`.
     pub needs_restart: Vec<String>,
+    /// Why its guest does not go on although nobody paused it, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Deleted when the process that made it ends.
     pub ephemeral: bool,
     /// Creation, seconds since the Unix epoch.

@@ -44,7 +44,7 @@ pub enum EventKind {
     VmDeleted,
     /// The filesystem of VMs' disks has little room left.
     DiskLow,
-    /// A VM's disk had no room on the host: its guest gets errors.
+    /// A VM's disk had no room on the host: its guest is halted or gets errors, as the message says.
     DiskFailed,
     /// A plugin that is not required failed, and was left out.
     PluginFailed,

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use vm_types::{VmPaths, vm::VmmKind};
@@ -80,11 +81,19 @@ pub(crate) async fn quit(vmm: VmmKind, paths: &VmPaths) -> Result<(), VmmError> 
     }
 }
 
-/// Whether the virtual CPUs are halted.
-pub(crate) async fn is_paused(vmm: VmmKind, paths: &VmPaths) -> Result<bool, VmmError> {
+/// As much as is needed of the answer to `query-status`
+/// (<https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html>, `StatusInfo`).
+#[derive(Deserialize)]
+struct Status {
+    running: bool,
+    status: String,
+}
+
+/// How the virtual CPUs do.
+async fn status(vmm: VmmKind, paths: &VmPaths) -> Result<Status, VmmError> {
     const OPERATION: &str = "ask for the VM's status";
     let status = command(vmm, paths, "query-status", OPERATION).await?;
-    status.get("running").and_then(Value::as_bool).map(|running| !running).ok_or_else(|| VmmError::Control {
+    Status::deserialize(&status).map_err(|_| VmmError::Control {
         vmm,
         operation: OPERATION,
         source: qmp::malformed("query-status", status.to_string().as_bytes()).into(),
@@ -125,7 +134,12 @@ impl crate::Pause for QmpControls {
         command(self.0, paths, "cont", "resume the VM").await.map(drop)
     }
     async fn is_paused(&self, paths: &VmPaths) -> Result<bool, VmmError> {
-        is_paused(self.0, paths).await
+        Ok(!status(self.0, paths).await?.running)
+    }
+    async fn is_out_of_room(&self, paths: &VmPaths) -> Result<bool, VmmError> {
+        // Nothing else halts it so: by its defaults, which are left as they are, any other error is given to the guest
+        // (qemu(1), `werror` and `rerror`).
+        Ok(status(self.0, paths).await?.status == "io-error")
     }
 }
 

@@ -149,6 +149,15 @@ pub trait Pause: Send + Sync {
     /// # Errors
     /// The VMM not answering.
     async fn is_paused(&self, paths: &VmPaths) -> Result<bool, VmmError>;
+
+    /// Whether the VMM has halted them itself, as the host had no room for what the guest wrote to a drive. [`Self::resume`]
+    /// then writes that again. A VMM that gives its guest an error instead never does.
+    ///
+    /// # Errors
+    /// The VMM not answering.
+    async fn is_out_of_room(&self, _paths: &VmPaths) -> Result<bool, VmmError> {
+        Ok(false)
+    }
 }
 
 /// Changes the size of drives under a running guest.

@@ -48,6 +48,7 @@ fn text(vm: &VmInfo, workspaces: &[WorkspaceRecord]) -> String {
         ("name", Some(vm.name.to_string())),
         ("id", Some(vm.id.to_string())),
         ("state", Some(state(&vm.state))),
+        ("problem", vm.problem.clone()),
         ("image", Some(format!("{} ({})", vm.image, vm.image_digest))),
         ("kernel", Some(vm.kernel.to_string())),
         ("cpus", Some(vm.cpus.to_string())),

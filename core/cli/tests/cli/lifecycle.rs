@@ -32,6 +32,7 @@ pub(crate) fn vm(number: u8, name: &str) -> VmInfo {
         expires_at: None,
         idle_stop_seconds: None,
         needs_restart: Vec::new(),
+        problem: None,
         ephemeral: false,
         created_at: 1_700_000_000,
         vmm: "qemu".to_owned(),

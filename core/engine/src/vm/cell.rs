@@ -23,6 +23,10 @@ use vm_types::{
 use super::state::{Request, Verdict};
 use crate::{Engine, EngineError, effects::Scope};
 
+/// What is told of a VM whose VMM has halted it, as its disk had no room on the host.
+pub(crate) const OUT_OF_ROOM: &str = "its disk has no room on the host, and it is halted: free some space there, e.g. with `vm prune` or \
+                                      `vm image rm`, and it goes on by itself";
+
 /// What an operation is doing to a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activity {
@@ -60,8 +64,15 @@ pub struct Live {
 /// Whether a VMM runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Power {
-    Off { last_exit: Option<ExitStatus> },
-    On { live: Live, paused: bool },
+    Off {
+        last_exit: Option<ExitStatus>,
+    },
+    On {
+        live: Live,
+        paused: bool,
+        /// It was paused by its VMM, as its disk had no room on the host.
+        out_of_room: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -81,10 +92,10 @@ impl Shared {
             (Some((Activity::Starting, operation)), _) => VmState::Starting { operation },
             (Some((Activity::Stopping, operation)), _) => VmState::Stopping { operation },
             (Some((Activity::Deleting, operation)), _) => VmState::Deleting { operation },
-            (Some((Activity::Changing, _)) | None, Power::On { live, paused: false }) => {
+            (Some((Activity::Changing, _)) | None, Power::On { live, paused: false, .. }) => {
                 VmState::Running { pid: live.vmm.pid, since: live.since }
             }
-            (Some((Activity::Changing, _)) | None, Power::On { live, paused: true }) => {
+            (Some((Activity::Changing, _)) | None, Power::On { live, paused: true, .. }) => {
                 VmState::Paused { pid: live.vmm.pid, since: live.since }
             }
             (Some((Activity::Changing, _)) | None, Power::Off { last_exit }) => match &self.record.failure {
@@ -99,6 +110,10 @@ impl Shared {
     fn runs(&self, vmm: ProcessRef) -> bool {
         let stays = matches!(self.activity, None | Some((Activity::Changing, _)));
         stays && matches!(&self.power, Power::On { live, .. } if live.vmm == vmm)
+    }
+
+    fn out_of_room(&self) -> bool {
+        matches!(self.power, Power::On { out_of_room: true, .. })
     }
 
     fn needs_restart(&self) -> Vec<String> {
@@ -175,6 +190,8 @@ pub struct View {
     pub state: VmState,
     /// Names of settings that differ between the VM that runs and what it should be.
     pub needs_restart: Vec<String>,
+    /// Why its guest does not go on although nobody paused it, and what to do.
+    pub problem: Option<&'static str>,
     /// What runs it now, if anything does.
     pub driver: Option<VmmKind>,
     /// It is off and nobody works on it: its files stay as they are until the next change.
@@ -276,6 +293,11 @@ impl Cell {
         self.look(|shared| matches!(shared.power, Power::On { paused: true, .. }))
     }
 
+    /// Whether its VMM was found to have halted them, as its disk had no room on the host.
+    pub(crate) fn out_of_room(&self) -> bool {
+        self.look(Shared::out_of_room)
+    }
+
     /// The reference of its image.
     pub(crate) fn image(&self) -> String {
         self.with_record(|record| record.spec.image_reference.clone())
@@ -329,6 +351,7 @@ impl Cell {
             record: shared.record.clone(),
             state: shared.state(),
             needs_restart: shared.needs_restart(),
+            problem: shared.out_of_room().then_some(OUT_OF_ROOM),
             driver: match &shared.power {
                 Power::On { live, .. } => Some(live.driver),
                 Power::Off { .. } => None,
@@ -415,7 +438,7 @@ impl Cell {
 
 impl Writer {
     pub(crate) fn set_on(&mut self, live: Live, paused: bool) {
-        self.0.change().power = Power::On { live, paused };
+        self.0.change().power = Power::On { live, paused, out_of_room: false };
     }
 
     pub(crate) fn set_off(&mut self, last_exit: Option<ExitStatus>) {
@@ -423,8 +446,18 @@ impl Writer {
     }
 
     pub(crate) fn set_paused(&mut self, now: bool) {
-        if let Power::On { paused, .. } = &mut self.0.change().power {
-            *paused = now;
+        if let Power::On { paused, out_of_room, .. } = &mut self.0.change().power {
+            (*paused, *out_of_room) = (now, false);
+        }
+    }
+
+    /// Notes whether this VMM has halted it, as its disk had no room on the host.
+    pub(crate) fn set_out_of_room(&mut self, vmm: ProcessRef, now: bool) {
+        match &mut self.0.change().power {
+            Power::On { live, paused, out_of_room } if live.vmm == vmm => {
+                (*paused, *out_of_room) = (now, now)
+            }
+            _ => {}
         }
     }
 

@@ -1,19 +1,27 @@
 //! Watching that disks have room to differ from their bases.
 //!
 //! A disk's file, whether a copy or one of differences, may grow to its full size: it never overflows by itself. What can run out is
-//! the filesystem that all of them are on. A guest's write to a file then fails and can be tried again; a device of
-//! differences is given up by the kernel, and its VM has to be started again when there is room. So the first is told early and
-//! for all backends, the second for the VM that has it.
+//! the filesystem that all of them are on, which is told early. What a write then comes to depends on what it is to:
+//!
+//! - a file, by QEMU: it halts the guest, which is let run when there is room again, and knows nothing of it;
+//! - a file, by Firecracker: the guest gets an error;
+//! - a device of differences: the kernel gives it up, and its VM has to be started again when there is room.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use vm_disk::Backend;
+use vm_locks::{Ctx, Unlocked};
 use vm_types::{EventKind, VmId};
 
-use crate::Engine;
+use super::cell::{Cell, OUT_OF_ROOM};
+use crate::{Engine, EngineError};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(15);
+/// The same while a guest is halted.
+const LOOK_HALTED: Duration = Duration::from_secs(1);
+/// A halted guest is let run with as much room, so that it does not stop and go.
+const ROOM_BYTES: u64 = 16 << 20;
 /// Told when less is free, each once until there is more again.
 const LOW_BYTES: [u64; 3] = [8 << 30, 2 << 30, 512 << 20];
 
@@ -53,10 +61,38 @@ impl Engine {
         tokio::spawn(async move {
             let mut told = Told::default();
             while let Some(inner) = engine.upgrade() {
-                Self { inner }.look_at_disks(&mut told).await;
-                tokio::time::sleep(LOOK).await;
+                let engine = Self { inner };
+                engine.look_at_disks(&mut told).await;
+                let halted = engine.all().iter().any(|cell| cell.out_of_room());
+                drop(engine);
+                tokio::time::sleep(if halted { LOOK_HALTED } else { LOOK }).await;
             }
         });
+    }
+
+    /// Lets a guest run that its VMM has halted, if there is room again, and tells of either.
+    async fn look_at_halt(&self, cell: &Arc<Cell>, has_room: bool) -> Result<(), EngineError> {
+        let (Some(live), Some(pause)) = (cell.live(), self.vmm_of(cell)?.pause()) else { return Ok(()) };
+        let paths = cell.paths();
+        let before = cell.out_of_room();
+        let mut now = pause.is_out_of_room(&paths).await?;
+        if before && now && has_room {
+            pause.resume(&paths).await?;
+            // Halted again at once, it is told of no second time.
+            now = pause.is_out_of_room(&paths).await?;
+        }
+        if before == now {
+            return Ok(());
+        }
+        let note = async |mut ctx: Ctx<Unlocked>| cell.lock(&mut ctx).await.set_out_of_room(live.vmm, now);
+        self.locks().root("look at disks", note).await;
+        if now {
+            tracing::error!(vm = %cell.name(), "{OUT_OF_ROOM}");
+            self.event(EventKind::DiskFailed, cell, None, OUT_OF_ROOM.to_owned());
+        } else {
+            self.event(EventKind::VmResumed, cell, None, "its disk has room again".to_owned());
+        }
+        Ok(())
     }
 
     async fn look_at_disks(&self, told: &mut Told) {
@@ -66,7 +102,9 @@ impl Engine {
         if up.is_empty() {
             return;
         }
-        match vm_disk::free_bytes(&self.inner.layout.state.join("vms")) {
+        let free_bytes = vm_disk::free_bytes(&self.inner.layout.state.join("vms"));
+        let has_room = free_bytes.as_ref().is_ok_and(|bytes| *bytes >= ROOM_BYTES);
+        match free_bytes {
             Ok(free_bytes) => {
                 if let Some(message) = told.look(free_bytes) {
                     tracing::warn!("{message}");
@@ -76,6 +114,9 @@ impl Engine {
             Err(error) => tracing::warn!(%error, "the room of VMs' disks cannot be looked at"),
         }
         for cell in up {
+            if let Err(error) = self.look_at_halt(&cell, has_room).await {
+                tracing::debug!(vm = %cell.name(), error = %error.chain(), "its VMM does not say how it does");
+            }
             let is_delta =
                 self.inner.host.cow.backend() == Backend::DmSnapshot || cell.paths().disk_delta().exists();
             if !is_delta {

@@ -52,7 +52,7 @@ pub(super) fn info(engine: &Engine, cell: &Cell) -> VmInfo {
 
 /// The same of a view and what the disk takes.
 pub(super) fn shown(engine: &Engine, view: View, disk_used_bytes: u64) -> VmInfo {
-    let View { record, state, needs_restart, driver: running, .. } = view;
+    let View { record, state, needs_restart, problem, driver: running, .. } = view;
     VmInfo {
         id: record.id,
         name: record.spec.name,
@@ -73,6 +73,7 @@ pub(super) fn shown(engine: &Engine, view: View, disk_used_bytes: u64) -> VmInfo
         expires_at: record.spec.expires_at,
         idle_stop_seconds: record.spec.idle_stop_seconds,
         needs_restart,
+        problem: problem.map(str::to_owned),
         ephemeral: record.spec.owner.is_some(),
         created_at: record.created_at,
         vmm: running.or(record.spec.vmm).unwrap_or_else(|| engine.preferred_vmm()).to_string(),
