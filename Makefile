@@ -69,10 +69,12 @@ build: agent
 # What `make` has built, in one directory: the programs and plugins find each other by being side by side. Run by root, it builds nothing.
 install:
 	@[[ -x "$(DIST)/vmd" && -d "$(DIST)/plugins" ]] || { echo "install: there is no build in $(DIST); run make first" >&2; exit 1; }
-	@install -D -m 755 -t "$(DESTDIR)$(PREFIX)/lib/vmd" $(addprefix $(DIST)/,vm vmd vm-agent vm-plugin-compile)
+# Others have to get in, whatever the umask.
+	@install -d -m 755 "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/lib/vmd"
+	@install -m 755 -t "$(DESTDIR)$(PREFIX)/lib/vmd" $(addprefix $(DIST)/,vm vmd vm-agent vm-plugin-compile)
 	@rm -rf "$(DESTDIR)$(PREFIX)/lib/vmd/plugins"
 	@cp -r --no-preserve=ownership "$(DIST)/plugins" "$(DESTDIR)$(PREFIX)/lib/vmd/plugins"
-	@mkdir -p "$(DESTDIR)$(PREFIX)/bin"
+	@chmod -R u=rwX,go=rX "$(DESTDIR)$(PREFIX)/lib/vmd"
 	@ln -sf ../lib/vmd/vm ../lib/vmd/vmd "$(DESTDIR)$(PREFIX)/bin"
 
 uninstall:

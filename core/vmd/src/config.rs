@@ -357,6 +357,7 @@ fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         ("vm.start_timeout_seconds", config.vm.start_timeout_seconds, 1, 3600),
         ("vm.stop_grace_seconds", config.vm.stop_grace_seconds, 0, 3600),
         ("vm.console_log_kib", config.vm.console_log_kib, 16, 1 << 20),
+        ("network.tap_pool", config.network.tap_pool as u64, 0, TAP_POOL_MAX as u64),
         ("limits.memory_reserve_mib", config.limits.memory_reserve_mib.unwrap_or(0), 0, 1 << 30),
         ("limits.disk_quota_mib", config.limits.disk_quota_mib, 0, 1 << 40),
     ];
@@ -380,8 +381,9 @@ fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         }
         if address.is_loopback()
             || address.is_multicast()
-            || address.is_unspecified()
             || address.is_link_local()
+            // Of this network, and of no use yet (RFC 6890).
+            || matches!(address.octets()[0], 0 | 240..)
         {
             return value("network.subnet", format!("is {subnet}, whose addresses no guest can have"));
         }
@@ -467,7 +469,7 @@ impl Config {
             console_log_bytes: self.vm.console_log_kib << 10,
             subnet: self.subnet(),
             resolvers: self.network.resolvers.clone(),
-            tap_pool: self.network.tap_pool.min(TAP_POOL_MAX),
+            tap_pool: self.network.tap_pool,
             socket_group,
             agent: self.agent(),
             limits: self.limits(),
@@ -560,6 +562,12 @@ mod tests {
             ("[network]\nsubnet = \"10.0.0.0/33\"", "subnet"),
             ("[network]\nsubnet = \"127.0.0.0/8\"", "network.subnet"),
             ("[network]\nsubnet = \"0.0.0.0/0\"", "network.subnet"),
+            ("[network]\nsubnet = \"240.0.0.0/24\"", "network.subnet"),
+            ("[network]\ntap_pool = 257", "network.tap_pool is 257; 0 to 256"),
+            ("[images]\ninsecure = [\"http://a.example\"]", "without http://"),
+            ("[images.mirrors]\n\"docker.io\" = [\"https://a.example/x\"]", "images.mirrors has \"https"),
+            ("[images.mirrors]\n\"docker.io\" = [\"a.example/x y\"]", "HOST[:PORT][/PATH]"),
+            ("[images.mirrors]\n\"https://docker.io\" = []", "images.mirrors is about"),
             ("agent = \"vm-agent\"", "absolute"),
             ("[plugins]\nbundled = \"plugins\"", "plugins.bundled is plugins"),
             ("[plugins]\ntrusted_keys = [\"/a.pub\", \"b.pub\"]", "plugins.trusted_keys is b.pub"),

@@ -57,6 +57,7 @@ pub struct CreateRequest {
 /// Bounds that no machine of ours goes beyond.
 const CPUS_MAX: u32 = 255;
 const MEMORY_MIN_MIB: u64 = 64;
+const MEMORY_MAX_MIB: u64 = 1 << 24;
 const DISK_MAX: u64 = 16 << 40;
 /// No clock of ours goes beyond it.
 const SECONDS_MAX: u64 = 100 * 365 * 24 * 3600;
@@ -375,9 +376,33 @@ pub(super) fn check_shape(
             format!("{memory} MiB of memory are too little to boot"),
             format!("give at least {MEMORY_MIN_MIB}M; 512M is a good beginning"),
         ),
+        (_, Some(memory), _) if memory > MEMORY_MAX_MIB => {
+            bad(format!("{memory} MiB of memory are not possible"), "16T is the most".into())
+        }
         (.., Some(bytes)) if bytes > DISK_MAX => {
             bad(format!("a disk of {bytes} bytes is too large"), "16T is the most".into())
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_that_no_machine_has_are_refused() {
+        assert!(check_shape(Some(2), Some(1 << 24), Some(DISK_MAX)).is_ok());
+        for (shape, said) in [
+            ((Some(0), None, None), "0 CPUs"),
+            ((None, Some(63), None), "63 MiB of memory are too little"),
+            ((None, Some((1 << 24) + 1), None), "16777217 MiB of memory are not possible"),
+            ((None, Some(u64::MAX), None), "of memory are not possible"),
+            ((None, None, Some(DISK_MAX + 1)), "is too large"),
+        ] {
+            let (cpus, memory, disk) = shape;
+            let error = check_shape(cpus, memory, disk).unwrap_err();
+            assert!(error.to_string().contains(said), "{error}");
+        }
     }
 }

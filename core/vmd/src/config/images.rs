@@ -45,6 +45,25 @@ impl ImagesConfig {
         if let Err(error) = ReferenceDefaults::registry(&self.registry) {
             return Some(("images.registry", format!("cannot be used: {error}")));
         }
+        let is_host = |text: &str| !text.contains("://") && ReferenceDefaults::registry(text).is_ok();
+        if let Some(bad) = self.insecure.iter().find(|text| !is_host(text)) {
+            return Some((
+                "images.insecure",
+                format!("has {bad:?}; write HOST or HOST:PORT, without http://"),
+            ));
+        }
+        if let Some(bad) = self.mirrors.keys().find(|text| !is_host(text)) {
+            let rule = format!("is about {bad:?}; write the registry's HOST or HOST:PORT, without https://");
+            return Some(("images.mirrors", rule));
+        }
+        let is_place = |text: &str| {
+            let host = text.split_once('/').map_or(text, |(host, _)| host);
+            is_host(host) && !text.contains(|c: char| c.is_whitespace() || c.is_control())
+        };
+        if let Some(bad) = self.mirrors.values().flatten().find(|text| !is_place(text)) {
+            let rule = format!("has {bad:?}; write HOST[:PORT][/PATH], without https://");
+            return Some(("images.mirrors", rule));
+        }
         if !PARALLEL.contains(&self.parallel) {
             let (least, most) = PARALLEL.into_inner();
             let rule = format!("is {}; {least} to {most} are possible", self.parallel);
