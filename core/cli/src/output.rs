@@ -104,9 +104,14 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
-/// The same with its further lines set in, so that none of them looks like one of ours.
+/// The same with its further lines set in by four at least, so that none of them looks like one of ours.
 fn set_in(text: &str) -> String {
-    printable(text).replace('\n', "\n    ")
+    let line = |line: &str| if line.starts_with("  ") { format!("  {line}") } else { format!("    {line}") };
+    let text = printable(text);
+    let (first, further) =
+        text.split_once('\n').map_or((text.as_str(), None), |(first, rest)| (first, Some(rest)));
+    let further = further.into_iter().flat_map(|rest| rest.split('\n')).map(line);
+    std::iter::once(first.to_owned()).chain(further).collect::<Vec<_>>().join("\n")
 }
 
 /// Text of unknown origin for stdout: as it is, but [`printable`] where stdout is a terminal.
@@ -202,7 +207,7 @@ mod tests {
     #[test]
     fn a_guest_that_says_goodbye_in_lines_forges_no_hint() {
         let said = set_in("lost the connection: x\nvm: error: y\r\n  hint: run this");
-        assert_eq!(said, "lost the connection: x\n    vm: error: y\n      hint: run this");
+        assert_eq!(said, "lost the connection: x\n    vm: error: y\n    hint: run this");
     }
 
     #[test]

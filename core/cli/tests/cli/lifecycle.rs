@@ -63,7 +63,7 @@ fn several_vms_are_restarted_paused_and_resumed() {
     let output = host.run("pause a b c");
     assert_eq!(stdout(&output, 4), "a\nc\n");
     let text = stderr(&output, 4);
-    assert!(text.contains("1 of 3 failed:\n  b: VM b is stopped") && text.contains("vm start b"), "{text}");
+    assert!(text.contains("1 of 3 failed:\n    b: VM b is stopped") && text.contains("vm start b"), "{text}");
     let output = host.run("pause --json a nobody");
     assert_eq!(parse(stdout(&output, 3).as_bytes())[0]["name"], "a");
     assert_eq!(parse(&output.stderr)["error"]["kind"], "not_found");
@@ -211,7 +211,7 @@ fn what_could_not_be_pruned_is_told() {
     let output = host.run("prune --yes");
     assert_eq!(stdout(&output, 4), "a\n1 VM deleted, 1G freed\n");
     let text = stderr(&output, 4);
-    assert!(text.contains("1 of 2 could not be deleted:\n  b: its disk is busy"), "{text}");
+    assert!(text.contains("1 of 2 could not be deleted:\n    b: its disk is busy"), "{text}");
     assert!(text.contains("hint: try again"), "{text}");
 }
 
@@ -267,7 +267,7 @@ fn listings_tell_the_policies() {
     assert!(lines[1].contains("paused*") && lines[1].contains(" in ") && lines[2].ends_with("now"), "{text}");
     let text = stdout(&host.run("show a"), 0);
     for fact in [
-        "paused, up since",
+        "paused, up for",
         "restart:       on-failure",
         "disk limits:   1.5M/s, 500 operations/s",
         "expires:       in ",

@@ -267,7 +267,7 @@ fn plugins_are_listed_shown_and_ordered() {
     assert_eq!(stdout(&output, 0), "nat\n");
     let text = stderr(&output, 0);
     assert!(text.contains("1 disk kept, with 2M; `vm plugin remove"), "{text}");
-    assert!(text.contains("--purge` deletes what is kept:\n  /disks/2"), "{text}");
+    assert!(text.contains("--purge` deletes what is kept:\n    /disks/2"), "{text}");
     assert!(text.contains("1 disk until the VM is deleted: web"), "{text}");
     let text = stderr(&host.run("plugin remove nat --purge"), 0);
     assert!(

@@ -127,7 +127,7 @@ fn operations_are_listed_awaited_and_cancelled() {
     assert!(stub.asked_for("operation.cancel").is_empty());
     let output = host.run("ops cancel 99 4");
     assert_eq!(stdout(&output, 3), "4\n");
-    assert!(stderr(&output, 3).contains("1 of 2 failed:\n  99: "), "{output:?}");
+    assert!(stderr(&output, 3).contains("1 of 2 failed:\n    99: "), "{output:?}");
     assert_eq!(stub.asked_for("operation.cancel"), [json!([4])]);
 }
 
