@@ -96,6 +96,23 @@ fn a_client_killed_while_no_daemon_runs_takes_its_vm_along() {
 }
 
 #[test]
+fn a_run_whose_daemon_was_killed_deletes_its_vm_and_keeps_its_exit_code() {
+    let world = World::new();
+    let script = "echo ready; read go; exit 7";
+    let mut running = world
+        .vm(&["run", "--image", fixtures::BUSYBOX, "--memory", "256M", "--", "sh", "-c", script])
+        .open_stdin()
+        .start();
+    running.expect("ready\n", BOOT);
+    world.kill(world.daemon_pid());
+    running.type_in("\n");
+    running.finish(SHORT).exits(7);
+    // At once, and by the run itself: whoever asks for the names starts no daemon that does it.
+    world.vm(&["--no-start", "ls", "-q"]).run().exits(0).says("");
+    world.leaves_nothing();
+}
+
+#[test]
 fn a_second_daemon_on_the_same_directories_is_refused() {
     let world = World::new();
     world.vm(&["daemon", "start"]).run().exits(0);

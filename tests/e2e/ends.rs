@@ -43,6 +43,12 @@ fn a_reboot_from_within_brings_it_up_again_and_a_panic_is_told() {
     boots_again(&world, &before);
     world.vm(&["ssh", "a", "cat /root/file"]).run().exits(0).says("kept\n");
 
+    let before = boot_id(&world);
+    let reset = "echo 1 > /proc/sys/kernel/sysrq; echo b > /proc/sysrq-trigger; sleep 1000";
+    let session = world.vm(&["ssh", "a", reset]).within(SHORT).run();
+    session.exits(125).complains("VM a rebooted before the command ended");
+    boots_again(&world, &before);
+
     let panic = "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger";
     world.vm(&["ssh", "a", panic]).within(SHORT).run();
     let shown = world.wait_for_state("a", "failed");

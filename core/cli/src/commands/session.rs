@@ -14,7 +14,10 @@ use jsonrpsee::core::client::Client;
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
-use vm_api::{ErrorKind, VmState, rpc::VmClient};
+use vm_api::{
+    ErrorKind, EventKind, VmId, VmState,
+    rpc::{EventsClient, VmClient},
+};
 
 use crate::{
     context::Context,
@@ -197,7 +200,15 @@ async fn explain(client: &Client, name: &str, error: SshError) -> CliError {
                     let what = format!("failed ({})", cause.trim());
                     return CliError::VmLost { name: name.to_owned(), what, console: String::new() };
                 }
-                VmState::Stopped { last_exit: Some(exit) } => format!("stopped (its VMM ended with {exit})"),
+                VmState::Stopped { last_exit: Some(exit) } => match last_change(client, &vm.id).await {
+                    Some(EventKind::VmRebooted) => "rebooted".to_owned(),
+                    // How it ended is told once it is off.
+                    Some(EventKind::VmStarted) if Instant::now() < deadline => {
+                        tokio::time::sleep(NOTICE_RETRY).await;
+                        continue;
+                    }
+                    _ => format!("stopped (its VMM ended with {exit})"),
+                },
                 // Stopping, the daemon is just finding out how it ended.
                 VmState::Running { .. } | VmState::Paused { .. } | VmState::Stopping { .. }
                     if Instant::now() < deadline =>
@@ -206,8 +217,11 @@ async fn explain(client: &Client, name: &str, error: SshError) -> CliError {
                     continue;
                 }
                 VmState::Running { .. } | VmState::Paused { .. } => return error.into(),
-                // By its own restart, or its policy's.
-                VmState::Starting { .. } => "restarted".to_owned(),
+                VmState::Starting { .. } => match last_change(client, &vm.id).await {
+                    Some(EventKind::VmRebooted) => "rebooted".to_owned(),
+                    // By its user, or its policy.
+                    _ => "was restarted".to_owned(),
+                },
                 state => format!("is {}", state.word()),
             },
             Err(answer) => match vm_api::client::problem(&answer).kind {
@@ -221,6 +235,21 @@ async fn explain(client: &Client, name: &str, error: SshError) -> CliError {
         let console = if console.is_empty() { console } else { format!("; its console ended{console}") };
         return CliError::VmLost { name: name.to_owned(), what, console };
     }
+}
+
+/// How the VM came up or went off last.
+async fn last_change(client: &Client, vm: &VmId) -> Option<EventKind> {
+    let events = EventsClient::list(client, 0).await.ok()?;
+    events.iter().rev().filter(|event| event.vm.as_ref() == Some(vm)).map(|event| event.kind).find(|kind| {
+        matches!(
+            kind,
+            EventKind::VmStarted
+                | EventKind::VmStopped
+                | EventKind::VmPoweredOff
+                | EventKind::VmRebooted
+                | EventKind::VmFailed
+        )
+    })
 }
 
 /// `--env` values: `NAME=VALUE`, or `NAME` for our own value of it; one that we do not have is left out.
