@@ -124,6 +124,11 @@ fn no_space_left() {
     assert_eq!(used(), before, "what was half made is gone");
     world.vm(&["ls"]).run().exits(0);
     world.vm(&["daemon", "stop"]).run().exits(0);
+    // With nothing left at all, not even for its log, the daemon is there all the same.
+    world.tool("sh", &["-c", &format!("cat /dev/zero > {state}/full")]).run();
+    world.vm(&["daemon", "start"]).run().exits(0);
+    world.vm(&["ls"]).run().exits(0);
+    world.vm(&["daemon", "stop"]).run().exits(0);
     world.tool("umount", &[&state]).run().exits(0);
     fs::remove_dir_all(&kept).unwrap();
     world.leaves_nothing();

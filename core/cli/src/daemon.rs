@@ -168,6 +168,10 @@ impl DaemonError {
             Self::NotInstalled => format!("install {PROGRAM} beside vm or in a directory of PATH"),
             Self::Prepare { path, source } => place_hint(path, source),
             Self::Spawn { .. } => format!("check that {PROGRAM} is executable and made for this machine"),
+            // On a full disk it could not write why.
+            Self::Ended { log_file, .. } if is_full(log_file) => {
+                format!("free some space on the filesystem of {}", log_file.display())
+            }
             Self::Ended { log_file, .. } | Self::Slow { log_file, .. } => {
                 format!("its log is {}; `vm doctor` checks the host", log_file.display())
             }
@@ -366,6 +370,12 @@ async fn wait_until_it_listens(
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// Whether a file's filesystem has less than 64 KiB left for anybody.
+fn is_full(file: &Path) -> bool {
+    nix::sys::statvfs::statvfs(file)
+        .is_ok_and(|about| about.blocks_available().saturating_mul(about.fragment_size()) < 64 << 10)
 }
 
 /// The last lines of the log from `start` on, each on a line of its own; empty where there are none.

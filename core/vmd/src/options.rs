@@ -86,7 +86,13 @@ pub(crate) fn run() -> ExitCode {
         Ok(directive) => filter.add_directive(directive),
         Err(_) => filter,
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        // A line that cannot be written, as on a full disk, would be told by a panic of whoever logs.
+        .log_internal_errors(false)
+        .init();
     let layout = match options.directories.layout() {
         Ok(layout) => layout,
         Err(error) => {
@@ -137,9 +143,9 @@ impl Directories {
 }
 
 fn fail(error: &(dyn std::error::Error + 'static), hint: Option<&str>) -> ExitCode {
-    eprintln!("vmd: {}", vm_types::report::chain(error));
-    if let Some(hint) = hint {
-        eprintln!("hint: {hint}");
-    }
+    use std::io::Write;
+    let hint = hint.map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
+    // Nobody is left to tell if this fails.
+    let _ = write!(std::io::stderr(), "vmd: {}\n{hint}", vm_types::report::chain(error));
     ExitCode::FAILURE
 }
