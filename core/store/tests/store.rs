@@ -190,7 +190,8 @@ async fn names_and_addresses_are_given_once() {
     store.vms().insert(vm(1, "web")).await.unwrap();
     let error = store.vms().insert(vm(2, "web")).await.unwrap_err();
     assert!(matches!(&error, StoreError::NameTaken { name } if name.as_str() == "web"), "{error:?}");
-    assert!(error.hint().unwrap().contains("vm rm web"));
+    let hint = error.hint().unwrap();
+    assert!(hint.contains("vm ssh web") && hint.contains("vm rm --force web"), "{hint}");
 
     let mut same_address = vm(2, "db");
     same_address.address = vm(1, "web").address;
