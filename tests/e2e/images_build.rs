@@ -249,6 +249,70 @@ fn copies_have_owners_and_modes_as_elsewhere() {
     world.leaves_nothing();
 }
 
+const WRITTEN: &str = r#"
+FROM BASE
+ARG NAME=you
+COPY <<EOF /etc/greeting
+"hello" $NAME, don't say \$NAME
+EOF
+COPY --chmod=750 --chown=1:2 run.txt <<'a' <<-b.txt /files/
+$NAME
+a
+	# not indented
+	b.txt
+COPY --from=tools /tool /opt/
+RUN <<EOF
+cat /etc/greeting
+cd /files && cat a b.txt && stat -c '%n %a %u:%g %s' *
+EOF
+USER 1000:1000
+RUN cat - <<'one' <<two && id -u
+$one
+one
+two is $NAME
+two
+RUN <<-EOF
+	#!/bin/cat
+	what runs this shows it
+	EOF
+CMD ["/opt/tool"]
+"#;
+
+#[test]
+fn files_and_programs_are_written_in_the_dockerfile_and_copied_from_images() {
+    let world = World::new();
+    let directory =
+        directory(&world, &[("run.txt", "1234"), ("tool", "#!/bin/sh\necho a tool of another image\n")]);
+    build(&world, &directory, "FROM scratch\nCOPY --chmod=755 tool /tool\n", "tools").exits(0);
+    build(&world, &directory, WRITTEN, "x")
+        .exits(0)
+        .complains("\"hello\" you, don't say $NAME\n$NAME\n# not indented\n")
+        .complains("a 750 1:2 6\nb.txt 750 1:2 15\nrun.txt 750 1:2 4\n")
+        .complains("two is you\n1000\n")
+        .complains("#!/bin/cat\nwhat runs this shows it\n")
+        .complains("RUN <<EOF (cat /etc/greeting…)");
+    world
+        .vm(&["run", "--rm", "--image", "x", "--memory", "256M"])
+        .run()
+        .exits(0)
+        .says("a tool of another image\n");
+    let digest = |name: &str| world.ask(&["image", "show", name])["digest"].clone();
+    let layers = layers(&world, "x");
+    assert!(layers.iter().flatten().all(|name| !name.contains("vm-build")), "{layers:?}");
+
+    // A change of what is written here is one of its step, and of those behind it; else nothing is done twice.
+    let vms = made(&world);
+    build(&world, &directory, WRITTEN, "again").exits(0);
+    assert_eq!((made(&world), digest("again")), (vms, digest("x")));
+    let changed = WRITTEN.replace("say \\$NAME", "ask");
+    build(&world, &directory, &changed, "changed").exits(0).complains("\"hello\" you, don't ask\n");
+    for image in ["x", "again", "changed", "tools"] {
+        world.vm(&["image", "delete", image]).run().exits(0);
+    }
+    world.vm(&["image", "prune"]).run().exits(0);
+    world.leaves_nothing();
+}
+
 #[test]
 fn a_build_that_fails_says_where_and_leaves_nothing() {
     let world = World::new();
@@ -269,7 +333,14 @@ fn a_build_that_fails_says_where_and_leaves_nothing() {
         ("FROM scratch\nCOPY b /\n", 3, "no b"),
         ("FROM scratch\nENV A=${B\n", 2, "line 2"),
         // Before anything is run.
-        ("FROM BASE AS a\nRUN false\nFROM scratch\nCOPY --from=c /x /\n", 2, "no stage c"),
+        ("FROM BASE AS a\nRUN false\nFROM scratch\nCOPY --from=2 /x /\n", 2, "no stage 2"),
+        ("FROM BASE\nRUN false\nCOPY --from=c /x /\nFROM scratch AS c\n", 2, "no stage c"),
+        (
+            "FROM BASE\nRUN false\nFROM scratch\nCOPY --from=localhost:1/c /x /\n",
+            3,
+            "COPY --from=localhost:1/c",
+        ),
+        ("FROM BASE\nRUN <<EOF\nfalse\n", 2, "no line EOF"),
         ("FROM BASE\nRUN false\nCOPY --chmod=+x a /\n", 2, "--chmod=+x"),
         ("FROM scratch\nEXPOSE http\n", 2, "80, 53/udp"),
     ] {

@@ -13,15 +13,17 @@
 
 mod context;
 mod difference;
+mod documents;
 pub(crate) mod file;
 mod ignore;
+mod sections;
 pub(crate) mod stage;
 mod steps;
 mod words;
 mod workshop;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::PathBuf,
@@ -38,7 +40,8 @@ use vm_types::{ImageDigest, OperationId, image::ImageRecord, operation::Operatio
 pub use self::context::ContextError;
 use self::{
     context::Context,
-    file::{Copy, File, FileError, Instruction, Step},
+    file::{File, Step},
+    sections::{Base, Section, needed, wanted},
     stage::{Given, Globals, Stage},
     workshop::{Machine, Workshop},
 };
@@ -53,8 +56,6 @@ use crate::{
 const FILE_MAX: u64 = 4 << 20;
 /// Where an image came from that is there only to be booted by a build.
 const OF_A_STEP: &str = "a step of a build";
-/// A base with nothing in it.
-const SCRATCH: &str = "scratch";
 
 /// What an image is to be built of, and how.
 #[derive(Debug, Clone, Default)]
@@ -75,22 +76,6 @@ pub struct BuildRequest {
     pub cpus: Option<u32>,
     /// Of the VM, in MiB.
     pub memory_mib: Option<u64>,
-}
-
-/// A stage as it is written: what it begins with, then its other steps.
-#[derive(Debug)]
-struct Section {
-    from: Step,
-    base: Base,
-    steps: Vec<Step>,
-}
-
-/// What a stage begins with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Base {
-    Nothing,
-    Stage(usize),
-    Image(String),
 }
 
 /// A stage at work.
@@ -194,11 +179,14 @@ impl Build<'_> {
         request: &BuildRequest,
     ) -> Result<Made, EngineError> {
         let escape = file.escape;
-        let sections = self.sections(file)?;
+        let sections = Section::all(file, &mut self.globals, &mut self.given)?;
         let target = wanted(&sections, request.target.as_deref())?;
         let needed = needed(&sections, target);
         self.total = needed.iter().map(|number| sections[*number].steps.len() + 1).sum();
-        for (number, section) in sections.iter().enumerate() {
+        // Images that are only copied from come first: a name that is mistaken for one is told before anything is run.
+        let (sources, stages): (Vec<_>, Vec<_>) =
+            sections.iter().enumerate().partition(|(_, section)| section.is_source);
+        for (number, section) in sources.into_iter().chain(stages) {
             if needed.contains(&number) {
                 Box::pin(self.stage(ctx, &sections, number, section, escape)).await?;
             }
@@ -222,41 +210,6 @@ impl Build<'_> {
         let image = Box::pin(self.engine.admit(ctx, arrived, "", self.operation));
         let image = self.operation.cancellable(image).await?;
         Ok(Made { image, warnings: std::mem::take(&mut self.warnings) })
-    }
-
-    /// Splits a file into its stages.
-    fn sections(&mut self, file: File) -> Result<Vec<Section>, EngineError> {
-        let mut sections: Vec<Section> = Vec::new();
-        for step in file.steps {
-            let line = step.line;
-            let wrong =
-                |message: String| EngineError::from(FileError { line, hint: hint_of(&message), message });
-            if let Instruction::Copy(copy) = &step.instruction {
-                check_copy(&sections, line, copy)?;
-            }
-            match (&step.instruction, sections.last_mut()) {
-                (Instruction::From { image, .. }, _) => {
-                    let image = self.globals.expand(image, file.escape).map_err(wrong)?;
-                    let named = sections
-                        .iter()
-                        .position(|section| section.name() == Some(&image.to_ascii_lowercase()));
-                    let base = match (image.as_str(), named) {
-                        ("", _) => return Err(wrong("FROM names no image".into())),
-                        (_, Some(stage)) => Base::Stage(stage),
-                        (SCRATCH, _) => Base::Nothing,
-                        _ => Base::Image(image),
-                    };
-                    sections.push(Section { from: step, base, steps: Vec::new() });
-                }
-                (_, Some(section)) => section.steps.push(step),
-                (Instruction::Arg(arguments), None) => {
-                    self.globals.declare(arguments, &mut self.given, file.escape).map_err(wrong)?;
-                }
-                // The parser lets nothing else come first.
-                (_, None) => {}
-            }
-        }
-        Ok(sections)
     }
 
     async fn stage(
@@ -427,99 +380,12 @@ async fn caught<T>(mut work: Pin<Box<impl Future<Output = T>>>) -> std::thread::
     .await
 }
 
-impl Section {
-    fn name(&self) -> Option<&String> {
-        match &self.from.instruction {
-            Instruction::From { stage, .. } => stage.as_ref(),
-            _ => None,
-        }
-    }
-}
-
-/// The stage that a text names: by its name or its number. An image, if none.
-fn stage_named(sections: &[Section], text: &str, before: usize) -> Option<usize> {
-    let lower = text.to_ascii_lowercase();
-    let sections = &sections[..before];
-    let named = sections.iter().rposition(|section| section.name() == Some(&lower));
-    named.or_else(|| text.parse().ok().filter(|number| *number < before))
-}
-
-/// What can be said of a copy before anything is run.
-fn check_copy(sections: &[Section], line: usize, copy: &Copy) -> Result<(), EngineError> {
-    match &copy.from {
-        Some(from) if from.contains('$') => {
-            let hint = "FROM may have: make a stage by FROM $VARIABLE AS NAME, and copy from NAME".to_owned();
-            let message = format!("--from={from} has a variable in it");
-            return Err(FileError { line, message, hint }.into());
-        }
-        Some(from) if stage_named(sections, from, sections.len().saturating_sub(1)).is_none() => {
-            return Err(no_stage(line, from));
-        }
-        _ => {}
-    }
-    match &copy.chmod {
-        Some(mode) if !mode.contains('$') && octal(mode).is_none() => Err(no_mode(line, mode)),
-        _ => Ok(()),
-    }
-}
-
-fn no_stage(line: usize, name: &str) -> EngineError {
-    let hint = "name a stage that comes before; of an image, make one: FROM IMAGE AS NAME".to_owned();
-    FileError { line, message: format!("there is no stage {name} before this one"), hint }.into()
-}
-
-/// Permission bits.
-fn octal(text: &str) -> Option<u32> {
-    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777)
-}
-
-fn no_mode(line: usize, text: &str) -> EngineError {
-    let hint = "write octal digits, e.g. --chmod=0755".to_owned();
-    FileError { line, message: format!("--chmod={text} is no mode"), hint }.into()
-}
-
 /// What to do about arguments of a step that are wrong.
 fn hint_of(message: &str) -> String {
     match message.contains("port") && !message.contains('$') {
         true => "write a number, or a range, with or without a protocol: 80, 53/udp, 8000-8010".to_owned(),
         false => "variables are $NAME, ${NAME} and ${NAME:-OTHER}, quotes come in pairs".to_owned(),
     }
-}
-
-/// The stage to be built.
-fn wanted(sections: &[Section], target: Option<&str>) -> Result<usize, EngineError> {
-    let last = sections.len().checked_sub(1).ok_or_else(nothing)?;
-    let Some(target) = target else { return Ok(last) };
-    stage_named(sections, target, sections.len()).ok_or_else(|| {
-        let names: Vec<_> = sections.iter().filter_map(Section::name).map(String::as_str).collect();
-        EngineError::NotFound {
-            what: "stage",
-            name: target.to_owned(),
-            hint: match names.as_slice() {
-                [] => "no stage of the file has a name; FROM IMAGE AS NAME gives one".into(),
-                names => format!("there are {}", names.join(", ")),
-            },
-        }
-    })
-}
-
-/// The stages that one needs, with itself.
-fn needed(sections: &[Section], target: usize) -> BTreeSet<usize> {
-    let (mut needed, mut left) = (BTreeSet::new(), vec![target]);
-    while let Some(number) = left.pop() {
-        if !needed.insert(number) {
-            continue;
-        }
-        let section = &sections[number];
-        if let Base::Stage(base) = section.base {
-            left.push(base);
-        }
-        left.extend(section.steps.iter().filter_map(|step| match &step.instruction {
-            Instruction::Copy(copy) => stage_named(sections, copy.from.as_deref()?, number),
-            _ => None,
-        }));
-    }
-    needed
 }
 
 /// Where an error was met.

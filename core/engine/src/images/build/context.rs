@@ -113,6 +113,8 @@ pub(super) enum Content {
     Directory,
     /// Where it leads.
     Link(Vec<u8>),
+    /// What a regular file has in it that is none of the directory's.
+    Text(String),
 }
 
 /// A file to be copied. Two that are equal in what is serialized make the same image.
@@ -131,6 +133,19 @@ pub(super) struct Item {
     /// Seconds since the Unix epoch.
     #[serde(skip)]
     modified: u64,
+}
+
+impl Item {
+    /// A file that is written in the build's file. It is as old as can be: the same text makes the same image.
+    pub(super) fn written(name: &str, text: String) -> Self {
+        Self {
+            name: name.into(),
+            content: Content::Text(text),
+            mode: 0o644,
+            source: PathBuf::new(),
+            modified: 0,
+        }
+    }
 }
 
 /// A name need not be UTF-8, which serde asks of a path.
@@ -342,6 +357,10 @@ impl Context {
                 Content::Link(target) => {
                     header.set_entry_type(tar::EntryType::Symlink);
                     tar.append_link(&mut header, &item.name, OsStr::from_bytes(target)).map_err(failed)?;
+                }
+                Content::Text(text) => {
+                    header.set_size(text.len() as u64);
+                    tar.append_data(&mut header, &item.name, text.as_bytes()).map_err(failed)?;
                 }
                 Content::File { digest, size } => {
                     header.set_size(*size);

@@ -4,7 +4,10 @@
 
 use vm_oci::Platform;
 
-use super::words::{self, split};
+use super::{
+    documents::{self, Document},
+    words::{self, split},
+};
 
 /// A build file that cannot be understood, or asks for what is not done here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +28,8 @@ pub(super) enum Command {
     Shell(String),
     /// Program and arguments.
     Exec(Vec<String>),
+    /// A program's text, whose first line says what runs it. Of `RUN` only.
+    Script(String),
 }
 
 /// Whence files are copied, where to, and whose they are then. The texts may have variables in them.
@@ -38,6 +43,8 @@ pub(super) struct Copy {
     pub(super) chmod: Option<String>,
     /// Patterns.
     pub(super) sources: Vec<String>,
+    /// Files that are written here.
+    pub(super) documents: Vec<Document>,
     /// A directory if it ends in a slash or there is more than one source.
     pub(super) to: String,
 }
@@ -128,12 +135,15 @@ impl File {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let escape = directives(text)?;
         let mut steps: Vec<Step> = Vec::new();
-        for (line, text) in joined(text, escape) {
-            let instruction = instruction(&text, escape).map_err(|wrong| wrong.at(line))?;
+        for Joined { line, mut text, documents } in joined(text, escape)? {
+            let instruction = instruction(&text, &documents, escape).map_err(|wrong| wrong.at(line))?;
             let begun = steps.iter().any(|step| matches!(step.instruction, Instruction::From { .. }));
             if !begun && !matches!(instruction, Instruction::From { .. } | Instruction::Arg(_)) {
                 let hint = "only ARG may stand before it; `FROM scratch` begins with nothing";
                 return Err(Wrong::new("the first instruction has to be FROM", hint).at(line));
+            }
+            if let Some(first) = documents.first().and_then(|document| document.raw.lines().next()) {
+                text = format!("{text} ({}…)", first.trim());
             }
             steps.push(Step { line, text, instruction });
         }
@@ -147,7 +157,7 @@ impl File {
 
 /// One instruction by itself, such as those that change a configuration.
 pub(super) fn parse_one(text: &str) -> Result<Instruction, FileError> {
-    instruction(text.trim(), '\\').map_err(|wrong| wrong.at(1))
+    instruction(text.trim(), &[], '\\').map_err(|wrong| wrong.at(1))
 }
 
 /// Comments at the very beginning that mean something.
@@ -172,11 +182,21 @@ fn directives(text: &str) -> Result<char, FileError> {
     Ok(escape)
 }
 
-/// Instructions on one line each, with the number of their first one; comments and empty lines are left out.
-fn joined(text: &str, escape: char) -> Vec<(usize, String)> {
+/// An instruction on one line.
+#[derive(Debug)]
+struct Joined {
+    /// The number of its first one.
+    line: usize,
+    text: String,
+    documents: Vec<Document>,
+}
+
+/// Instructions with what belongs to them; comments and empty lines are left out.
+fn joined(text: &str, escape: char) -> Result<Vec<Joined>, FileError> {
     let mut all = Vec::new();
     let mut begun: Option<(usize, String)> = None;
-    for (number, line) in text.lines().enumerate() {
+    let mut lines = text.lines().enumerate();
+    while let Some((number, line)) = lines.next() {
         let trimmed = line.trim_start();
         // Also between the lines of an instruction.
         if trimmed.is_empty() || trimmed.starts_with('#') {
@@ -192,16 +212,37 @@ fn joined(text: &str, escape: char) -> Vec<(usize, String)> {
             }
             None => {
                 whole.push_str(end);
-                all.push((first, whole));
+                all.push(with_documents(first, whole, &mut lines)?);
             }
         }
     }
-    all.extend(begun);
-    all.retain(|(_, text)| !text.trim().is_empty());
-    all
+    if let Some((first, whole)) = begun {
+        all.push(with_documents(first, whole, &mut lines)?);
+    }
+    all.retain(|instruction| !instruction.text.trim().is_empty());
+    Ok(all)
 }
 
-fn instruction(text: &str, escape: char) -> Result<Instruction, Wrong> {
+fn with_documents<'a>(
+    line: usize,
+    text: String,
+    lines: &mut impl Iterator<Item = (usize, &'a str)>,
+) -> Result<Joined, FileError> {
+    let word = text.split_whitespace().next().unwrap_or_default();
+    let may = ["RUN", "COPY", "ADD"].iter().any(|name| name.eq_ignore_ascii_case(word));
+    let mut documents = if may { documents::begun(&text) } else { Vec::new() };
+    for document in &mut documents {
+        if !document.read(lines) {
+            let (word, name) = (&document.word, &document.name);
+            let hint =
+                "end it with a line that has nothing else; tabs may come before where it begins with <<-";
+            return Err(Wrong::new(format!("{word} has no line {name} that ends it"), hint).at(line));
+        }
+    }
+    Ok(Joined { line, text, documents })
+}
+
+fn instruction(text: &str, documents: &[Document], escape: char) -> Result<Instruction, Wrong> {
     let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     let (name, rest) = (word.to_ascii_uppercase(), rest.trim());
     let known = "FROM, RUN, COPY, ADD, ENV, WORKDIR, USER, ENTRYPOINT, CMD, LABEL, ARG, SHELL, EXPOSE, STOPSIGNAL and VOLUME are";
@@ -225,14 +266,13 @@ fn instruction(text: &str, escape: char) -> Result<Instruction, Wrong> {
                 let hint = "copy what it needs with COPY; the network is that of any VM";
                 return Err(Wrong::new(format!("RUN --{flag} is not supported"), hint));
             }
-            heredoc(rest)?;
-            let command = command(rest);
+            let command = run(rest, documents);
             if matches!(&command, Command::Exec(words) if words.is_empty()) {
                 return Err(Wrong::new("RUN has no command", "name a program: [\"/bin/true\"]"));
             }
             Instruction::Run(command)
         }
-        "COPY" | "ADD" => Instruction::Copy(copy(&name, rest, escape)?),
+        "COPY" | "ADD" => Instruction::Copy(copy(&name, rest, documents, escape)?),
         "ENV" => Instruction::Env(pairs(&name, rest, escape)?),
         "LABEL" => Instruction::Label(pairs(&name, rest, escape)?),
         "ARG" => Instruction::Arg(arguments(rest, escape)?),
@@ -263,33 +303,6 @@ fn flags(mut rest: &str) -> (Vec<(&str, &str)>, &str) {
         rest = behind.trim_start();
     }
     (flags, rest)
-}
-
-fn heredoc(rest: &str) -> Result<(), Wrong> {
-    let begins = |word: &str| {
-        word.strip_prefix("<<").is_some_and(|name| {
-            name.trim_start_matches('-')
-                .starts_with(|c: char| c.is_ascii_alphabetic() || c == '"' || c == '\'')
-        })
-    };
-    // A quoted text is none, but the name of where one ends may be quoted.
-    let (mut bare, mut quoted) = (String::new(), None);
-    for c in rest.chars() {
-        match quoted {
-            Some(quote) if c == quote => quoted = None,
-            Some(_) => {}
-            None if matches!(c, '"' | '\'') && !bare.ends_with("<<") && !bare.ends_with("<<-") => {
-                quoted = Some(c);
-                bare.push(c);
-            }
-            None => bare.push(c),
-        }
-    }
-    if bare.split_whitespace().any(begins) {
-        let hint = "write the lines into a file and COPY it, or end each with a backslash";
-        return Err(Wrong::new("here-documents are not supported", hint));
-    }
-    Ok(())
 }
 
 fn from(rest: &str, escape: char) -> Result<Instruction, Wrong> {
@@ -335,9 +348,23 @@ fn command(rest: &str) -> Command {
     }
 }
 
-fn copy(name: &str, rest: &str, escape: char) -> Result<Copy, Wrong> {
+/// What `RUN` runs: the lines of a document that stands alone, else a line for the shell with the documents behind it.
+fn run(rest: &str, documents: &[Document]) -> Command {
+    match documents {
+        [] => command(rest),
+        [document] if document.word == rest => match document.text() {
+            script if script.starts_with("#!") => Command::Script(script),
+            lines => Command::Shell(lines),
+        },
+        documents => {
+            let lines = |Document { raw, name, .. }: &Document| format!("{raw}{name}\n");
+            Command::Shell(format!("{rest}\n{}", documents.iter().map(lines).collect::<String>()))
+        }
+    }
+}
+
+fn copy(name: &str, rest: &str, documents: &[Document], escape: char) -> Result<Copy, Wrong> {
     let (flags, rest) = flags(rest);
-    heredoc(rest)?;
     let mut copy = Copy::default();
     for (flag, value) in flags {
         let value = Some(value.to_owned());
@@ -359,6 +386,17 @@ fn copy(name: &str, rest: &str, escape: char) -> Result<Copy, Wrong> {
     if words.is_empty() {
         return Err(Wrong::new(format!("{name} has a source and no target"), hint));
     }
+    words.retain(|word| documents.iter().all(|document| document.word != *word));
+    if let Some(document) =
+        documents.iter().find(|document| document.name.contains('/') || document.name == "..")
+    {
+        let hint = "name it as the file is to be called, and say the directory as the target";
+        return Err(Wrong::new(format!("{} is no name of a file", document.name), hint));
+    }
+    if copy.from.is_some() && !documents.is_empty() {
+        let hint = "copy what is written here by an instruction of its own";
+        return Err(Wrong::new("a here-document is not --from anywhere", hint));
+    }
     if name == "ADD"
         && let Some(other) = words.iter().find(|word| word.contains("://") || word.starts_with("git@"))
     {
@@ -371,7 +409,7 @@ fn copy(name: &str, rest: &str, escape: char) -> Result<Copy, Wrong> {
         let hint = "unpack it with RUN; COPY takes it as it is";
         return Err(Wrong::new(format!("ADD does not unpack {archive} here"), hint));
     }
-    Ok(Copy { sources: words, to, ..copy })
+    Ok(Copy { sources: words, documents: documents.to_vec(), to, ..copy })
 }
 
 /// What another builder would unpack.

@@ -81,6 +81,7 @@ fn copies_have_sources_a_target_and_flags() {
         chmod: Some("0755".into()),
         sources: owned(&["x", "y*"]),
         to: "/z/".into(),
+        ..Copy::default()
     };
     assert_eq!(one("COPY --from=build --chown=a:b --chmod=0755 --link x y* /z/"), Instruction::Copy(wanted));
     let wanted = Copy { sources: owned(&["a b"]), to: "c d".into(), ..Copy::default() };
@@ -108,7 +109,10 @@ fn what_is_not_done_here_is_refused_by_its_line_with_a_hint() {
         (3, "FROM a\n\nHEALTHCHECK NONE"),
         (2, "FROM a\nONBUILD RUN x"),
         (2, "FROM a\nRUN --mount=type=cache x"),
-        (2, "FROM a\nRUN <<EOF\nx\nEOF"),
+        (2, "FROM a\nRUN <<EOF\nx\n EOF"),
+        (2, "FROM a\nCOPY <<../a /x\n../a"),
+        (4, "FROM a\nCOPY <<a /x\na\nCOPY --from=b <<A c\nA"),
+        (2, "FROM a\nCOPY <<A\nA"),
         (2, "FROM a\nCOPY x"),
         (2, "FROM a\nCOPY --parents x y"),
         (2, "FROM a\nADD https://example.org/x y"),
@@ -143,11 +147,36 @@ fn the_hosts_own_platform_may_be_named() {
 
 #[test]
 fn quoted_words_and_shifts_are_no_here_documents() {
-    for text in ["echo '<<EOF' \"a <<EOF\"", "grep -c \" <<x\" f"] {
+    for text in ["echo '<<EOF' \"a <<EOF\"", "grep -c \" <<x\" f", "echo $((1 << 3)) <<<x"] {
         assert_eq!(one(&format!("RUN {text}")), Instruction::Run(shell(text)));
     }
-    assert_eq!(error("FROM a\nRUN <<-'EOF' cat\nEOF").line, 2);
-    assert_eq!(one("RUN echo $((1 << 3)) <<<x"), Instruction::Run(shell("echo $((1 << 3)) <<<x")));
+}
+
+#[test]
+fn here_documents_are_programs_input_and_files() {
+    let lines = "  echo $A # no comment\n\n\techo b \\\n#c\n";
+    assert_eq!(one(&format!("RUN <<EOF\n{lines}EOF")), Instruction::Run(shell(lines)));
+    let script = "#!/bin/cat\nx\n".to_owned();
+    assert_eq!(one("run <<-'EOF'\n\t#!/bin/cat\n\tx\n\tEOF"), Instruction::Run(Command::Script(script)));
+    let whole = "cat <<A - 3<<-\"B\" && \\\n x\na\nA\n\tb\n\tB\nUSER b";
+    let steps = parsed(&format!("FROM a\nRUN {whole}"));
+    assert_eq!(steps[1], (2, Instruction::Run(shell("cat <<A - 3<<-\"B\" &&  x\na\nA\n\tb\nB\n"))));
+    assert_eq!(steps[2], (8, Instruction::User("b".into())));
+
+    let Instruction::Copy(copy) = one("COPY --chmod=755 x <<a.txt <<'b' /y/\na $A\na.txt\nb\n") else {
+        panic!()
+    };
+    assert_eq!((copy.sources, copy.to.as_str()), (owned(&["x"]), "/y/"));
+    let documents: Vec<_> = copy
+        .documents
+        .iter()
+        .map(|document| (document.name.as_str(), document.text(), document.expands))
+        .collect();
+    assert_eq!(documents, [("a.txt", "a $A\n".to_owned(), true), ("b", String::new(), false)]);
+
+    // What is told of it says how it begins.
+    let file = File::parse("FROM a\nRUN <<EOF\n  make it\nEOF").unwrap();
+    assert_eq!(file.steps[1].text, "RUN <<EOF (make it…)");
 }
 
 proptest! {

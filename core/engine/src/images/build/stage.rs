@@ -7,7 +7,7 @@ use vm_oci::{History, ImageConfig, Layer, Platform};
 
 use super::{
     file::{Command, FileError, Instruction, parse_one},
-    words::{self, expand, split},
+    words::{self, expand, expand_text, split},
 };
 
 /// What `RUN`, `CMD` and `ENTRYPOINT` without a list are given to, where there is no `SHELL`.
@@ -16,6 +16,9 @@ const SHELL: [&str; 2] = ["/bin/sh", "-c"];
 const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];
 /// What an image searches for programs where it says nothing else.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where the text of a program is put to be run; in a directory that is none of an image's.
+pub(super) const SCRIPT: (&str, &str) = ("/run/vm-build", "script");
 
 /// One stage.
 #[derive(Debug, Clone)]
@@ -45,6 +48,9 @@ pub(super) struct Runs {
     pub(super) cwd: String,
     /// As whom.
     pub(super) user: String,
+    /// What is to be at [`SCRIPT`] first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) script: Option<String>,
 }
 
 /// Values of arguments, from whoever asks for the build.
@@ -151,6 +157,11 @@ impl Stage {
         expand(text, self.escape, &|name| self.value(name))
     }
 
+    /// What the text of a file comes to now.
+    pub(super) fn expand_text(&self, text: &str) -> Result<String, words::Problem> {
+        expand_text(text, &|name| self.value(name))
+    }
+
     /// Several of them.
     pub(super) fn expand_all(&self, texts: &[String]) -> Result<Vec<String>, words::Problem> {
         texts.iter().map(|text| self.expand(text)).collect()
@@ -174,12 +185,17 @@ impl Stage {
             env,
             cwd: or(&self.config.working_dir, "/"),
             user: or(&self.config.user, "root"),
+            script: match command {
+                Command::Script(text) => Some(text.clone()),
+                _ => None,
+            },
         }
     }
 
     fn argv(&self, command: &Command) -> Vec<String> {
         match command {
             Command::Exec(words) => words.clone(),
+            Command::Script(_) => vec![format!("{}/{}", SCRIPT.0, SCRIPT.1)],
             Command::Shell(text) => self.shell.iter().cloned().chain([text.clone()]).collect(),
         }
     }

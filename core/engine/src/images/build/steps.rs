@@ -10,12 +10,12 @@ use vm_oci::Layer;
 use vm_store::BuildStep;
 
 use super::{
-    Bench, Build, Section,
+    Bench, Build,
     context::Item,
     file::{Copy, FileError, Instruction, Step},
-    hint_of, layer_of, no_mode, no_stage, nothing, octal, recorded,
+    hint_of, layer_of, nothing, recorded,
+    sections::{Section, no_mode, no_stage, octal, source_named},
     stage::Runs,
-    stage_named,
     workshop::{Source, Workshop, named},
 };
 use crate::EngineError;
@@ -116,18 +116,24 @@ impl Build<'_> {
         let wrong = |message: String| EngineError::from(FileError { line, hint: hint_of(&message), message });
         let stage = &self.benches.get(&number).ok_or_else(nothing)?.stage;
         let sources = stage.expand_all(&copy.sources).map_err(wrong)?;
-        let written = stage.expand(&copy.to).map_err(wrong)?;
+        let target = stage.expand(&copy.to).map_err(wrong)?;
         let mode = copy.chmod.as_deref().map(|text| stage.expand(text)).transpose().map_err(wrong)?;
         let octal = |text: String| octal(&text).ok_or_else(|| no_mode(line, &text));
         let to = To {
-            path: stage.path(&written),
-            slash: written.ends_with('/') || written == "." || written.ends_with("/.") || written.is_empty(),
+            path: stage.path(&target),
+            slash: target.ends_with('/') || target == "." || target.ends_with("/.") || target.is_empty(),
             chown: copy.chown.as_deref().map(|text| stage.expand(text)).transpose().map_err(wrong)?,
             mode: mode.map(octal).transpose()?,
         };
         if let Some(from) = &copy.from {
-            let stage = stage_named(sections, from, number).ok_or_else(|| no_stage(line, from))?;
+            let stage = source_named(sections, from, number).ok_or_else(|| no_stage(line, from))?;
             return Ok(Work::CopyFrom { to, stage, sources });
+        }
+        let mut written = Vec::new();
+        for document in &copy.documents {
+            let text = document.text();
+            let text = if document.expands { stage.expand_text(&text).map_err(wrong)? } else { text };
+            written.push(Item::written(&document.name, text));
         }
         let context = self.context.clone();
         let selected = tokio::task::spawn_blocking(move || {
@@ -135,7 +141,10 @@ impl Build<'_> {
         });
         let selected =
             async { selected.await.map_err(|error| EngineError::Panicked { detail: error.to_string() })? };
-        let (items, one_file) = self.operation.cancellable(selected).await?;
+        let (mut items, one_file) = self.operation.cancellable(selected).await?;
+        let one_file = if written.is_empty() { one_file } else { items.is_empty() && written.len() == 1 };
+        items.retain(|item| written.iter().all(|other| other.name != item.name));
+        items.extend(written);
         Ok(Work::Copy { to, items, one_file })
     }
 

@@ -55,14 +55,21 @@ pub(super) fn expand(
     value: &dyn Fn(&str) -> Option<String>,
 ) -> Result<String, Problem> {
     let chars: Vec<char> = word.chars().collect();
-    let mut words = Words { chars: &chars, at: 0, escape, value };
-    words.until(None)
+    Words { chars: &chars, at: 0, escape, quotes: true, value }.until(None)
+}
+
+/// What the text of a file comes to: as [`expand`], but quotes stay, and the escape is always a backslash.
+pub(super) fn expand_text(text: &str, value: &dyn Fn(&str) -> Option<String>) -> Result<String, Problem> {
+    let chars: Vec<char> = text.chars().collect();
+    Words { chars: &chars, at: 0, escape: '\\', quotes: false, value }.until(None)
 }
 
 struct Words<'a> {
     chars: &'a [char],
     at: usize,
     escape: char,
+    /// They mean something.
+    quotes: bool,
     value: &'a dyn Fn(&str) -> Option<String>,
 }
 
@@ -89,14 +96,14 @@ impl Words<'_> {
             };
             match c {
                 c if Some(c) == end => return Ok(text),
-                '\'' => loop {
+                '\'' if self.quotes => loop {
                     match self.next() {
                         Some('\'') => break,
                         Some(c) => text.push(c),
                         None => return Err("a quote ' has no end".into()),
                     }
                 },
-                '"' => text.push_str(&self.quoted()?),
+                '"' if self.quotes => text.push_str(&self.quoted()?),
                 '$' => text.push_str(&self.variable()?),
                 // One at the very end stands for itself.
                 c if c == self.escape => text.push(self.next().unwrap_or(c)),
@@ -230,6 +237,12 @@ mod tests {
             assert!(expanded(bad).is_err(), "{bad}");
         }
         assert!(expanded("${NONE:?say who}").unwrap_err().contains("say who"));
+    }
+
+    #[test]
+    fn quotes_in_a_files_text_stay() {
+        let text = "don't \"$A\" '${A}' \\$A \\\\ ${NONE:-'\"'}\n$EMPTY.\n";
+        assert_eq!(expand_text(text, &values).unwrap(), "don't \"a\" 'a' $A \\ '\"'\n.\n");
     }
 
     #[test]
