@@ -108,7 +108,7 @@ impl Section {
 }
 
 /// The stage that a text names: by its name or its number.
-pub(super) fn stage_named(sections: &[Section], text: &str, before: usize) -> Option<usize> {
+fn stage_named(sections: &[Section], text: &str, before: usize) -> Option<usize> {
     let lower = text.to_ascii_lowercase();
     let sections = &sections[..before];
     let named = sections.iter().rposition(|section| section.name() == Some(&lower));

@@ -157,14 +157,14 @@ impl Stage {
         expand(text, self.escape, &|name| self.value(name))
     }
 
-    /// What the text of a file comes to now.
-    pub(super) fn expand_text(&self, text: &str) -> Result<String, words::Problem> {
-        expand_text(text, &|name| self.value(name))
-    }
-
     /// Several of them.
     pub(super) fn expand_all(&self, texts: &[String]) -> Result<Vec<String>, words::Problem> {
         texts.iter().map(|text| self.expand(text)).collect()
+    }
+
+    /// What the text of a file comes to now.
+    pub(super) fn expand_text(&self, text: &str) -> Result<String, words::Problem> {
+        expand_text(text, &|name| self.value(name))
     }
 
     /// A path as the working directory has it.

@@ -15,7 +15,7 @@ use super::{
     file::{Copy, FileError, Instruction, Step},
     hint_of, layer_of, nothing, recorded,
     sections::{Section, no_mode, no_stage, octal, source_named},
-    stage::Runs,
+    stage::{Runs, SCRIPT},
     workshop::{Source, Workshop, named},
 };
 use crate::EngineError;
@@ -154,6 +154,11 @@ impl Build<'_> {
         let workshop = bench.workshop.as_ref().ok_or_else(nothing)?;
         match work {
             Work::Run(runs) => {
+                if let Some(text) = &runs.script {
+                    let (items, context) = ([Item::written(SCRIPT.1, text.clone())], self.context.clone());
+                    let archive = move |writer| context.archive(&items, writer);
+                    workshop.put(SCRIPT.0, (0, 0), Some(0o755), archive).await?;
+                }
                 let proxies = bench.stage.proxies(&self.given);
                 match workshop.run(&runs, proxies, self.operation).await? {
                     Ok(()) => Ok(()),

@@ -1,13 +1,7 @@
 //! The VM in which steps of a stage are done. It boots without the image's own init, so nothing changes in it but by the steps; its
 //! owner is the daemon, so it goes with it.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio_util::io::SyncIoBridge;
@@ -29,7 +23,7 @@ use super::{
     context::{ContextError, Item},
     difference::Difference,
     ignore,
-    stage::{Runs, SCRIPT},
+    stage::Runs,
 };
 use crate::{
     Engine, EngineError,
@@ -207,10 +201,6 @@ impl Workshop {
         more_env: BTreeMap<String, String>,
         context: &OpContext,
     ) -> Result<Result<(), Failed>, EngineError> {
-        if let Some(text) = &runs.script {
-            let text = text.clone();
-            self.put(SCRIPT.0, (0, 0), None, move |to| pack_script(&text, to)).await?;
-        }
         let mut command = Command::new(runs.argv.clone());
         command.env = more_env;
         command.env.extend(runs.env.clone());
@@ -416,17 +406,6 @@ pub(super) fn named(mut items: Vec<Item>, target: &Target) -> Vec<Item> {
         item.name = name.into();
     }
     items
-}
-
-/// Writes an archive with the text of a program in it.
-fn pack_script(text: &str, to: impl Write) -> Result<(), ContextError> {
-    let mut header = tar::Header::new_gnu();
-    header.set_mode(0o755);
-    header.set_size(text.len() as u64);
-    let mut tar = tar::Builder::new(to);
-    let packed = tar.append_data(&mut header, SCRIPT.1, text.as_bytes());
-    let packed = packed.and_then(|()| tar.into_inner()).and_then(|mut to| to.flush());
-    packed.map_err(|source| ContextError::Read { path: SCRIPT.1.into(), source })
 }
 
 async fn delete(engine: &Engine, ctx: &mut Ctx<Unlocked>, cell: &Arc<Cell>, context: &OpContext) {
